@@ -1,0 +1,109 @@
+"""Checkpoints: tensors and plain values in one file, written whole or not at all, opened without running code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from recbole_diffurec.errors import UserError
+
+FORMAT = "recbole_diffurec checkpoint 1"
+
+
+def to_plain(value: Any) -> Any:
+    """Turn ``value`` into tensors, numbers, strings, lists and dicts, which ``weights_only`` loading accepts.
+
+    numpy arrays and scipy matrices become marked dicts that ``from_plain`` turns back.
+
+    Raises
+    ------
+    TypeError
+        ``value`` holds something else.
+    """
+    if value is None or isinstance(value, (bool, int, float, str, torch.Tensor)):
+        # Subclasses (numpy's float64 is a float) would be pickled as themselves.
+        for kind in (bool, int, float, str):
+            if isinstance(value, kind):
+                return kind(value)
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return {"__array__": torch.from_numpy(np.ascontiguousarray(value))}
+    if sparse.issparse(value):
+        matrix = value.tocsr()
+        parts = {name: torch.from_numpy(getattr(matrix, name)) for name in ("data", "indices", "indptr")}
+        return {"__csr__": {**parts, "shape": list(matrix.shape)}}
+    if isinstance(value, Mapping):
+        return {to_plain(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
+
+
+def from_plain(value: Any) -> Any:
+    """Undo ``to_plain`` for the arrays and matrices in ``value`` (tuples stay lists)."""
+    if isinstance(value, dict):
+        if set(value) == {"__array__"}:
+            return value["__array__"].numpy()
+        if set(value) == {"__csr__"}:
+            parts = value["__csr__"]
+            data, indices, indptr = (parts[name].numpy() for name in ("data", "indices", "indptr"))
+            return sparse.csr_matrix((data, indices, indptr), shape=tuple(parts["shape"]))
+        return {key: from_plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [from_plain(item) for item in value]
+    return value
+
+
+def save(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write ``state`` to ``path``: a temporary file beside it, flushed and renamed when complete."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(to_plain({"format": FORMAT, **state}), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Open a checkpoint. Never executes anything that the file holds.
+
+    Raises
+    ------
+    UserError
+        The file is missing, truncated, holds more than tensors and plain values, or is no checkpoint of ours.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"checkpoint '{path}' does not exist: check the path") from None
+    except IsADirectoryError:
+        raise UserError(f"checkpoint '{path}' is a folder: name the .pth file in it") from None
+    except OSError as error:
+        raise UserError(f"checkpoint '{path}' cannot be read ({error.strerror or error}): check the file") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"'{path}' is no checkpoint of recbole_diffurec: it holds more than tensors and plain values, so it was "
+            f"not opened; give a file that 'recbole-diffurec run' wrote"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"checkpoint '{path}' is damaged or cut short ({reason}): use another copy") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise UserError(f"'{path}' is no checkpoint of this version of recbole_diffurec ({found!r} instead of {FORMAT!r})")
+    return state

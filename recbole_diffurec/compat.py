@@ -1,0 +1,127 @@
+"""The host's gaps on today's Python stack, mended in one place. No file of RecBole is edited or copied.
+
+``apply()`` runs when ``recbole_diffurec`` is imported. Each function says what breaks, in which versions of RecBole
+it was seen, and when it can go. Line numbers are those of recbole 1.2.0 and 1.2.1.
+"""
+
+from __future__ import annotations
+
+import builtins
+import csv
+import functools
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+
+def apply() -> None:
+    """Mend RecBole for this process. Calling it again changes nothing."""
+    _numpy_aliases()
+    _quiet_warnings()
+    _pandas_3()
+
+
+def _numpy_aliases() -> None:
+    """Names that RecBole reads from numpy and numpy 2 no longer has.
+
+    ``Config.__init__`` reads ``np.float_`` and its like (configurator.py:625) and itself sets ``np.float`` and its
+    like, which the data code reads in processes that never build a ``Config``. Can go when RecBole drops both.
+    """
+    aliases = {
+        "float_": np.float64,
+        "complex_": np.complex128,
+        "unicode_": np.str_,
+        "bool": np.bool_,
+        "int": np.int_,
+        "float": np.float64,
+        "complex": np.complex128,
+        "object": np.object_,
+        "str": np.str_,
+        "long": np.int_,
+        "unicode": np.str_,
+    }
+    for name, value in aliases.items():
+        # numpy answers getattr for some of these names with a warning, so the namespace itself is asked.
+        if name not in np.__dict__:
+            setattr(np, name, value)
+
+
+def _quiet_warnings() -> None:
+    """Deprecation warnings of RecBole's own calls, about which its user can do nothing.
+
+    ``torch.cuda.amp.GradScaler`` (trainer.py:236), the scheduler-free ``pynvml`` import of torch, chained assignment in
+    pandas (dataset.py:501). Can go with the calls.
+    """
+    warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp\.GradScaler.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp\.GradScaler is enabled, but CUDA.*")
+    warnings.filterwarnings("ignore", module=r"recbole\..*", category=FutureWarning)
+    warnings.filterwarnings("ignore", module=r"recbole\..*", category=DeprecationWarning)
+    chained = getattr(pd.errors, "ChainedAssignmentError", None)
+    if chained is not None:
+        warnings.filterwarnings("ignore", module=r"recbole\..*", category=chained)
+
+
+class _PandasForAtomicFiles:
+    """What ``recbole.data.dataset.dataset`` sees as ``pd``: pandas, with another way to read atomic files."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(pd, name)
+
+    @staticmethod
+    def read_csv(path: Any, *, usecols: list[str], dtype: dict[str, Any], **kwargs: Any) -> pd.DataFrame:
+        """Read one atomic file whose column names carry their type (``item_id:token``).
+
+        Against RecBole's own call: the C parser (ten times faster); identifiers such as "nan" or "00123" stay what
+        they are, only an empty cell is missing; quotes are ordinary characters; missing sequences are empty.
+        """
+        kwargs["engine"] = "c"
+        tokens = [name for name in usecols if dtype[name] is str]
+        kwargs.update(quoting=csv.QUOTE_NONE, keep_default_na=False)
+        kwargs["na_values"] = {name: [""] if name in tokens else ["", "nan", "NaN", "NA", "null"] for name in usecols}
+        frame = pd.read_csv(path, usecols=usecols, dtype=dtype, **kwargs)[usecols]
+        for name in tokens:
+            # pandas 3 would make this its own string type, which RecBole's numpy code does not expect.
+            frame[name] = frame[name].astype(object)
+            if name.endswith("_seq"):
+                frame[name] = frame[name].fillna("")
+        return frame
+
+
+def _length(x: Any) -> Any:
+    """``len``, except that a Series is measured element by element."""
+    return x.map(builtins.len) if isinstance(x, pd.Series) else builtins.len(x)
+
+
+def _pandas_3() -> None:
+    """What pandas 3 changed under RecBole's data code.
+
+    ``feat[field].fillna(..., inplace=True)`` works on a copy (dataset.py:501, 648, 650): sequences are filled while
+    reading, the others before RecBole tries. ``Series.agg(len)`` gives one number (dataset.py:712, 792, 809, 1217;
+    sequential_dataset.py:165): the two modules get a ``len`` that gives one per element. Can go when RecBole supports
+    pandas 3.
+    """
+    from recbole.data.dataset import dataset as host
+    from recbole.data.dataset import sequential_dataset as sequential_host
+    from recbole.utils import FeatureType
+
+    if isinstance(host.pd, _PandasForAtomicFiles):
+        return
+    host.pd = _PandasForAtomicFiles()
+    host.len = sequential_host.len = _length
+
+    fill_nan = host.Dataset._fill_nan
+
+    @functools.wraps(fill_nan)
+    def fill_nan_by_assignment(self: Any) -> None:
+        for name in self.feat_name_list:
+            feat = getattr(self, name)
+            for field in feat:
+                if self.field2type[field] == FeatureType.TOKEN:
+                    feat[field] = feat[field].fillna(0)
+                elif self.field2type[field] == FeatureType.FLOAT:
+                    feat[field] = feat[field].fillna(feat[field].mean())
+        fill_nan(self)
+
+    host.Dataset._fill_nan = fill_nan_by_assignment

@@ -1,0 +1,341 @@
+"""Configuration of one run: layers of defaults and overrides, checked before any data is read.
+
+Precedence, strongest first: command line (or keyword arguments), ``--config_files`` (later files win), experiment,
+data set, model, overall. Nothing that a user or a file supplies is ever evaluated as code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterable, Mapping, Sequence
+
+import recbole
+import yaml
+from recbole.config import Config
+from recbole.evaluator import metric_types
+from recbole.utils import ModelType, get_model
+from recbole.utils.argument_list import (
+    dataset_arguments,
+    evaluation_arguments,
+    general_arguments,
+    training_arguments,
+)
+
+from recbole_diffurec import defaults
+from recbole_diffurec.data.sources import KNOWN_SOURCES, check_name
+from recbole_diffurec.diffusion import schedules
+from recbole_diffurec.diffusion.step_samplers import STEP_SAMPLERS
+from recbole_diffurec.errors import UserError
+from recbole_diffurec.layers.blocks import ACTIVATIONS
+from recbole_diffurec.registry import MODELS
+
+HOST_PROPERTIES = Path(recbole.__file__).parent / "properties"
+
+# Keys that RecBole reads without naming them in any of its files.
+_UNLISTED_HOST_KEYS = {"encoding", "wandb_project", "convert_token_to_onehot", "token_num_threshold", "tail_ratio"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one parameter may be: a kind, a closed or half-open interval, or a list of choices."""
+
+    kind: str  # int, number, bool, str, list, dict
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+    choices: Sequence[str] | None = None
+    optional: bool = False
+
+    def describe(self) -> str:
+        if self.choices:
+            text = f"one of {', '.join(self.choices)}"
+        elif self.kind in ("int", "number"):
+            text = "an integer" if self.kind == "int" else "a number"
+            if math.isfinite(self.low) and math.isfinite(self.high):
+                text += f" in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+            elif math.isfinite(self.low):
+                text += f" {'above' if self.open_low else 'of at least'} {self.low:g}"
+        else:
+            text = {"bool": "True or False", "str": "text", "list": "a list", "dict": "a mapping"}[self.kind]
+        return text + (" (or empty)" if self.optional else "")
+
+    def accepts(self, value: Any) -> bool:
+        if value is None:
+            return self.optional
+        if self.kind in ("int", "number"):
+            types: tuple[type, ...] = (int,) if self.kind == "int" else (int, float)
+            if not isinstance(value, types) or isinstance(value, bool) or math.isnan(value):
+                return False
+            above = value > self.low if self.open_low else value >= self.low
+            below = value < self.high if self.open_high else value <= self.high
+            return above and below
+        expected = {"bool": bool, "str": str, "list": list, "dict": dict}[self.kind]
+        return isinstance(value, expected) and (self.choices is None or value in self.choices)
+
+
+_PROBABILITY = Rule("number", 0, 1, open_high=True)
+_COUNT = Rule("int", 1)
+
+RULES: dict[str, Rule] = {
+    "seed": Rule("int", 0, 2**32 - 1),
+    "data_path": Rule("str"),
+    "checkpoint_dir": Rule("str"),
+    "gpu_id": Rule("str", optional=True),
+    "use_gpu": Rule("bool"),
+    "show_progress": Rule("bool"),
+    "epochs": _COUNT,
+    "train_batch_size": _COUNT,
+    "eval_batch_size": _COUNT,
+    "learner": Rule("str", choices=["adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"]),
+    "learning_rate": Rule("number", 0, open_low=True),
+    "weight_decay": Rule("number", 0),
+    "stopping_step": Rule("int", 0),
+    "eval_step": _COUNT,
+    "topk": Rule("list"),
+    "metrics": Rule("list"),
+    "valid_metric": Rule("str"),
+    "metric_decimal_place": _COUNT,
+    "MAX_ITEM_LIST_LENGTH": _COUNT,
+    "enable_amp": Rule("bool"),
+    "user_inter_num_interval": Rule("str", optional=True),
+    "item_inter_num_interval": Rule("str", optional=True),
+    "expected_counts": Rule("dict", optional=True),
+    "source_base_urls": Rule("dict", optional=True),
+    "lr_decay_step": Rule("int", 1, optional=True),
+    "lr_decay_gamma": Rule("number", 0, 1, open_low=True),
+    "mask_seen": Rule("bool"),
+    "hidden_size": Rule("int", 2),
+    "n_layers": _COUNT,
+    "n_heads": _COUNT,
+    "inner_size": Rule("int", 1, optional=True),
+    "hidden_dropout_prob": _PROBABILITY,
+    "attn_dropout_prob": _PROBABILITY,
+    "embedding_dropout_prob": _PROBABILITY,
+    "use_position": Rule("bool"),
+    "cross_attention": Rule("bool"),
+    "init": Rule("str", choices=["xavier_normal", "normal"]),
+    "initializer_range": Rule("number", 0, open_low=True),
+}
+# Names that RecBole's models (DiffRec) use with meanings of their own are checked for our models alone.
+MODEL_RULES: dict[str, Rule] = {
+    "hidden_act": Rule("str", choices=list(ACTIVATIONS)),
+    "diffusion_steps": _COUNT,
+    "sampling_steps": Rule("int", 1, optional=True),
+    "noise_schedule": Rule("str", choices=list(schedules.SCHEDULES)),
+    "step_sampler": Rule("str", choices=list(STEP_SAMPLERS)),
+    "lambda_uncertainty": Rule("number", 0),
+    "offset_noise": Rule("bool"),
+    "offset_scale": Rule("number"),
+    "reverse_start": Rule("str", choices=["noise", "last_item"]),
+    "noise_seed": Rule("int", 0, 2**63 - 1),
+    "ensemble_seeds": Rule("list", optional=True),
+}
+
+
+def known_models() -> list[str]:
+    """Names of all models that ``--model`` takes: ours first, then RecBole's."""
+    return [*MODELS, *sorted(path.stem for path in (HOST_PROPERTIES / "model").glob("*.yaml"))]
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`` did you mean 'x'?`` for the closest of ``names``, or nothing."""
+    by_lower = {n.lower(): n for n in names}
+    match = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f" did you mean '{by_lower[match[0]]}'?" if match else ""
+
+
+def model_class(name: str) -> type:
+    """The class of a model, ours or RecBole's; ``UserError`` names the nearest where there is none."""
+    if name not in known_models():
+        suggestion = nearest(name, known_models()) or " run 'recbole-diffurec --list_models' for all names"
+        raise UserError(f"unknown model '{name}':{suggestion}")
+    try:
+        return get_model(name)
+    except ImportError as error:
+        raise UserError(
+            f"model '{name}' needs the Python package '{error.name}', which is not installed: pip install {error.name}"
+        ) from None
+
+
+class RunConfig(Config):
+    """RecBole's configuration, filled from our layers, strict about what it is given.
+
+    Parameters
+    ----------
+    model, dataset : names.
+    overrides : the strongest layer, parameter -> value of its proper type.
+    config_files : YAML files, later ones stronger.
+    experiment : name under ``properties/experiment``, or None.
+
+    Raises
+    ------
+    UserError
+        Unknown model, experiment or parameter, a value of the wrong type or out of range, or values that do not fit
+        together. No data is read before all of them are checked.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        dataset: str,
+        overrides: Mapping[str, Any] | None = None,
+        config_files: Sequence[str | Path] = (),
+        experiment: str | None = None,
+    ):
+        check_name(dataset)
+        self._our_model = model in MODELS
+        cls = model_class(model)
+        layers: dict[str, Any] = defaults.experiment(experiment) if experiment else {}
+        for path in config_files:
+            layers.update(defaults.read_yaml(path))
+        layers.update(overrides or {})
+        for name in ("model", "dataset"):
+            layers.pop(name, None)
+        if layers.get("gpu_id", "") is None:
+            layers["gpu_id"] = ""
+        self._check_names(model, layers)
+        super().__init__(model=cls, dataset=dataset, config_dict=layers)
+
+    # Hooks of RecBole's constructor
+
+    def _build_yaml_loader(self) -> type[yaml.SafeLoader]:
+        return defaults.Loader
+
+    def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
+        """RecBole evaluates strings as Python here; ours have their types already."""
+        return dict(config_dict)
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        """RecBole takes every ``--k=v`` of ``sys.argv`` here, whoever it was meant for."""
+        return {}
+
+    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
+        super()._load_internal_config_dict(model, model_class, dataset)
+        host_model = self._read_host("model", model)
+        overall, ours, data = defaults.default_layers(model, dataset)
+        for layer in (overall, host_model, ours, data):
+            self.internal_config_dict.update(layer)
+
+    def _get_final_config_dict(self) -> dict[str, Any]:
+        final = super()._get_final_config_dict()
+        given = self.external_config_dict
+        if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final.get("loss_type") == "CE":
+            # Full cross-entropy takes no negatives; RecBole makes its user say so.
+            if "train_neg_sample_args" not in given:
+                final["train_neg_sample_args"] = None
+        if "load_col" not in given and final["MODEL_TYPE"] in (ModelType.GENERAL, ModelType.SEQUENTIAL):
+            fields = [final[f"{kind}_FIELD"] for kind in ("USER_ID", "ITEM_ID", "TIME")]
+            final["load_col"] = {**(final["load_col"] or {}), "inter": fields}
+        self._check_values(final, given)
+        return final
+
+    def _init_device(self) -> None:
+        # RecBole ignores use_gpu; only an empty gpu_id keeps it on the CPU (configurator.py:492).
+        if not self.final_config_dict["use_gpu"]:
+            self.final_config_dict["gpu_id"] = ""
+        super()._init_device()
+
+    # Checks
+
+    def _read_host(self, folder: str, name: str) -> dict[str, Any]:
+        path = HOST_PROPERTIES / folder / f"{name}.yaml"
+        return defaults.read_yaml(path) if path.is_file() else {}
+
+    def _check_names(self, model: str, given: Mapping[str, Any]) -> None:
+        overall, ours, _ = defaults.default_layers(model, "")
+        host_files = [HOST_PROPERTIES / "overall.yaml", HOST_PROPERTIES / "dataset" / "sample.yaml"]
+        host_files += sorted((HOST_PROPERTIES / "quick_start_config").glob("*.yaml"))
+        known = {*overall, *ours, *self._read_host("model", model), *_UNLISTED_HOST_KEYS}
+        known.update(key for path in host_files for key in defaults.read_yaml(path))
+        known.update(general_arguments, training_arguments, evaluation_arguments, dataset_arguments)
+        for name in given:
+            if name not in known:
+                hint = nearest(name, known) or " run 'recbole-diffurec --help' for where parameters are listed"
+                raise UserError(f"unknown parameter '{name}' for model {model}:{hint}")
+
+    def _check_values(self, final: dict[str, Any], given: Mapping[str, Any]) -> None:
+        if isinstance(final["topk"], int):
+            final["topk"] = [final["topk"]]
+        if isinstance(final["metrics"], str):
+            final["metrics"] = [final["metrics"]]
+        rules = {**RULES, **(MODEL_RULES if self._our_model else {})}
+        for name, value in final.items():
+            rule = rules.get(name) or self._rule_from_default(name) if name in given else rules.get(name)
+            if name in rules and not self._our_model and name not in given:
+                continue  # RecBole's own defaults are RecBole's business
+            if rule is not None and not rule.accepts(value):
+                raise UserError(f"{name} must be {rule.describe()}, got {value!r}")
+        self._check_evaluation(final)
+        if {"hidden_size", "n_heads"} <= final.keys() and final["hidden_size"] % final["n_heads"]:
+            divisors = [str(n) for n in range(1, final["hidden_size"] + 1) if final["hidden_size"] % n == 0]
+            raise UserError(
+                f"n_heads must divide hidden_size ({final['hidden_size']}), got {final['n_heads']}: "
+                f"choose one of {', '.join(divisors)}"
+            )
+        if self._our_model:
+            self._check_diffusion(final)
+
+    def _rule_from_default(self, name: str) -> Rule | None:
+        """The kind of a parameter of RecBole, read off its default."""
+        default = self.internal_config_dict.get(name)
+        for kind, types in (("bool", bool), ("number", (int, float)), ("list", list), ("dict", dict), ("str", str)):
+            if isinstance(default, types):
+                return Rule(kind, optional=kind in ("list", "dict", "str"))
+        return None
+
+    @staticmethod
+    def _check_evaluation(final: Mapping[str, Any]) -> None:
+        topk, metrics, valid = final["topk"], final["metrics"], str(final["valid_metric"])
+        if not topk or not all(Rule("int", 1).accepts(k) for k in topk):
+            raise UserError(f"topk must be a list of integers of at least 1, such as [5,10,20], got {topk!r}")
+        for metric in metrics:
+            if str(metric).lower() not in metric_types:
+                raise UserError(f"unknown metric '{metric}' in metrics:{nearest(str(metric), metric_types)}")
+        name, _, k = valid.partition("@")
+        options = [f"{metric}@{n}" for metric in metrics for n in topk]
+        if name.lower() not in [str(m).lower() for m in metrics] or (k and k not in [str(n) for n in topk]):
+            raise UserError(f"valid_metric must be one of {', '.join(options)}, got '{valid}'")
+
+    @staticmethod
+    def _check_diffusion(final: Mapping[str, Any]) -> None:
+        steps, sampling = final["diffusion_steps"], final["sampling_steps"]
+        if sampling is not None and sampling > steps:
+            raise UserError(f"sampling_steps must be from 1 to diffusion_steps ({steps}), got {sampling}")
+        seeds = final["ensemble_seeds"]
+        if seeds is not None and not (seeds and all(MODEL_RULES["noise_seed"].accepts(s) for s in seeds)):
+            raise UserError(f"ensemble_seeds must be a list of integers of at least 0, such as [1,2,3], got {seeds!r}")
+        try:
+            schedules.betas(final["noise_schedule"], steps)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+    # What a checkpoint or a result keeps
+
+    def plain(self) -> dict[str, Any]:
+        """The parameters as plain values, enough to build the same configuration again."""
+        derived = {"model", "dataset", "device", "eval_type", "MODEL_TYPE", "MODEL_INPUT_TYPE", "single_spec"}
+        derived |= {"local_rank", "valid_metric_bigger", "valid_neg_sample_args", "test_neg_sample_args"}
+        values = {**self.internal_config_dict, **self.external_config_dict}
+        return {name: value for name, value in values.items() if name not in derived}
+
+
+def parse_value(name: str, text: str) -> Any:
+    """The value that ``--name=text`` gives: YAML, or the text itself where a parameter is text or YAML fails."""
+    rule = RULES.get(name) or MODEL_RULES.get(name)
+    if text.lower() in ("none", "~", ""):
+        return None
+    if rule is not None and rule.kind == "str":
+        return text
+    try:
+        return defaults.parse_yaml(text)
+    except yaml.YAMLError:
+        return text
+
+
+def is_known_dataset(name: str) -> bool:
+    """Whether a data set has defaults or a source of its own."""
+    return name in KNOWN_SOURCES or (defaults.properties_dir() / "dataset" / f"{name}.yaml").is_file()

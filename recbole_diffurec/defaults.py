@@ -1,0 +1,75 @@
+"""The YAML files of ``properties/``: where they are and how they are read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_diffurec.errors import UserError
+
+
+class Loader(yaml.SafeLoader):
+    """YAML as data only, with 1e-3 a number (YAML 1.1 calls it a string)."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML text without ever executing anything; raises ``yaml.YAMLError``."""
+    return yaml.load(text, Loader=Loader)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping.
+
+    Raises
+    ------
+    UserError
+        The file is missing, unreadable, no YAML, or no mapping of names to values.
+    """
+    path = Path(path)
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"configuration file '{path}' cannot be read ({error.strerror}): check the path") from None
+    except UnicodeDecodeError:
+        raise UserError(f"configuration file '{path}' is not UTF-8 text: save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "malformed"
+        raise UserError(f"configuration file '{path}' is not valid YAML{where}: {problem}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"configuration file '{path}' must hold lines 'name: value', got a {type(values).__name__}")
+    return values
+
+
+def properties_dir() -> Path:
+    """The folder of YAML files: inside the installed package, or beside it in a checkout (editable install)."""
+    package = Path(__file__).resolve().parent
+    inside = package / "properties"
+    return inside if inside.is_dir() else package.parent / "properties"
+
+
+def default_layers(model: str, dataset: str) -> list[dict[str, Any]]:
+    """Our defaults for a model on a data set, weakest first: overall, model, data set."""
+    files = [Path("overall.yaml"), Path("model") / f"{model}.yaml", Path("dataset") / f"{dataset}.yaml"]
+    return [read_yaml(properties_dir() / file) if (properties_dir() / file).is_file() else {} for file in files]
+
+
+def experiment(name: str) -> dict[str, Any]:
+    """The settings of ``properties/experiment/NAME.yaml``."""
+    folder = properties_dir() / "experiment"
+    known = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    name = name[: -len(".yaml")] if name.endswith(".yaml") else name
+    if name not in known:
+        raise UserError(f"unknown experiment '{name}': choose one of {', '.join(known)}")
+    return read_yaml(folder / f"{name}.yaml")

@@ -1,0 +1,118 @@
+"""Where the random numbers of a pass come from.
+
+Shapes: B batch, N tokens, d hidden size. A source gives four draws, each from N(0, I): the noise of the forward
+process, the start of the reverse process, the noise of its steps, and the numbers behind lambda.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+# splitmix64 (Steele et al. 2014), whose constants are written as signed 64-bit numbers.
+_GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+_START, _STEP, _UNCERTAINTY = 1, 2, 3
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of int64 that scatters neighbouring inputs."""
+    x = x + _GOLDEN
+    x = (x ^ (x >> 30)) * _MIX_1
+    x = (x ^ (x >> 27)) * _MIX_2
+    return x ^ (x >> 31)
+
+
+def history_keys(items: Tensor, age: Tensor, real: Tensor | None, row: Tensor, n_rows: int) -> Tensor:
+    """A 64-bit hash of each history: the same items in the same order have the same key, wherever they stand.
+
+    Parameters
+    ----------
+    items, age, row : int [N], see ``RaggedBatch``; ``real`` masks the tokens that count.
+
+    Returns
+    -------
+    int64 [n_rows].
+    """
+    token_hash = _mix(_mix(items) + age)
+    if real is not None:
+        token_hash = token_hash * real
+    return _mix(torch.zeros(n_rows, dtype=torch.int64, device=items.device).index_add_(0, row, token_hash))
+
+
+class FreshNoise:
+    """Draws from torch's global generator, for training.
+
+    Parameters
+    ----------
+    n_rows, n_tokens, dim : B, N, d.
+    like : a tensor that gives device and dtype.
+    """
+
+    def __init__(self, n_rows: int, n_tokens: int, dim: int, like: Tensor):
+        self._row_shape, self._token_shape, self._like = (n_rows, dim), (n_tokens, dim), like
+
+    def start(self) -> Tensor:
+        return self._draw(self._row_shape)
+
+    def step(self, t: int) -> Tensor:
+        return self._draw(self._row_shape)
+
+    def uncertainty(self, t: int) -> Tensor:
+        return self._draw(self._token_shape)
+
+    def _draw(self, shape: tuple[int, int]) -> Tensor:
+        return torch.randn(shape, device=self._like.device, dtype=self._like.dtype)
+
+
+class NoiseTable(nn.Module):
+    """Repeatable noise that depends on the history alone, for inference.
+
+    A user's noise must not change with the batch the user is scored in. Drawing it from a generator per user is slow,
+    so a table of standard normal rows is drawn once, and a draw takes the row that a hash of (seed, history, kind of
+    draw, step, position) points to. It is a float32 buffer outside the checkpoint, equal on every device.
+
+    Parameters
+    ----------
+    dim : d.
+    """
+
+    rows: Tensor
+
+    SIZE = 2**14  # rows; a power of two, so that the hash's low bits are the row
+
+    def __init__(self, dim: int):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("rows", torch.randn(self.SIZE, dim, generator=generator), persistent=False)
+
+    def draws(self, seed: int, row_keys: Tensor, row: Tensor, age: Tensor, dtype: torch.dtype) -> TableNoise:
+        """The source for one batch.
+
+        Parameters
+        ----------
+        seed : another seed gives other noise.
+        row_keys : int64 [B], from ``history_keys``.
+        row, age : int [N], see ``RaggedBatch``.
+        dtype : of the draws.
+        """
+        seeded = _mix(row_keys + _mix(torch.tensor(seed, device=row_keys.device)))
+        return TableNoise(self.rows.to(dtype), seeded, _mix(seeded[row] + age))
+
+
+class TableNoise:
+    """Draws for one batch from a ``NoiseTable``; see there."""
+
+    def __init__(self, table: Tensor, row_keys: Tensor, token_keys: Tensor):
+        self._table, self._row_keys, self._token_keys = table, row_keys, token_keys
+
+    def start(self) -> Tensor:
+        return self._draw(self._row_keys, _START, 0)
+
+    def step(self, t: int) -> Tensor:
+        return self._draw(self._row_keys, _STEP, t)
+
+    def uncertainty(self, t: int) -> Tensor:
+        return self._draw(self._token_keys, _UNCERTAINTY, t)
+
+    def _draw(self, keys: Tensor, kind: int, t: int) -> Tensor:
+        return self._table[_mix(keys + (4 * t + kind)) & (NoiseTable.SIZE - 1)]

@@ -1,0 +1,71 @@
+"""Which diffusion step each training sample gets (DiffuRec, section 4.3; Nichol & Dhariwal 2021, section 3.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class UniformStepSampler(nn.Module):
+    """Every step is equally likely and every loss has weight 1."""
+
+    def __init__(self, n_steps: int):
+        super().__init__()
+        self.n_steps = n_steps
+
+    def sample(self, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Draw ``n`` 0-based steps, int [n], and their loss weights, float [n]."""
+        return torch.randint(self.n_steps, (n,), device=device), torch.ones(n, device=device)
+
+    def update(self, t: Tensor, loss: Tensor) -> None:
+        """Nothing to learn."""
+
+
+class LossAwareStepSampler(nn.Module):
+    """Importance sampling: a step is drawn in proportion to the root mean square of its last 10 losses.
+
+    The losses are weighted by 1 / (T p_s), which leaves the objective unchanged. Until every step has 10 losses all
+    are equally likely. The losses seen are buffers, so a checkpoint carries them.
+    """
+
+    history: Tensor
+    counts: Tensor
+
+    HISTORY_PER_STEP = 10
+    UNIFORM_SHARE = 0.001
+
+    def __init__(self, n_steps: int):
+        super().__init__()
+        self.n_steps = n_steps
+        self.register_buffer("history", torch.zeros(n_steps, self.HISTORY_PER_STEP, dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(n_steps, dtype=torch.long))
+
+    def weights(self) -> Tensor:
+        """Unnormalised sampling weights, float64 [T]: all ones before warm-up, summing to one after it."""
+        if (self.counts < self.HISTORY_PER_STEP).any():
+            return torch.ones(self.n_steps, dtype=torch.float64, device=self.history.device)
+        rms = self.history.square().mean(dim=-1).sqrt()
+        return rms / rms.sum() * (1.0 - self.UNIFORM_SHARE) + self.UNIFORM_SHARE / self.n_steps
+
+    def sample(self, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Draw ``n`` 0-based steps, int [n], and their loss weights 1 / (T p), float [n]."""
+        p = self.weights()
+        p = p / p.sum()
+        t = torch.multinomial(p, n, replacement=True)
+        return t.to(device), (1.0 / (self.n_steps * p[t])).to(device, torch.get_default_dtype())
+
+    def update(self, t: Tensor, loss: Tensor) -> None:
+        """Record the unweighted ``loss``, float [n], of samples at 0-based steps ``t``, int [n], in order."""
+        keep = self.HISTORY_PER_STEP
+        t, loss = t.to(self.history.device), loss.detach().to(self.history)
+        for step in t.unique().tolist():
+            new = loss[t == step][-keep:]
+            # The newest losses stand at the end; unfilled places are counted, never read before warm-up.
+            self.history[step] = torch.cat([self.history[step], new])[-keep:]
+            self.counts[step] = min(int(self.counts[step]) + len(new), keep)
+
+
+STEP_SAMPLERS: dict[str, type[UniformStepSampler] | type[LossAwareStepSampler]] = {
+    "uniform": UniformStepSampler,
+    "loss_aware": LossAwareStepSampler,
+}

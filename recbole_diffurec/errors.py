@@ -1,0 +1,9 @@
+"""The one exception that means "the user can mend this"."""
+
+
+class UserError(ValueError):
+    """A mistake in what the user supplied: a flag, a file, a name.
+
+    The message is one sentence that names the thing, its value, what is allowed and what to do. The command line
+    prints it without a traceback and exits with code 2; from Python it is an ordinary ``ValueError``.
+    """

@@ -1,0 +1,1 @@
+"""Network layers over ragged batches of item histories. Knows nothing of diffusion."""

@@ -1,0 +1,103 @@
+"""The Transformer block of the approximator.
+
+Shapes: B sequences, N tokens, d hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import torch
+from torch import Tensor, nn
+
+from recbole_diffurec.layers.attention import MultiHeadAttention
+from recbole_diffurec.layers.dropout import Dropout
+from recbole_diffurec.layers.ragged import RaggedBatch
+
+# GELU is DiffuRec's tanh form; the exact form is a neighbour that nobody published these models with.
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": lambda: nn.GELU(approximate="tanh"),
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+LAYER_NORM_EPS = 1e-12
+
+
+class Block(nn.Module):
+    """Pre-norm sublayers with residuals, x + Dropout(Sublayer(LayerNorm(x))): [cross-attention,] self-attention, FFN.
+
+    Cross-attention (DiffuRecSys Eq. 16, Fig. 2) asks the history with the noised target: its queries are the injected
+    vectors as they are, since a norm would cancel their scale.
+
+    Parameters
+    ----------
+    hidden_size, n_heads, inner_size : d, heads, width of the feed-forward layer.
+    hidden_act : name of its activation, one of ``ACTIVATIONS``.
+    hidden_dropout, attn_dropout : probabilities.
+    cross_attention : whether the block has that sublayer.
+    output_dropout : one more dropout on the block's output, as in DiffuRec's public code.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        n_heads: int,
+        inner_size: int,
+        hidden_act: str,
+        hidden_dropout: float,
+        attn_dropout: float,
+        cross_attention: bool,
+        output_dropout: bool,
+    ):
+        super().__init__()
+        if cross_attention:
+            self.cross_attention_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
+            self.cross_attention = MultiHeadAttention(hidden_size, n_heads, attn_dropout)
+        self.has_cross_attention = cross_attention
+        self.attention_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
+        self.attention = MultiHeadAttention(hidden_size, n_heads, attn_dropout)
+        self.ffn_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
+        self.ffn = nn.Sequential(
+            nn.Linear(hidden_size, inner_size), ACTIVATIONS[hidden_act](), nn.Linear(inner_size, hidden_size)
+        )
+        self.dropout = Dropout(hidden_dropout)
+        self.output_dropout = Dropout(hidden_dropout if output_dropout else 0.0)
+
+    def cross_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the cross-attention for the states ``x`` [N, d]."""
+        return self.cross_attention.keys_values(self.cross_attention_norm(x))
+
+    def forward(
+        self,
+        x: Tensor,
+        injected: Tensor,
+        batch: RaggedBatch,
+        last_only: bool,
+        cross_keys_values: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Transform the states of one batch.
+
+        Parameters
+        ----------
+        x : [N, d], states.
+        injected : [N, d], lambda * (x_s + d_s), the queries of the cross-attention.
+        batch : layout of the tokens.
+        last_only : compute the most recent position of each history alone, which is all that the last block's
+            reader needs.
+        cross_keys_values : those of ``x`` where they are already known.
+
+        Returns
+        -------
+        [N, d], or [B, d] in sorted order with ``last_only``.
+        """
+        if self.has_cross_attention:
+            keys_values = cross_keys_values or self.cross_keys_values(x)
+            x = x + self.dropout(self.cross_attention(injected, keys_values, batch))
+        normed = self.attention_norm(x)
+        keys_values = self.attention.keys_values(normed)
+        if last_only:
+            x, normed = x[batch.last], normed[batch.last]
+        x = x + self.dropout(self.attention(normed, keys_values, batch))
+        x = x + self.dropout(self.ffn(self.ffn_norm(x)))
+        return self.output_dropout(x)

@@ -1,0 +1,108 @@
+"""The approximator f_theta: from the history and a noised target to an estimate of the target.
+
+Li, Sun, Li 2023 (DiffuRec), section 4.2; Zolghadr, Winther, Jeha 2024 (DiffuRecSys), Eqs. 14-18 and Fig. 2.
+
+Shapes: B batch, N tokens, d hidden size, T diffusion steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from recbole_diffurec.layers.blocks import LAYER_NORM_EPS, Block
+from recbole_diffurec.layers.dropout import Dropout
+from recbole_diffurec.layers.ragged import RaggedBatch
+
+
+@dataclass(frozen=True)
+class EncodedHistory:
+    """What the approximator knows of a batch of histories before it sees any state x_s."""
+
+    batch: RaggedBatch
+    states: Tensor  # [N, d], h_i
+    cross_keys_values: tuple[Tensor, Tensor] | None  # of the first block
+
+
+class Approximator(nn.Module):
+    """N Transformer blocks between two norms.
+
+    Without cross-attention the noised target is added to the history, z_i = h_i + lambda_i * (x_s + d_s) (Eq. 15 of
+    DiffuRecSys); with it, every block asks its states with lambda_i * (x_s + d_s) (Eq. 16).
+
+    Parameters
+    ----------
+    hidden_size, n_layers, n_heads, inner_size, hidden_act : d, N, h, width and activation of the feed-forward layer.
+    embedding_dropout, hidden_dropout, attn_dropout : probabilities for item embeddings, sublayers, attention weights.
+    cross_attention : see above.
+    block_output_dropout : one more dropout after each block.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        n_layers: int,
+        n_heads: int,
+        inner_size: int,
+        hidden_act: str,
+        embedding_dropout: float,
+        hidden_dropout: float,
+        attn_dropout: float,
+        cross_attention: bool,
+        block_output_dropout: bool,
+    ):
+        super().__init__()
+        self.cross_attention = cross_attention
+        self.embedding_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
+        self.embedding_dropout = Dropout(embedding_dropout)
+        self.blocks = nn.ModuleList(
+            Block(
+                hidden_size=hidden_size,
+                n_heads=n_heads,
+                inner_size=inner_size,
+                hidden_act=hidden_act,
+                hidden_dropout=hidden_dropout,
+                attn_dropout=attn_dropout,
+                cross_attention=cross_attention,
+                output_dropout=block_output_dropout,
+            )
+            for _ in range(n_layers)
+        )
+        self.output_dropout = Dropout(hidden_dropout)
+        self.output_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
+
+    def encode(self, embeddings: Tensor, batch: RaggedBatch) -> EncodedHistory:
+        """Everything that does not depend on the state: h_i = LayerNorm(Dropout(e_i)), and what follows from it alone.
+
+        Parameters
+        ----------
+        embeddings : [N, d], of the tokens of ``batch``.
+        """
+        states = self.embedding_norm(self.embedding_dropout(embeddings))
+        keys_values = self.blocks[0].cross_keys_values(states) if self.cross_attention else None
+        return EncodedHistory(batch, states, keys_values)
+
+    def forward(self, history: EncodedHistory, x_s: Tensor, step_embedding: Tensor, uncertainty: Tensor) -> Tensor:
+        """Estimate the target.
+
+        Parameters
+        ----------
+        history : from ``encode``.
+        x_s : [B, d], the noised target.
+        step_embedding : [B, d] or [1, d], d_s.
+        uncertainty : [N, d], lambda.
+
+        Returns
+        -------
+        x_0 hat, [B, d].
+        """
+        batch, x = history.batch, history.states
+        injected = uncertainty * (x_s + step_embedding)[batch.row]
+        if not self.cross_attention:
+            x = x + injected
+        keys_values = history.cross_keys_values
+        for block in self.blocks:
+            x = block(x, injected, batch, last_only=block is self.blocks[-1], cross_keys_values=keys_values)
+            keys_values = None
+        return batch.restore(self.output_norm(self.output_dropout(x)))

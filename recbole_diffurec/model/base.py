@@ -1,0 +1,172 @@
+"""What DiffuRec and DiffuRecSys share: RecBole's interface around the approximator and the diffusion process.
+
+Li, Sun, Li 2023, "DiffuRec: A Diffusion Model for Sequential Recommendation", ACM TOIS 42; Zolghadr, Winther, Jeha
+2024, "Generative Diffusion Models for Sequential Recommendations". Equation numbers are those of the latter.
+
+Shapes: B batch, L padded history length, N tokens, d hidden size, T diffusion steps, I items with padding row 0.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor, nn
+
+from recbole_diffurec.diffusion import schedules
+from recbole_diffurec.diffusion.noise import FreshNoise, NoiseTable, TableNoise, history_keys
+from recbole_diffurec.diffusion.process import DiffusionProcess
+from recbole_diffurec.diffusion.step_samplers import STEP_SAMPLERS
+from recbole_diffurec.layers.ragged import RaggedBatch
+from recbole_diffurec.layers.step_embedding import StepEmbedding
+from recbole_diffurec.model.approximator import Approximator, EncodedHistory
+
+OFFSET_NOISE_MEAN = 0.1  # the factor of delta_c in eps ~ N(0.1 delta_c, I), DiffuRecSys section 5.2
+
+
+class DiffusionRecommender(SequentialRecommender):
+    """A sequential recommender that reconstructs the target item by diffusion.
+
+    Parameters
+    ----------
+    config : RecBole ``Config``; the keys are those of ``properties/model/*.yaml``.
+    dataset : RecBole training dataset, for the number of items.
+    """
+
+    input_type = InputType.POINTWISE
+    block_output_dropout = False
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        hidden_size = config["hidden_size"]
+        self.lambda_uncertainty: float = config["lambda_uncertainty"]
+        self.offset: float = OFFSET_NOISE_MEAN * config["offset_scale"] if config["offset_noise"] else 0.0
+        self.reverse_start: str = config["reverse_start"]
+        self.inference_seeds: list[int] = config["ensemble_seeds"] or [config["noise_seed"]]
+        self.is_ensemble = bool(config["ensemble_seeds"])
+        self.enable_amp = bool(config["enable_amp"])
+
+        self.item_embedding = nn.Embedding(self.n_items, hidden_size, padding_idx=0)
+        self.position_embedding = nn.Embedding(self.max_seq_length, hidden_size) if config["use_position"] else None
+        self.approximator = Approximator(
+            hidden_size=hidden_size,
+            n_layers=config["n_layers"],
+            n_heads=config["n_heads"],
+            inner_size=config["inner_size"] or 4 * hidden_size,
+            hidden_act=config["hidden_act"],
+            embedding_dropout=config["embedding_dropout_prob"],
+            hidden_dropout=config["hidden_dropout_prob"],
+            attn_dropout=config["attn_dropout_prob"],
+            cross_attention=config["cross_attention"],
+            block_output_dropout=self.block_output_dropout,
+        )
+        n_steps = config["diffusion_steps"]
+        self.step_embedding = StepEmbedding(hidden_size, n_steps)
+        self.process = DiffusionProcess(schedules.betas(config["noise_schedule"], n_steps), config["sampling_steps"])
+        self.step_sampler = STEP_SAMPLERS[config["step_sampler"]](n_steps)
+        self.noise_table = NoiseTable(hidden_size)
+        self._initialise(config["init"], config["initializer_range"])
+
+    def _initialise(self, init: str, std: float) -> None:
+        """Draw all weight matrices, the item table included, from one family; zero biases and the padding row."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                if init == "xavier_normal":
+                    nn.init.xavier_normal_(module.weight)
+                else:
+                    nn.init.normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+        with torch.no_grad():
+            self.item_embedding.weight[0].zero_()
+
+    # Training
+
+    def calculate_loss(self, interaction) -> Tensor:
+        """Weighted mean cross-entropy of the reconstructed target over all items (Eqs. 24-25, Algorithm 1)."""
+        history = self.encode(interaction)
+        target = interaction[self.POS_ITEM_ID]
+        x_0 = self.item_embedding(target)
+        noise = FreshNoise(len(target), len(history.states), x_0.shape[-1], x_0)
+        t, weight = self.step_sampler.sample(len(target), target.device)
+        x_s = self.process.q_sample(x_0, t, noise.start() + self.offset)
+        x_0_hat = self.reconstruct(history, x_s, self.step_embedding()[t], noise.uncertainty(0))
+        loss = F.cross_entropy(self._logits(x_0_hat), target - 1, reduction="none")
+        self.step_sampler.update(t, loss)
+        return (weight.to(loss.dtype) * loss).mean()
+
+    def encode(self, interaction) -> EncodedHistory:
+        """The histories of a batch as far as they do not depend on the diffusion state."""
+        batch = RaggedBatch(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        embeddings = self.item_embedding(batch.items)
+        if self.position_embedding is not None:
+            embeddings = embeddings + self.position_embedding(batch.age)
+        return self.approximator.encode(embeddings, batch)
+
+    def reconstruct(self, history: EncodedHistory, x_s: Tensor, step_embedding: Tensor, noise: Tensor) -> Tensor:
+        """f_theta with lambda = delta + delta * noise, lambda ~ N(delta, delta); see ``Approximator.forward``."""
+        return self.approximator(history, x_s, step_embedding, torch.add(noise, 1.0).mul_(self.lambda_uncertainty))
+
+    def _logits(self, x_0: Tensor) -> Tensor:
+        """x_0 . E^T over the real items, [B, I - 1]: the padding row is no class."""
+        return x_0 @ self.item_embedding.weight[1:].T
+
+    # Inference
+
+    def full_sort_predict(self, interaction) -> Tensor:
+        """Scores of all items, [B, I]; the padding row scores minus infinity.
+
+        Rounding, x_0 . E^T (Eq. 26); with ``ensemble_seeds`` the mean over the seeds of the softmax (Algorithm 3).
+        """
+        scores = [self._logits(x_0) for x_0 in self.reconstructions(interaction)]
+        real = torch.stack([s.softmax(dim=-1) for s in scores]).mean(dim=0) if self.is_ensemble else scores[0]
+        return F.pad(real, (1, 0), value=float("-inf"))
+
+    def predict(self, interaction) -> Tensor:
+        """Scores of the given items, [B]; those of ``full_sort_predict``."""
+        items = interaction[self.ITEM_ID]
+        if self.is_ensemble:
+            return self.full_sort_predict(interaction).gather(1, items.unsqueeze(1)).squeeze(1)
+        (x_0,) = self.reconstructions(interaction)
+        return (x_0 * self.item_embedding(items)).sum(dim=-1)
+
+    def reconstructions(self, interaction) -> list[Tensor]:
+        """x_0 [B, d] of the reverse process for each inference seed; under ``enable_amp`` computed in bf16.
+
+        The scores are always computed in full precision: bf16 would tie thousands of items.
+        """
+        dtype = self.item_embedding.weight.dtype
+        with torch.autocast(self.item_embedding.weight.device.type, dtype=torch.bfloat16, enabled=self.enable_amp):
+            history = self.encode(interaction)
+            batch = history.batch
+            keys = history_keys(batch.items, batch.age, batch.real, batch.row, batch.n_sequences)
+            last_item = batch.restore(batch.items[batch.last])
+            return [
+                self.reverse(history, last_item, self.noise_table.draws(seed, keys, batch.row, batch.age, dtype)).to(dtype)
+                for seed in self.inference_seeds
+            ]
+
+    def reverse(self, history: EncodedHistory, last_item: Tensor, noise: TableNoise) -> Tensor:
+        """The reverse process (Algorithm 2), or with ``reverse_start: last_item`` one step from it (Algorithm 3).
+
+        Parameters
+        ----------
+        history : from ``encode``.
+        last_item : int [B], the most recent item of each history.
+        noise : the source of x_T, eps' and lambda.
+
+        Returns
+        -------
+        x_0, [B, d].
+        """
+        step_embeddings = self.step_embedding()
+
+        def denoise(x_s: Tensor, t: int) -> Tensor:
+            return self.reconstruct(history, x_s, step_embeddings[t : t + 1], noise.uncertainty(t))
+
+        if self.reverse_start == "last_item":
+            t = torch.full_like(last_item, self.process.n_steps - 1)
+            x_T = self.process.q_sample(self.item_embedding(last_item), t, noise.start())
+            return denoise(x_T, self.process.n_steps - 1)
+        return self.process.p_sample_loop(noise.start(), denoise, noise.step)

@@ -1,0 +1,348 @@
+"""One run: configuration in, result out. Prepare data, train, choose the best epoch, test, report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any, Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import recbole
+import torch
+from recbole.data.utils import data_preparation
+from recbole.utils import ModelType, get_trainer, init_seed
+
+from recbole_diffurec import checkpoint
+from recbole_diffurec.config import RunConfig
+from recbole_diffurec.data import dataset_class
+from recbole_diffurec.errors import UserError
+from recbole_diffurec.trainer import trainer_class
+from recbole_diffurec.version import __version__
+
+logger = logging.getLogger("recbole_diffurec")
+
+
+def run(
+    model: str = "DiffuRecSys",
+    dataset: str = "ml-100k",
+    *,
+    config_files: Sequence[str | Path] = (),
+    experiment: str | None = None,
+    result_file: str | Path | None = None,
+    **parameters: Any,
+) -> dict[str, Any]:
+    """Train, validate and test one model on one data set.
+
+    Parameters
+    ----------
+    model, dataset : names; any model of RecBole, any known data set or ``data_path/NAME/NAME.inter``.
+    config_files : YAML files, later ones stronger.
+    experiment : name under ``properties/experiment``.
+    result_file : where to write the result as JSON; its folder is made when missing.
+    parameters : the strongest layer, such as ``epochs=5``.
+
+    Returns
+    -------
+    dict with ``model``, ``dataset``, ``seed``, ``n_users``, ``n_items``, ``n_interactions`` (after filtering, without
+    padding), ``best_epoch`` (0-based, as RecBole counts), ``best_valid_result``, ``test_result``, ``train_seconds``
+    (training epochs alone), ``eval_seconds`` (the final test), ``n_parameters``, ``checkpoint``, ``log``, ``history``
+    (per epoch), ``config``, ``versions``.
+
+    Raises
+    ------
+    UserError
+        A parameter, a name or the data is wrong; the message says what to do.
+    """
+    config = RunConfig(model, dataset, parameters, config_files, experiment)
+    result_file = _writable(result_file)
+    _make_folder(config["checkpoint_dir"], "checkpoint_dir")
+    with _log_file(config) as log:
+        data = prepare_data(config)
+        train_data, valid_data, test_data = data.loaders
+        network, trainer = build(config, train_data._dataset)
+        trainer.id_tokens = data.id_tokens
+        trainer.on_validation = lambda epoch: logger.info(describe_epoch(epoch, config))
+        _, best_valid_result = trainer.fit(
+            train_data, valid_data, verbose=False, show_progress=config["show_progress"]
+        )
+        test_result, eval_seconds = timed_test(trainer, test_data, config)
+    result = {
+        **describe_run(config, data, network),
+        "best_epoch": trainer.best_epoch,
+        "best_valid_result": _plain_metrics(best_valid_result),
+        "test_result": test_result,
+        "train_seconds": trainer.train_seconds,
+        "eval_seconds": eval_seconds,
+        "checkpoint": os.path.abspath(trainer.saved_model_file),
+        "log": log,
+        "history": trainer.history,
+    }
+    return _deliver(result, result_file)
+
+
+def evaluate(
+    checkpoint_file: str | Path, *, result_file: str | Path | None = None, **parameters: Any
+) -> dict[str, Any]:
+    """Test a checkpoint; with no parameters, the figures are those of the run that wrote it.
+
+    Parameters
+    ----------
+    checkpoint_file : a ``.pth`` file of ``run``.
+    result_file : where to write the result as JSON.
+    parameters : what to change, such as ``sampling_steps=1`` or ``mask_seen=True``.
+
+    Returns
+    -------
+    As ``run``, without what only training knows.
+
+    Raises
+    ------
+    UserError
+        The file is no checkpoint of ours, a parameter is wrong, or the data is not what the model was trained on.
+    """
+    state = checkpoint.load(checkpoint_file)
+    config = RunConfig(state["model"], state["dataset"], {**state["config"], **parameters})
+    result_file = _writable(result_file)
+    with _log_file(config) as log:
+        data = prepare_data(config)
+        train_data, _, test_data = data.loaders
+        if data.id_tokens != state["id_tokens"]:
+            raise UserError(
+                f"data set '{state['dataset']}' under '{config['data_path']}' is not the one that checkpoint "
+                f"'{checkpoint_file}' was trained on (its users or items differ): give the original with --data_path"
+            )
+        network, trainer = build(config, train_data._dataset)
+        try:
+            trainer.load_weights(state)
+        except RuntimeError:
+            raise UserError(
+                f"the weights of checkpoint '{checkpoint_file}' do not fit the parameters given "
+                f"({', '.join(parameters)}): leave out those that change the network's shape"
+            ) from None
+        test_result, eval_seconds = timed_test(trainer, test_data, config, load_best=False)
+    result = {
+        **describe_run(config, data, network),
+        "best_epoch": state["epoch"],
+        "test_result": test_result,
+        "eval_seconds": eval_seconds,
+        "checkpoint": os.path.abspath(checkpoint_file),
+        "log": log,
+    }
+    return _deliver(result, result_file)
+
+
+# Steps of a run
+
+
+class PreparedData:
+    """A filtered, ordered data set and its loaders.
+
+    Attributes
+    ----------
+    n_users, n_items, n_interactions : after filtering, without padding.
+    loaders : training, validation and test data.
+    id_tokens : {"users": [...], "items": [...]}, the original ids in order of their numbers, padding first.
+    """
+
+    def __init__(self, config: RunConfig):
+        dataset = dataset_class(config)(config)
+        self.n_users, self.n_items = int(dataset.user_num) - 1, int(dataset.item_num) - 1
+        self.n_interactions = int(dataset.inter_num)
+        self.n_time_ties = dataset.n_time_ties
+        self.id_tokens = {
+            "users": [str(token) for token in dataset.field2id_token[dataset.uid_field]],
+            "items": [str(token) for token in dataset.field2id_token[dataset.iid_field]],
+        }
+        if self.n_items < max(config["topk"]):
+            raise UserError(
+                f"topk must not exceed the {self.n_items} items of data set '{config['dataset']}', "
+                f"got {config['topk']}: give a shorter list with --topk"
+            )
+        if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
+            # RecBole counts users times items here, and users alone for sequential models (general_dataloader.py:238).
+            config["eval_batch_size"] = config["eval_batch_size"] * int(dataset.item_num)
+        # RecBole would open a pickle of this name if it lay in the checkpoint folder (data/utils.py:108).
+        config["dataloaders_save_path"] = os.path.join(os.devnull, "none")
+        self.loaders = data_preparation(config, dataset)
+        for name, loader in zip(("training", "validation", "test"), self.loaders):
+            if len(loader) == 0:
+                raise UserError(
+                    f"data set '{config['dataset']}' leaves no {name} sample: users need at least 4 interactions"
+                )
+
+
+def prepare_data(config: RunConfig) -> PreparedData:
+    """Load, filter, order and split; report the counts and warn where they are not the known ones."""
+    started = time.perf_counter()
+    init_seed(config["seed"], config["reproducibility"])
+    data = PreparedData(config)
+    counts = (data.n_users, data.n_items, data.n_interactions)
+    logger.info(
+        "%s: %s users, %s items, %s interactions (prepared in %.1f s)",
+        *(config["dataset"], *(f"{n:,}" for n in counts), time.perf_counter() - started),
+    )
+    if data.n_time_ties:
+        logger.info(
+            "%s interactions (%.1f%%) share their time with another one of the same user; they keep the file's order",
+            *(f"{data.n_time_ties:,}", 100 * data.n_time_ties / data.n_interactions),
+        )
+    expected = _expected_counts(config)
+    if expected and expected != counts:
+        logger.warning(
+            "data set '%s' has %s users, items and interactions after filtering, where %s are known: "
+            "the file differs from the published one",
+            *(config["dataset"], counts, expected),
+        )
+    return data
+
+
+def build(config: RunConfig, train_dataset: Any) -> tuple[Any, Any]:
+    """The model on its device, and its trainer."""
+    init_seed(config["seed"], config["reproducibility"])
+    network = config.model_class(config, train_dataset).to(config["device"])
+    trainer = trainer_class(get_trainer(config["MODEL_TYPE"], config["model"]))(config, network)
+    return network, trainer
+
+
+def timed_test(trainer: Any, test_data: Any, config: RunConfig, load_best: bool = True) -> tuple[dict, float]:
+    """Test metrics and the seconds they took, the loading of the weights not counted."""
+    if load_best:
+        trainer.load_weights(checkpoint.load(trainer.saved_model_file, config["device"]))
+    started = time.perf_counter()
+    result = trainer.evaluate(test_data, load_best_model=False, show_progress=config["show_progress"])
+    return _plain_metrics(result), time.perf_counter() - started
+
+
+# Reporting
+
+
+def describe_run(config: RunConfig, data: PreparedData, network: torch.nn.Module) -> dict[str, Any]:
+    """What every result says about its run."""
+    return {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "seed": config["seed"],
+        "n_users": data.n_users,
+        "n_items": data.n_items,
+        "n_interactions": data.n_interactions,
+        "n_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
+        "device": str(config["device"]),
+        "config": checkpoint.to_plain(config.plain()),
+        "versions": {
+            "recbole_diffurec": __version__,
+            "recbole": recbole.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "pandas": pd.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def describe_epoch(epoch: Mapping[str, Any], config: RunConfig) -> str:
+    """One line on a validated epoch."""
+    return (
+        f"epoch {epoch['epoch'] + 1}/{config['epochs']}: loss {epoch['train_loss']:.4f}, "
+        f"valid {config['valid_metric']} {epoch['valid_score']:.4f} "
+        f"({epoch['train_seconds']:.1f} s training, {epoch['valid_seconds']:.1f} s validating)"
+    )
+
+
+def format_result(result: Mapping[str, Any]) -> str:
+    """The table and the places that a run ends with."""
+    columns = {"valid": result.get("best_valid_result"), "test": result["test_result"]}
+    columns = {name: metrics for name, metrics in columns.items() if metrics}
+    names = {"hit": "HR", "ndcg": "NDCG"}
+    lines = [f"{result['model']} on {result['dataset']}", "", " " * 10 + "".join(f"{name:>10}" for name in columns)]
+    for key in result["test_result"]:
+        metric, _, k = key.partition("@")
+        label = f"{names.get(metric, metric)}@{k}" if k else names.get(metric, metric)
+        lines.append(f"{label:<10}" + "".join(f"{metrics[key]:>10.4f}" for metrics in columns.values()))
+    lines.append("")
+    if "train_seconds" in result:
+        lines.append(f"training    {result['train_seconds']:.1f} s, best epoch {result['best_epoch'] + 1}")
+    lines.append(f"evaluation  {result['eval_seconds']:.1f} s")
+    for name in ("checkpoint", "log", "result_file"):
+        if result.get(name):
+            lines.append(f"{name.replace('_file', ''):<12}{os.path.relpath(result[name])}")
+    return "\n".join(lines)
+
+
+def _expected_counts(config: RunConfig) -> tuple[int, ...] | None:
+    """The published counts for the filter in force, if the data set's defaults know them."""
+    users, items = config["user_inter_num_interval"], config["item_inter_num_interval"]
+    for minimum, counts in (config["expected_counts"] or {}).items():
+        if users == items == f"[{minimum},inf)":
+            return tuple(counts)
+    return None
+
+
+def _plain_metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in result.items()}
+
+
+# Files
+
+
+@contextlib.contextmanager
+def _log_file(config: RunConfig) -> Iterator[str]:
+    """RecBole's log lines go to a file of this run's own, its warnings to the terminal as well."""
+    folder = os.path.join("log", config["model"])
+    _make_folder(folder, "the folder for logs")
+    name = f"{config['model']}-{config['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}.log"
+    path = os.path.join(folder, name)
+    root = logging.getLogger()
+    level = root.level
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        root.info("command: %s", sys.argv)
+        root.info("configuration: %s", json.dumps(config.plain(), default=str))
+        yield os.path.abspath(path)
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()
+
+
+def _make_folder(path: str, what: str) -> None:
+    try:
+        os.makedirs(path, exist_ok=True)
+        writable = os.access(path, os.W_OK)
+    except OSError as error:
+        raise UserError(f"{what} '{path}' cannot be made ({error.strerror}): give another one") from None
+    if not writable:
+        raise UserError(f"{what} '{path}' cannot be written to: give another one")
+
+
+def _writable(path: str | Path | None) -> Path | None:
+    """Refuse a result file that could not be written, before hours are spent on the result."""
+    if path is None:
+        return None
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"result_file '{path}' is a folder: give the path of a file")
+    _make_folder(str(path.parent), "the folder of result_file,")
+    return path
+
+
+def _deliver(result: dict[str, Any], path: Path | None) -> dict[str, Any]:
+    """Write the result as JSON, whole or not at all, and return it."""
+    if path is not None:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(result, file, indent=2)
+        os.replace(temporary, path)
+        result = {**result, "result_file": str(path.resolve())}
+    return result
