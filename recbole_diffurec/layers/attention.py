@@ -53,16 +53,16 @@ class MultiHeadAttention(nn.Module):
         Shaped like ``query``.
         """
         q, (k, v) = self.query(query), keys_values
-        one_per_history = len(query) == batch.n_sequences
+        rows, tokens = [slab.n for slab in batch.slabs], [slab.n * slab.length for slab in batch.slabs]
+        # Splitting, unlike slicing, has a backward pass that does not fill a whole tensor for every slab.
+        queries = q.split(rows if len(q) == batch.n_sequences else tokens)
         heads = []
-        for slab in batch.slabs:
-            q_slab = q[slab.rows] if one_per_history else q[slab.tokens]
-            mask = None if slab.key_mask is None else slab.key_mask[:, None, None, :]
+        for slab, q_slab, k_slab, v_slab in zip(batch.slabs, queries, k.split(tokens), v.split(tokens)):
             context = self._attend(
                 self._split_heads(q_slab, slab.n),
-                self._split_heads(k[slab.tokens], slab.n),
-                self._split_heads(v[slab.tokens], slab.n),
-                mask,
+                self._split_heads(k_slab, slab.n),
+                self._split_heads(v_slab, slab.n),
+                None if slab.padding is None else slab.padding[:, None, None, :],
             )
             heads.append(context.transpose(1, 2).reshape(len(q_slab), -1))
         return self.output(torch.cat(heads))
@@ -70,12 +70,18 @@ class MultiHeadAttention(nn.Module):
     def _split_heads(self, x: Tensor, n: int) -> Tensor:
         return x.view(n, -1, self.n_heads, x.shape[-1] // self.n_heads).transpose(1, 2)  # [n, h, l, d/h]
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        if not self.training or self.dropout.p == 0.0 or q.device.type != "cpu":
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None) -> Tensor:
+        """[n, h, l, d/h] each; ``padding`` is True at keys to leave out."""
+        if q.device.type != "cpu":
+            mask = None if padding is None else ~padding
             p = self.dropout.p if self.training else 0.0
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
-        # On a CPU PyTorch's attention with dropout is the textbook one with slow random numbers.
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
-        return self.dropout(scores.softmax(dim=-1)) @ v
+        # On a CPU the textbook form is faster than PyTorch's fused one for histories of a few dozen items, and small
+        # matrix products are slower in bf16 than in float32.
+        with torch.autocast("cpu", enabled=False):
+            if q.dtype == torch.bfloat16:
+                q, k, v = q.float(), k.float(), v.float()
+            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+            if padding is not None:
+                scores.masked_fill_(padding, float("-inf"))
+            return self.dropout(scores.softmax(dim=-1)) @ v

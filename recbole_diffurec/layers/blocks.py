@@ -17,7 +17,7 @@ from recbole_diffurec.layers.ragged import RaggedBatch
 # GELU is DiffuRec's tanh form; the exact form is a neighbour that nobody published these models with.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": lambda: nn.GELU(approximate="tanh"),
-    "relu": nn.ReLU,
+    "relu": lambda: nn.ReLU(inplace=True),
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
 }

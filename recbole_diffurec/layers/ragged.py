@@ -29,7 +29,7 @@ class Slab:
     n: int
     first_token: int
     length: int
-    key_mask: Tensor | None  # bool [n, length], True at real positions; None when every position is real
+    padding: Tensor | None  # bool [n, length], True at positions that pad the slab; None when there are none
 
     @property
     def rows(self) -> slice:
@@ -110,7 +110,7 @@ class RaggedBatch:
             full = sorted_lengths[start] == length
             padded |= not full
             self.slabs.append(
-                Slab(start, end - start, n_tokens, length, None if full else position < slab_lengths),
+                Slab(start, end - start, n_tokens, length, None if full else position >= slab_lengths),
             )
             items.append(item_seq[slab_rows, :length].reshape(-1))
             rows.append(slab_rows.repeat_interleave(length))
