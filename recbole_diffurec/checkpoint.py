@@ -105,5 +105,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
         raise UserError(f"checkpoint '{path}' is damaged or cut short ({reason}): use another copy") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise UserError(f"'{path}' is no checkpoint of this version of recbole_diffurec ({found!r} instead of {FORMAT!r})")
+        raise UserError(
+            f"'{path}' is no checkpoint of this version of recbole_diffurec ({found!r} instead of {FORMAT!r}): give a "
+            f"file that 'recbole-diffurec run' wrote"
+        )
     return state

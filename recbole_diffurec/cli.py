@@ -43,8 +43,8 @@ def _parsers() -> dict[str, _Parser]:
         epilog=_PARAMETERS_HELP,
     )
     run.add_argument("--model", default="DiffuRecSys", help="DiffuRec, DiffuRecSys or any model of RecBole")
-    run.add_argument("--dataset", default="ml-100k", help="amazon-beauty, amazon-toys-games, ml-1m, ml-100k or your own")
-    run.add_argument("--config_files", default="", metavar="'A B'", help="YAML files with parameters, later ones stronger")
+    run.add_argument("--dataset", default="ml-100k", help="amazon-beauty, amazon-toys-games, ml-1m, ml-100k, yours")
+    run.add_argument("--config_files", default="", metavar="'A B'", help="YAML files, later ones stronger")
     run.add_argument("--experiment", help="settings from properties/experiment, such as diffurec_paper")
     run.add_argument("--result_file", metavar="PATH", help="write the result as JSON")
     run.add_argument("--list_models", action="store_true", help="print the names that --model takes, and exit")

@@ -51,9 +51,10 @@ def _numpy_aliases() -> None:
 def _quiet_warnings() -> None:
     """Deprecation warnings of RecBole's own calls, about which its user can do nothing.
 
-    ``torch.cuda.amp.GradScaler`` (trainer.py:236), the scheduler-free ``pynvml`` import of torch, chained assignment in
-    pandas (dataset.py:501). Can go with the calls.
+    ``torch.cuda.amp.GradScaler`` (trainer.py:236), chained assignment in pandas (dataset.py:501), tensors made of
+    read-only arrays, which pandas 3 hands out (dataset.py:2136). Can go with the calls.
     """
+    warnings.filterwarnings("ignore", message=r"The given NumPy array is not writable", category=UserWarning)
     warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp\.GradScaler.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp\.GradScaler is enabled, but CUDA.*")
     warnings.filterwarnings("ignore", module=r"recbole\..*", category=FutureWarning)

@@ -56,7 +56,8 @@ class Rule:
         elif self.kind in ("int", "number"):
             text = "an integer" if self.kind == "int" else "a number"
             if math.isfinite(self.low) and math.isfinite(self.high):
-                text += f" in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+                left, right = "(" if self.open_low else "[", ")" if self.open_high else "]"
+                text += f" in {left}{self.low:g}, {self.high:g}{right}"
             elif math.isfinite(self.low):
                 text += f" {'above' if self.open_low else 'of at least'} {self.low:g}"
         else:
@@ -67,8 +68,9 @@ class Rule:
         if value is None:
             return self.optional
         if self.kind in ("int", "number"):
-            types: tuple[type, ...] = (int,) if self.kind == "int" else (int, float)
-            if not isinstance(value, types) or isinstance(value, bool) or math.isnan(value):
+            if isinstance(value, bool) or not isinstance(value, int if self.kind == "int" else (int, float)):
+                return False
+            if math.isnan(value):
                 return False
             above = value > self.low if self.open_low else value >= self.low
             below = value < self.high if self.open_high else value <= self.high
@@ -223,10 +225,9 @@ class RunConfig(Config):
     def _get_final_config_dict(self) -> dict[str, Any]:
         final = super()._get_final_config_dict()
         given = self.external_config_dict
-        if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final.get("loss_type") == "CE":
-            # Full cross-entropy takes no negatives; RecBole makes its user say so.
-            if "train_neg_sample_args" not in given:
-                final["train_neg_sample_args"] = None
+        full_softmax = final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final.get("loss_type") == "CE"
+        if full_softmax and "train_neg_sample_args" not in given:
+            final["train_neg_sample_args"] = None  # takes no negatives; RecBole makes its user say so
         if "load_col" not in given and final["MODEL_TYPE"] in (ModelType.GENERAL, ModelType.SEQUENTIAL):
             fields = [final[f"{kind}_FIELD"] for kind in ("USER_ID", "ITEM_ID", "TIME")]
             final["load_col"] = {**(final["load_col"] or {}), "inter": fields}
@@ -263,12 +264,12 @@ class RunConfig(Config):
         if isinstance(final["metrics"], str):
             final["metrics"] = [final["metrics"]]
         rules = {**RULES, **(MODEL_RULES if self._our_model else {})}
-        for name, value in final.items():
-            rule = rules.get(name) or self._rule_from_default(name) if name in given else rules.get(name)
-            if name in rules and not self._our_model and name not in given:
-                continue  # RecBole's own defaults are RecBole's business
-            if rule is not None and not rule.accepts(value):
-                raise UserError(f"{name} must be {rule.describe()}, got {value!r}")
+        # For our models the files' values are checked too; RecBole's defaults are RecBole's business.
+        checked = {*given, *rules} & final.keys() if self._our_model else set(given)
+        for name in sorted(checked):
+            rule = rules.get(name) or self._rule_from_default(name)
+            if rule is not None and not rule.accepts(final[name]):
+                raise UserError(f"{name} must be {rule.describe()}, got {final[name]!r}")
         self._check_evaluation(final)
         if {"hidden_size", "n_heads"} <= final.keys() and final["hidden_size"] % final["n_heads"]:
             divisors = [str(n) for n in range(1, final["hidden_size"] + 1) if final["hidden_size"] % n == 0]

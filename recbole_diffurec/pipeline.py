@@ -71,9 +71,7 @@ def run(
         network, trainer = build(config, train_data._dataset)
         trainer.id_tokens = data.id_tokens
         trainer.on_validation = lambda epoch: logger.info(describe_epoch(epoch, config))
-        _, best_valid_result = trainer.fit(
-            train_data, valid_data, verbose=False, show_progress=config["show_progress"]
-        )
+        _, best_valid_result = trainer.fit(train_data, valid_data, verbose=False, show_progress=config["show_progress"])
         test_result, eval_seconds = timed_test(trainer, test_data, config)
     result = {
         **describe_run(config, data, network),

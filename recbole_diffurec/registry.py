@@ -26,12 +26,12 @@ def register() -> None:
 
     from recbole_diffurec.data.dataset import SequenceDataset
     from recbole_diffurec.defaults import default_layers
-    from recbole_diffurec.trainer import trainer_class
+    from recbole_diffurec.trainer import PluginTrainer
 
     for name, module in MODELS.items():
         sys.modules[f"recbole.model.sequential_recommender.{name.lower()}"] = importlib.import_module(module)
         setattr(recbole.data.dataset, f"{name}Dataset", SequenceDataset)
-        setattr(recbole.trainer, f"{name}Trainer", trainer_class(recbole.trainer.Trainer))
+        setattr(recbole.trainer, f"{name}Trainer", PluginTrainer)
 
     load = Config._load_internal_config_dict
     if getattr(load, "knows_diffurec", False):

@@ -10,6 +10,7 @@ from typing import Any, Callable, Iterator
 
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.trainer import Trainer
 from torch.optim.lr_scheduler import StepLR
 from tqdm import tqdm
 
@@ -35,8 +36,10 @@ class _Progress:
         return getattr(self._loader, name)
 
 
-class TrainerMixin:
-    """What we add to any trainer of RecBole. Hooks are extended, none is replaced.
+class PluginTrainer(Trainer):
+    """RecBole's trainer with our additions; in front of any other trainer of RecBole it adds them there.
+
+    RecBole's hooks are extended, none is replaced.
 
     Attributes
     ----------
@@ -46,7 +49,7 @@ class TrainerMixin:
     """
 
     def __init__(self, config: Any, model: Any):
-        super().__init__(config, model)  # type: ignore[call-arg]
+        super().__init__(config, model)
         name = f"{config['model']}-{config['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}.pth"
         self.saved_model_file = os.path.join(self.checkpoint_dir, name)
         self.history: list[dict[str, Any]] = []
@@ -76,13 +79,13 @@ class TrainerMixin:
         def shown(interaction: Any) -> Any:
             losses = loss_func(interaction)
             if progress.bar is not None and not progress.bar.disable:
-                total = sum(losses) if isinstance(losses, tuple) else losses
-                progress.bar.set_postfix(loss=f"{float(total.detach()):.4f}", refresh=False)
+                total = sum(float(loss.detach()) for loss in (losses if isinstance(losses, tuple) else (losses,)))
+                progress.bar.set_postfix(loss=f"{total:.4f}", refresh=False)
             return losses
 
         learning_rate = self.optimizer.param_groups[0]["lr"]
         started = time.perf_counter()
-        losses = super()._train_epoch(progress, epoch_idx, loss_func=shown)  # type: ignore[misc]
+        losses = super()._train_epoch(progress, epoch_idx, loss_func=shown)
         seconds = time.perf_counter() - started
         total = (sum(losses) if isinstance(losses, tuple) else losses) / max(len(train_data), 1)
         self.history.append(
@@ -94,7 +97,7 @@ class TrainerMixin:
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, dict[str, float]]:
         started = time.perf_counter()
-        score, result = super()._valid_epoch(valid_data, show_progress)  # type: ignore[misc]
+        score, result = super()._valid_epoch(valid_data, show_progress)
         seconds = time.perf_counter() - started
         self.history[-1].update(valid_seconds=seconds, valid_score=score, valid_result=dict(result))
         self.on_validation(self.history[-1])
@@ -116,9 +119,9 @@ class TrainerMixin:
         # RecBole asks the class of the loader, so the bar goes around the loader's own iteration.
         if full_sort and show_progress:
             with tqdm(total=len(eval_data), desc="evaluate", leave=False, unit="batch") as self._eval_bar:
-                return super().evaluate(eval_data, load_best_model=False)  # type: ignore[misc]
+                return super().evaluate(eval_data, load_best_model=False)
         self._eval_bar = None
-        return super().evaluate(eval_data, load_best_model=False)  # type: ignore[misc]
+        return super().evaluate(eval_data, load_best_model=False)
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
         interaction, seen, positive_u, positive_i = batched_data
@@ -126,7 +129,7 @@ class TrainerMixin:
             seen = None
         elif seen is None and isinstance(self._evaluated, SequenceDataset):
             seen = self._evaluated.seen_items(interaction)
-        scored = super()._full_sort_batch_eval((interaction, seen, positive_u, positive_i))  # type: ignore[misc]
+        scored = super()._full_sort_batch_eval((interaction, seen, positive_u, positive_i))
         if self._eval_bar is not None:
             self._eval_bar.update()
         return scored
@@ -177,7 +180,9 @@ class TrainerMixin:
         self.best_valid_score, self.history = state["best_valid_score"], state["history"]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def trainer_class(host: type) -> type:
     """A trainer class of RecBole with our additions; ``host`` itself where it already has them."""
-    return host if issubclass(host, TrainerMixin) else type(host.__name__, (TrainerMixin, host), {})
+    if issubclass(host, PluginTrainer):
+        return host
+    return PluginTrainer if host is Trainer else type(host.__name__, (PluginTrainer, host), {})

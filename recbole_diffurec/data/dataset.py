@@ -18,12 +18,10 @@ import pandas as pd
 import torch
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
-from recbole.utils import FeatureType
 from torch import Tensor
 
 from recbole_diffurec.data.sources import ensure_dataset
 from recbole_diffurec.errors import UserError
-
 
 # Columns that say where the items of a row's user begin and end, for ``mask_seen``.
 SEEN_FROM, SEEN_TO = "seen_from", "seen_to"
@@ -40,6 +38,7 @@ class Chronological(Dataset):
     """
 
     n_time_ties: int
+    inter_feat: Any  # a DataFrame until RecBole builds the splits, an Interaction after
 
     def _load_data(self, token: str, dataset_path: str) -> None:
         if not os.path.isfile(os.path.join(dataset_path, f"{token}.inter")):
@@ -179,9 +178,8 @@ class SequenceDataset(Chronological, SequentialDataset):
         users = feat[self.uid_field].numpy()
         position = np.arange(len(users))
         starts = np.append(True, users[1:] != users[:-1])
-        first = np.maximum.accumulate(np.where(starts, position, 0))
-        has_history = torch.from_numpy(np.flatnonzero(~starts))
-        first, target = torch.from_numpy(first)[has_history], has_history
+        target = torch.from_numpy(np.flatnonzero(~starts))
+        first = torch.from_numpy(np.maximum.accumulate(np.where(starts, position, 0)))[target]
         columns = {field: feat[field][target] for field in feat}
         columns[self.item_list_length_field] = (target - first).clamp(max=self.max_item_list_len)
         flat = {getattr(self, f"{field}_list_field"): feat[field] for field in feat if field != self.uid_field}

@@ -8,6 +8,7 @@ Shapes: B batch, N tokens, d hidden size, T diffusion steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -80,7 +81,8 @@ class Approximator(nn.Module):
         embeddings : [N, d], of the tokens of ``batch``.
         """
         states = self.embedding_norm(self.embedding_dropout(embeddings))
-        keys_values = self.blocks[0].cross_keys_values(states) if self.cross_attention else None
+        first_block = cast(Block, self.blocks[0])
+        keys_values = first_block.cross_keys_values(states) if self.cross_attention else None
         return EncodedHistory(batch, states, keys_values)
 
     def forward(self, history: EncodedHistory, x_s: Tensor, step_embedding: Tensor, uncertainty: Tensor) -> Tensor:

@@ -142,10 +142,8 @@ class DiffusionRecommender(SequentialRecommender):
             batch = history.batch
             keys = history_keys(batch.items, batch.age, batch.real, batch.row, batch.n_sequences)
             last_item = batch.restore(batch.items[batch.last])
-            return [
-                self.reverse(history, last_item, self.noise_table.draws(seed, keys, batch.row, batch.age, dtype)).to(dtype)
-                for seed in self.inference_seeds
-            ]
+            noises = (self.noise_table.draws(seed, keys, batch.row, batch.age, dtype) for seed in self.inference_seeds)
+            return [self.reverse(history, last_item, noise).to(dtype) for noise in noises]
 
     def reverse(self, history: EncodedHistory, last_item: Tensor, noise: TableNoise) -> Tensor:
         """The reverse process (Algorithm 2), or with ``reverse_start: last_item`` one step from it (Algorithm 3).

@@ -1,0 +1,59 @@
+"""Shared by all tests: where data for checks lies, and small configurations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import recbole_diffurec  # noqa: F401  mends RecBole before a test imports it
+from recbole_diffurec.config import RunConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real data sets that are not part of the repository."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"real data sets are not at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, so that logs and checkpoints go nowhere else."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class FakeDataset:
+    """As much of a RecBole data set as a model's constructor asks for."""
+
+    def __init__(self, n_items: int):
+        self.n_items = n_items
+
+    def num(self, field: str) -> int:
+        return self.n_items
+
+
+def make_model(name: str = "DiffuRecSys", n_items: int = 31, **parameters: Any):
+    """A small model in evaluation mode, in float64."""
+    values = {"hidden_size": 16, "n_layers": 2, "n_heads": 4, "MAX_ITEM_LIST_LENGTH": 12, "gpu_id": "", **parameters}
+    config = RunConfig(name, "test", values)
+    return config.model_class(config, FakeDataset(n_items)).double().eval()
+
+
+def make_batch(lengths: list[int], n_items: int = 31, padded_length: int = 12, seed: int = 0):
+    """A RecBole batch of random histories of the given lengths, with random targets."""
+    from recbole.data.interaction import Interaction
+
+    generator = torch.Generator().manual_seed(seed)
+    item_seq = torch.zeros(len(lengths), padded_length, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        item_seq[row, :length] = torch.randint(1, n_items, (length,), generator=generator)
+    target = torch.randint(1, n_items, (len(lengths),), generator=generator)
+    return Interaction({"item_id_list": item_seq, "item_length": torch.tensor(lengths), "item_id": target})
