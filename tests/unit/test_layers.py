@@ -1,0 +1,121 @@
+"""Ragged batches, dropout, and the direction of imports."""
+
+from __future__ import annotations
+
+import ast
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recbole_diffurec.layers.dropout import Dropout
+from recbole_diffurec.layers.ragged import RaggedBatch, plan_slabs
+
+LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=40)
+
+
+@given(lengths=LENGTHS)
+@settings(deadline=None)
+def test_every_item_is_stored_once_in_its_place(lengths):
+    item_seq = torch.zeros(len(lengths), 20, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        item_seq[row, :length] = torch.arange(1, length + 1) + 100 * row
+    batch = RaggedBatch(item_seq, torch.tensor(lengths))
+    real = torch.ones_like(batch.items, dtype=torch.bool) if batch.real is None else batch.real
+    assert sorted(batch.items[real].tolist()) == sorted(item_seq[item_seq > 0].tolist())
+    assert (batch.items[real] // 100 == batch.row[real]).all()
+    length = torch.tensor(lengths)[batch.row]
+    assert (batch.items[real] % 100 == (length - batch.age)[real]).all()
+    last = batch.restore(batch.items[batch.last])
+    assert last.tolist() == [length + 100 * row for row, length in enumerate(lengths)]
+    for slab in batch.slabs:
+        inside = torch.zeros(slab.n, slab.length, dtype=torch.bool) if slab.padding is None else slab.padding
+        assert (inside.flatten() == ~real[slab.tokens]).all()
+    assert sum(slab.n for slab in batch.slabs) == len(lengths)
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=7), overhead=st.integers(0, 30))
+@settings(deadline=None)
+def test_slab_plan_is_the_cheapest(lengths, overhead):
+    lengths = np.sort(lengths)
+
+    def cost(bounds):
+        return sum(overhead + (end - start) * lengths[end - 1] for start, end in bounds)
+
+    plan = plan_slabs(lengths, overhead)
+    assert plan[0][0] == 0 and plan[-1][1] == len(lengths)
+    assert all(left[1] == right[0] for left, right in zip(plan, plan[1:]))
+    cheapest = min(
+        cost(list(zip((0, *cuts), (*cuts, len(lengths)))))
+        for n_cuts in range(len(lengths))
+        for cuts in combinations(range(1, len(lengths)), n_cuts)
+    )
+    assert cost(plan) == cheapest
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [3, 0]])
+def test_empty_histories_are_refused(lengths):
+    with pytest.raises(ValueError, match="at least one item"):
+        RaggedBatch(torch.zeros(len(lengths), 4, dtype=torch.long), torch.tensor(lengths, dtype=torch.long))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_keeps_the_expectation(p):
+    torch.manual_seed(0)
+    module = Dropout(p)
+    x = torch.ones(1000, 1001, requires_grad=True)
+    y = module(x)
+    assert (y == 0).float().mean().item() == pytest.approx(p, abs=0.002)
+    assert y.mean().item() == pytest.approx(1.0, abs=0.01)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach()), "the gradient uses the same mask"
+    torch.manual_seed(0)
+    assert torch.equal(module(x), y), "draws follow torch's seed"
+    assert not torch.equal(module(x), y), "every call draws anew"
+
+
+def test_dropout_is_off_in_evaluation():
+    x = torch.ones(10)
+    assert Dropout(0.5).eval()(x) is x and Dropout(0.0)(x) is x
+
+
+# Who may import whom, leaf to root; a package may import itself and what is listed.
+ALLOWED = {
+    "errors": set(),
+    "version": set(),
+    "compat": set(),
+    "diffusion": {"diffusion"},
+    "layers": {"layers"},
+    "defaults": {"errors"},
+    "checkpoint": {"errors"},
+    "data": {"data", "errors"},
+    "model": {"model", "diffusion", "layers"},
+    "trainer": {"data", "checkpoint"},
+}
+
+
+def test_imports_point_one_way():
+    package = ROOT / "recbole_diffurec"
+    for path in package.rglob("*.py"):
+        part = path.relative_to(package).parts[0].removesuffix(".py")
+        if part not in ALLOWED:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                if name and name.startswith("recbole_diffurec."):
+                    target = name.split(".")[1]
+                    assert target in ALLOWED[part], f"{path.relative_to(package)} must not import {name}"
+
+
+def test_only_data_and_pipeline_call_the_hosts_data_code():
+    package = ROOT / "recbole_diffurec"
+    allowed = {"data", "pipeline.py", "compat.py", "registry.py", "trainer.py"}
+    for path in package.rglob("*.py"):
+        if path.relative_to(package).parts[0] not in allowed:
+            assert "recbole.data" not in path.read_text(encoding="utf-8"), path

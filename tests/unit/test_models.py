@@ -1,0 +1,297 @@
+"""The models: packed against padded, and the properties that a user may rely on."""
+
+from __future__ import annotations
+
+import copy
+
+import oracle
+import pytest
+import torch
+from conftest import make_batch, make_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recbole.data.interaction import Interaction
+
+from recbole_diffurec.diffusion.noise import FreshNoise, NoiseTable
+
+VARIANTS = {
+    "DiffuRec": ("DiffuRec", {}),
+    "DiffuRec with positions": ("DiffuRec", {"use_position": True}),
+    "V1": ("DiffuRecSys", {"offset_noise": False}),
+    "V2": ("DiffuRecSys", {}),
+    "one block": ("DiffuRecSys", {"n_layers": 1}),
+    "no cross-attention": ("DiffuRecSys", {"cross_attention": False}),
+    "large lambda": ("DiffuRecSys", {"lambda_uncertainty": 1.0}),
+}
+MODELS = {name: make_model(model, **parameters) for name, (model, parameters) in VARIANTS.items()}
+LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=9)
+
+
+class FixedNoise:
+    """Draws given beforehand; the packed layout reads lambda's from a padded tensor."""
+
+    def __init__(self, model, batch, seed: int):
+        g = torch.Generator().manual_seed(seed)
+        n, padded = batch["item_id_list"].shape
+        d, n_steps = model.item_embedding.weight.shape[1], model.process.n_steps
+        self.length = batch["item_length"]
+        self.x_T = torch.randn(n, d, generator=g, dtype=torch.float64)
+        self.steps = torch.randn(n_steps, n, d, generator=g, dtype=torch.float64)
+        self.tokens = torch.randn(n_steps, n, padded, d, generator=g, dtype=torch.float64)
+
+    def packed(self, history, t: int) -> torch.Tensor:
+        batch = history.batch
+        position = (self.length[batch.row] - 1 - batch.age).clamp(min=0)
+        return self.tokens[t][batch.row, position]
+
+
+def padded_loss(model, batch, noise: FixedNoise, t: torch.Tensor) -> torch.Tensor:
+    delta = model.lambda_uncertainty
+    return oracle.loss(
+        model,
+        batch["item_id_list"],
+        batch["item_length"],
+        batch["item_id"],
+        t,
+        noise.x_T + model.offset,
+        delta + delta * noise.tokens[0],
+    )
+
+
+def packed_loss(model, batch, noise: FixedNoise, t: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """``calculate_loss`` itself, with its random draws replaced."""
+    history = model.encode(batch)
+    monkeypatch.setattr(FreshNoise, "start", lambda self: noise.x_T)
+    monkeypatch.setattr(FreshNoise, "uncertainty", lambda self, _: noise.packed(history, 0))
+    monkeypatch.setattr(model.step_sampler, "sample", lambda n, device: (t, torch.ones(n)))
+    return model.calculate_loss(batch)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@settings(deadline=None, max_examples=12)
+@given(lengths=LENGTHS, seed=st.integers(0, 10**6))
+def test_loss_and_gradients_equal_the_padded_ones(variant, lengths, seed):
+    model = MODELS[variant]
+    batch = make_batch(lengths, seed=seed)
+    noise = FixedNoise(model, batch, seed)
+    t = torch.arange(len(lengths)) * 7 % model.process.n_steps
+    gradients = []
+    for compute in (padded_loss, packed_loss):
+        model.zero_grad()
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            args = (monkeypatch,) if compute is packed_loss else ()
+            loss = compute(model, batch, noise, t, *args)
+        loss.backward()
+        gradients.append((loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}))
+    (padded, padded_grads), (packed, packed_grads) = gradients
+    torch.testing.assert_close(packed, padded, rtol=1e-9, atol=1e-9)
+    for name, gradient in padded_grads.items():
+        if name == "item_embedding.weight":
+            gradient[0] = 0.0  # the oracle has no padding row
+        torch.testing.assert_close(packed_grads[name], gradient, rtol=1e-7, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@settings(deadline=None, max_examples=4)
+@given(lengths=LENGTHS, seed=st.integers(0, 10**6))
+def test_reverse_process_equals_the_padded_one(variant, lengths, seed):
+    model = MODELS[variant]
+    batch = make_batch(lengths, seed=seed)
+    noise = FixedNoise(model, batch, seed)
+    with torch.no_grad():
+        history = model.encode(batch)
+
+        class Draws:
+            def start(self):
+                return noise.x_T
+
+            def step(self, t):
+                return noise.steps[t]
+
+            def uncertainty(self, t):
+                return noise.packed(history, t)
+
+        ours = model.reverse(history, batch["item_id"], Draws())
+        delta = model.lambda_uncertainty
+        theirs = oracle.reverse(
+            model, batch["item_id_list"], batch["item_length"], noise.x_T, noise.steps, delta + delta * noise.tokens
+        )
+    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["DiffuRec", "DiffuRecSys"])
+def test_padding_has_no_influence(name):
+    """Whatever stands right of a history, and however wide the batch is, loss, gradient and scores are the same."""
+    model = make_model(name, lambda_uncertainty=0.5)
+    batch = make_batch([3, 12, 1, 7])
+    dirty = Interaction({key: value.clone() for key, value in batch.interaction.items()})
+    for row, length in enumerate(dirty["item_length"].tolist()):
+        dirty["item_id_list"][row, length:] = 17
+    wide = Interaction({**batch.interaction, "item_id_list": torch.nn.functional.pad(batch["item_id_list"], (0, 5))})
+    results = []
+    for data in (batch, dirty, wide):
+        model.zero_grad()
+        torch.manual_seed(1)
+        loss = model.calculate_loss(data)
+        loss.backward()
+        with torch.no_grad():
+            scores = model.full_sort_predict(data)
+        results.append((loss.detach(), scores, model.item_embedding.weight.grad.clone()))
+    for other in results[1:]:
+        for ours, theirs in zip(results[0], other):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    assert results[0][2][0].abs().sum() == 0
+
+
+@pytest.mark.parametrize("name", ["DiffuRec", "DiffuRecSys"])
+@settings(deadline=None, max_examples=10)
+@given(lengths=LENGTHS, seed=st.integers(0, 10**6))
+def test_permuting_the_batch_permutes_the_scores(name, lengths, seed):
+    model = make_model(name, lambda_uncertainty=0.5, diffusion_steps=11)
+    batch = make_batch(lengths, seed=seed)
+    order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        scores = model.full_sort_predict(batch)
+        permuted = model.full_sort_predict(batch[order])
+    torch.testing.assert_close(permuted, scores[order], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("extra", [{}, {"ensemble_seeds": [1, 2, 3]}, {"reverse_start": "last_item"}])
+def test_scores_depend_on_the_seed_and_not_on_the_batch_size(extra):
+    parameters = {"lambda_uncertainty": 0.5, **extra}
+    model = make_model(**parameters)
+    batch = make_batch([2, 5, 12, 1, 8, 8, 3])
+    with torch.no_grad():
+        together = model.full_sort_predict(batch)
+        alone = torch.cat([model.full_sort_predict(batch[torch.tensor([row])]) for row in range(7)])
+        again = model.full_sort_predict(batch)
+    torch.testing.assert_close(alone, together, rtol=0, atol=1e-10)
+    assert torch.equal(again, together)
+    other_seed = {"ensemble_seeds": [4, 5, 6]} if "ensemble_seeds" in extra else {"noise_seed": 7}
+    other = make_model(**{**parameters, **other_seed})
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert (other.full_sort_predict(batch) - together)[:, 1:].abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("extra", [{}, {"ensemble_seeds": [1, 2]}])
+def test_predict_gives_the_scores_of_full_sort(extra):
+    model = make_model(**extra)
+    batch = make_batch([4, 9, 1])
+    with torch.no_grad():
+        full = model.full_sort_predict(batch)
+        torch.testing.assert_close(model.predict(batch), full[torch.arange(3), batch["item_id"]])
+    assert torch.isinf(full[:, 0]).all() and (full[:, 0] < 0).all(), "the padding row must not be recommended"
+
+
+def test_an_ensemble_averages_probabilities():
+    batch = make_batch([4, 9, 1])
+    single = [make_model(noise_seed=seed, lambda_uncertainty=0.5) for seed in (5, 6)]
+    ensemble = make_model(ensemble_seeds=[5, 6], lambda_uncertainty=0.5)
+    for model in (single[1], ensemble):
+        model.load_state_dict(single[0].state_dict())
+    with torch.no_grad():
+        expected = sum(model.full_sort_predict(batch)[:, 1:].softmax(-1) for model in single) / 2
+        torch.testing.assert_close(ensemble.full_sort_predict(batch)[:, 1:], expected)
+    torch.testing.assert_close(expected.sum(-1), torch.ones(3, dtype=torch.float64))
+
+
+def test_one_sampling_step_is_one_denoising_from_noise():
+    model = make_model(sampling_steps=1, lambda_uncertainty=0.5)
+    batch = make_batch([4, 9])
+    with torch.no_grad():
+        history = model.encode(batch)
+        noise = model.noise_table.draws(3, torch.tensor([8, 9]), history.batch.row, history.batch.age, torch.float64)
+        last = model.process.n_steps - 1
+        expected = model.reconstruct(
+            history, noise.start(), model.step_embedding()[last:], noise.uncertainty(last)
+        )
+        torch.testing.assert_close(model.reverse(history, batch["item_id"], noise), expected)
+
+
+def test_offset_noise_shifts_training_noise_and_nothing_else(monkeypatch):
+    shifted, plain = make_model(offset_scale=2.0), make_model(offset_noise=False, offset_scale=2.0)
+    assert shifted.offset == pytest.approx(0.2) and plain.offset == 0.0
+    plain.load_state_dict(shifted.state_dict())
+    batch = make_batch([4, 9])
+    with torch.no_grad():
+        torch.testing.assert_close(plain.full_sort_predict(batch), shifted.full_sort_predict(batch))
+        seen = []
+        for model in (shifted, plain):
+            monkeypatch.setattr(
+                model.process, "q_sample", lambda x_0, t, noise, m=model: (seen.append(noise), x_0)[1]
+            )
+            torch.manual_seed(0)
+            model.calculate_loss(batch)
+    torch.testing.assert_close(seen[0] - seen[1], torch.full_like(seen[0], 0.2))
+
+
+def test_lambda_has_mean_and_standard_deviation_delta(monkeypatch):
+    model = make_model(lambda_uncertainty=0.25, hidden_size=32)
+    seen = []
+    monkeypatch.setattr(
+        type(model.approximator), "forward", lambda self, history, x_s, d_s, uncertainty: seen.append(uncertainty) or x_s
+    )
+    with torch.no_grad():
+        model.full_sort_predict(make_batch([12] * 40))
+        model.calculate_loss(make_batch([12] * 400))
+    for values in (torch.cat(seen[:-1]), seen[-1]):
+        assert values.mean().item() == pytest.approx(0.25, abs=0.005)
+        assert values.std().item() == pytest.approx(0.25, abs=0.005)
+    assert not torch.equal(seen[0], seen[1]), "lambda is drawn anew at every step"
+
+
+def test_initialisation():
+    xavier = make_model(n_items=2001, hidden_size=64)
+    normal = make_model(n_items=2001, hidden_size=64, init="normal", initializer_range=0.05)
+    expected = (2.0 / (2001 + 64)) ** 0.5
+    assert xavier.item_embedding.weight[1:].std().item() == pytest.approx(expected, rel=0.05)
+    assert normal.item_embedding.weight[1:].std().item() == pytest.approx(0.05, rel=0.05)
+    for model in (xavier, normal):
+        assert not model.item_embedding.weight[0].any()
+        assert not model.approximator.blocks[0].attention.query.bias.any()
+
+
+def test_defaults_that_tell_the_two_models_apart():
+    diffurec, diffurecsys = make_model("DiffuRec"), make_model("DiffuRecSys")
+    block, other = diffurec.approximator.blocks[0], diffurecsys.approximator.blocks[0]
+    assert (block.output_dropout.p, other.output_dropout.p) == (0.1, 0.0)
+    assert (type(block.ffn[1]).__name__, type(other.ffn[1]).__name__) == ("GELU", "ReLU")
+    assert not block.has_cross_attention and other.has_cross_attention
+    assert diffurec.offset == 0.0 and diffurecsys.offset == pytest.approx(0.1)
+
+
+def test_loss_aware_training_updates_the_sampler():
+    model = make_model(step_sampler="loss_aware", diffusion_steps=4, noise_schedule="cosine")
+    batch = make_batch([5] * 60)
+    torch.manual_seed(0)
+    for _ in range(3):
+        model.calculate_loss(batch)
+    assert (model.step_sampler.counts == 10).all()
+    weights = model.step_sampler.weights()
+    assert weights.sum().item() == pytest.approx(1.0) and weights.unique().numel() == 4
+
+
+def test_a_model_can_be_copied_and_keeps_its_scores():
+    """RecBole deep-copies the model to count its operations."""
+    model = make_model()
+    batch = make_batch([3, 6])
+    with torch.no_grad():
+        assert torch.equal(copy.deepcopy(model).full_sort_predict(batch), model.full_sort_predict(batch))
+
+
+def test_bf16_changes_scores_little_and_keeps_them_distinct():
+    plain = make_model(hidden_size=32).float()
+    amp = make_model(hidden_size=32, enable_amp=True).float()
+    amp.load_state_dict(plain.state_dict())
+    batch = make_batch([3, 6, 12, 1])
+    with torch.no_grad():
+        a, b = plain.full_sort_predict(batch)[:, 1:], amp.full_sort_predict(batch)[:, 1:]
+    assert a.dtype == b.dtype == torch.float32
+    assert 0 < (a - b).abs().max() < 0.05 * a.abs().max()
+    assert b[0].unique().numel() == b.shape[1], "scores in bf16 would tie"
+
+
+def test_noise_table_rows_are_standard_normal():
+    rows = NoiseTable(64).rows
+    assert abs(rows.mean().item()) < 0.005 and abs(rows.std().item() - 1) < 0.005
