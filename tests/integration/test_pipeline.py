@@ -1,0 +1,142 @@
+"""Whole runs through RecBole's real pipeline, on the ml-100k that ships inside RecBole."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+import recbole_diffurec
+from recbole_diffurec import UserError, checkpoint, cli, run
+
+SMALL = {"epochs": 1, "hidden_size": 16, "n_layers": 1, "MAX_ITEM_LIST_LENGTH": 8, "gpu_id": "", "show_progress": False}
+KEYS = {
+    "model", "dataset", "seed", "n_users", "n_items", "n_interactions", "best_epoch", "best_valid_result", "test_result",
+    "train_seconds", "eval_seconds", "n_parameters", "checkpoint", "config", "versions",
+}  # fmt: skip
+
+
+def in_new_process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "run_recbole_diffurec.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize("model", ["DiffuRec", "DiffuRecSys", "SASRec"])
+def test_run_and_evaluate_in_a_fresh_process(model, workdir):
+    small = {**SMALL, "n_heads": 2}
+    if model == "SASRec":
+        small["inner_size"] = 32
+    result = run(model, "ml-100k", result_file="out/result.json", **small)
+    on_disk = json.loads(Path("out/result.json").read_text())
+    assert set(on_disk) >= KEYS
+    assert (on_disk["n_users"], on_disk["n_items"], on_disk["n_interactions"]) == (943, 1349, 99287)
+    assert {k: v for k, v in result.items() if k != "result_file"} == on_disk
+    assert set(on_disk["test_result"]) == {f"{m}@{k}" for m in ("hit", "ndcg") for k in (5, 10, 20)}
+    assert 0 < on_disk["test_result"]["hit@10"] < 1 and on_disk["train_seconds"] > 0 and on_disk["eval_seconds"] > 0
+    assert Path(on_disk["log"]).read_text()
+
+    path = on_disk["checkpoint"]
+    state = torch.load(path, weights_only=True)
+    assert state["model"] == model and path.endswith(".pth")
+
+    done = in_new_process("evaluate", path, "--result_file=again.json", cwd=workdir)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(Path("again.json").read_text())["test_result"] == on_disk["test_result"]
+
+
+def test_figures_do_not_depend_on_the_evaluation_batch(workdir):
+    result = run(result_file="r.json", **SMALL)
+    for size in (1000, 77):
+        again = recbole_diffurec.evaluate(result["checkpoint"], eval_batch_size=size, show_progress=False)
+        for name, value in result["test_result"].items():
+            assert again["test_result"][name] == pytest.approx(value, abs=1e-4)
+
+
+def test_the_same_seed_gives_the_same_figures_and_another_seed_others(workdir):
+    first, second = (run(**SMALL)["test_result"] for _ in range(2))
+    assert first == second
+    assert run(seed=7, **SMALL)["test_result"] != first
+
+
+@pytest.mark.parametrize("model", ["BPR", "DiffRec", "LDiffRec", "BERT4Rec", "GRU4Rec", "FEARec"])
+def test_recboles_models_run_beside_ours(model, workdir):
+    """On the same data; a mask takes items away, so a masked ranking is no worse."""
+    parameters = {"epochs": 1, "MAX_ITEM_LIST_LENGTH": 5, "gpu_id": "", "show_progress": False}
+    if model not in ("BPR", "DiffRec", "LDiffRec"):
+        parameters.update(hidden_size=16, **({} if model == "GRU4Rec" else {"n_layers": 1, "inner_size": 16}))
+    result = run(model, **parameters)
+    assert (result["n_users"], result["n_items"], result["n_interactions"]) == (943, 1349, 99287)
+    masked = recbole_diffurec.evaluate(result["checkpoint"], mask_seen=True, show_progress=False)
+    assert masked["test_result"]["hit@20"] >= result["test_result"]["hit@20"] > 0
+
+
+def test_learning_rate_decays_by_steps_and_best_epoch_is_kept(workdir):
+    small = {**SMALL, "epochs": 4, "lr_decay_step": 2, "lr_decay_gamma": 0.1, "learning_rate": 0.01}
+    result = run(**small)
+    rates = [epoch["learning_rate"] for epoch in result["history"]]
+    assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001])
+    scores = [epoch["valid_score"] for epoch in result["history"]]
+    assert result["best_epoch"] == max(range(4), key=lambda e: (scores[e], e))
+    assert result["best_valid_result"]["ndcg@10"] == max(scores)
+    state = checkpoint.load(result["checkpoint"])
+    assert state["epoch"] == result["best_epoch"]
+
+
+def test_early_stopping(workdir):
+    result = run(**{**SMALL, "epochs": 30, "stopping_step": 0, "learning_rate": 1e-9})
+    assert len(result["history"]) < 30
+
+
+def test_training_learns(workdir):
+    """A few epochs beat the chance of 10 in 1349 by far."""
+    result = run(**{**SMALL, "epochs": 3, "hidden_size": 32, "learning_rate": 0.01})
+    assert result["test_result"]["hit@10"] > 5 * 10 / 1349
+    losses = [epoch["train_loss"] for epoch in result["history"]]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < math.log(1349)
+
+
+def test_bf16_training_runs(workdir):
+    result = run(**{**SMALL, "enable_amp": True})
+    assert result["test_result"]["hit@20"] > 0
+
+
+def test_a_checkpoint_of_other_data_is_refused(workdir):
+    result = run(**SMALL)
+    with pytest.raises(UserError, match="is not the one"):
+        recbole_diffurec.evaluate(result["checkpoint"], user_inter_num_interval="[50,inf)", show_progress=False)
+    with pytest.raises(UserError, match="do not fit"):
+        recbole_diffurec.evaluate(result["checkpoint"], hidden_size=32, show_progress=False)
+
+
+def test_command_line_prints_the_table_and_the_places(workdir, capsys):
+    arguments = [f"--{name}={value}" for name, value in SMALL.items()]
+    assert cli.main(["run", *arguments, "--result_file=r.json"]) == 0
+    out = capsys.readouterr().out
+    for text in ("DiffuRecSys on ml-100k", "HR@5", "NDCG@20", "valid", "test", "training", "checkpoint", ".pth", "r.json"):
+        assert text in out
+    result = json.loads(Path("r.json").read_text())
+    assert f"{result['test_result']['hit@10']:.4f}" in out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="recbole.quick_start imports ray")
+def test_recboles_own_quick_start_runs_our_model_with_our_defaults(workdir, monkeypatch):
+    from recbole.quick_start import run_recbole
+
+    monkeypatch.setattr(sys, "argv", ["run_recbole.py"])
+    small = {name: value for name, value in SMALL.items() if name != "gpu_id"}
+    result = run_recbole(model="DiffuRecSys", dataset="ml-100k", config_dict=small)
+    assert set(result["test_result"]) >= {"hit@10", "ndcg@10"}, "our metrics, not RecBole's"
+    ours = run(**SMALL)
+    assert result["test_result"]["hit@10"] == pytest.approx(ours["test_result"]["hit@10"], abs=0.05)
+
+
+def test_amazon_beauty_from_the_shared_data(workdir, shared_data):
+    result = run("DiffuRecSys", "amazon-beauty", data_path=str(shared_data), **SMALL)
+    assert (result["n_users"], result["n_items"], result["n_interactions"]) == (22363, 12101, 198502)
