@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
-import tempfile
+import uuid
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,10 +36,10 @@ def to_plain(value: Any) -> Any:
             if isinstance(value, kind):
                 return kind(value)
         return value
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic) and isinstance(value.item(), (bool, int, float)):
         return value.item()
     if isinstance(value, np.ndarray):
-        return {"__array__": torch.from_numpy(np.ascontiguousarray(value))}
+        return {"__array__": torch.from_numpy(np.asarray(value, order="C"))}
     if sparse.issparse(value):
         matrix = value.tocsr()
         parts = {name: torch.from_numpy(getattr(matrix, name)) for name in ("data", "indices", "indptr")}
@@ -67,16 +69,16 @@ def from_plain(value: Any) -> Any:
 def save(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write ``state`` to ``path``: a temporary file beside it, flushed and renamed when complete."""
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    # Not tempfile: its files are readable by their owner alone, and checkpoints may be shared.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             torch.save(to_plain({"format": FORMAT, **state}), file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -88,21 +90,25 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
         The file is missing, truncated, holds more than tensors and plain values, or is no checkpoint of ours.
     """
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's about how a file is pickled that we refuse
+            state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise UserError(f"checkpoint '{path}' does not exist: check the path") from None
     except IsADirectoryError:
         raise UserError(f"checkpoint '{path}' is a folder: name the .pth file in it") from None
-    except OSError as error:
-        raise UserError(f"checkpoint '{path}' cannot be read ({error.strerror or error}): check the file") from None
     except pickle.UnpicklingError:
         raise UserError(
             f"'{path}' is no checkpoint of recbole_diffurec: it holds more than tensors and plain values, so it was "
             f"not opened; give a file that 'recbole-diffurec run' wrote"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # by where the damage is: RuntimeError, EOFError, IndexError, struct.error and more
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is an impossible seek
+            raise UserError(f"checkpoint '{path}' cannot be read ({error.strerror or error}): check the file") from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"checkpoint '{path}' is damaged or cut short ({reason}): use another copy") from None
+        raise UserError(
+            f"checkpoint '{path}' is damaged, cut short or no checkpoint at all ({reason}): use another copy"
+        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise UserError(

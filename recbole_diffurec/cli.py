@@ -109,6 +109,8 @@ def _dispatch(arguments: list[str]) -> int:
     if not sys.stderr.isatty():
         parameters["show_progress"] = False
     if command == "evaluate":
+        for name in {"checkpoint_file", "config_files", "experiment"} & parameters.keys():
+            raise UserError(f"'recbole-diffurec evaluate' takes no --{name}: give single parameters as --name=value")
         result = pipeline.evaluate(options.checkpoint, result_file=options.result_file, **parameters)
     elif options.list_models:
         print("\n".join(known_models()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ import recbole
 import yaml
 from recbole.config import Config
 from recbole.evaluator import metric_types
-from recbole.utils import ModelType, get_model
+from recbole.utils import EvaluatorType, ModelType, get_model
 from recbole.utils.argument_list import (
     dataset_arguments,
     evaluation_arguments,
@@ -54,12 +55,12 @@ class Rule:
         if self.choices:
             text = f"one of {', '.join(self.choices)}"
         elif self.kind in ("int", "number"):
-            text = "an integer" if self.kind == "int" else "a number"
+            text = "an integer" if self.kind == "int" else "a number" if math.isfinite(self.high) else "a finite number"
             if math.isfinite(self.low) and math.isfinite(self.high):
                 left, right = "(" if self.open_low else "[", ")" if self.open_high else "]"
-                text += f" in {left}{self.low:g}, {self.high:g}{right}"
+                text += f" in {left}{self.low}, {self.high}{right}"
             elif math.isfinite(self.low):
-                text += f" {'above' if self.open_low else 'of at least'} {self.low:g}"
+                text += f" {'above' if self.open_low else 'of at least'} {self.low}"
         else:
             text = {"bool": "True or False", "str": "text", "list": "a list", "dict": "a mapping"}[self.kind]
         return text + (" (or empty)" if self.optional else "")
@@ -70,7 +71,7 @@ class Rule:
         if self.kind in ("int", "number"):
             if isinstance(value, bool) or not isinstance(value, int if self.kind == "int" else (int, float)):
                 return False
-            if math.isnan(value):
+            if isinstance(value, float) and not math.isfinite(value):
                 return False
             above = value > self.low if self.open_low else value >= self.low
             below = value < self.high if self.open_high else value <= self.high
@@ -92,7 +93,7 @@ RULES: dict[str, Rule] = {
     "epochs": _COUNT,
     "train_batch_size": _COUNT,
     "eval_batch_size": _COUNT,
-    "learner": Rule("str", choices=["adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"]),
+    "learner": Rule("str", choices=["adam", "adamw", "sgd", "adagrad", "rmsprop"]),
     "learning_rate": Rule("number", 0, open_low=True),
     "weight_decay": Rule("number", 0),
     "stopping_step": Rule("int", 0),
@@ -103,6 +104,7 @@ RULES: dict[str, Rule] = {
     "metric_decimal_place": _COUNT,
     "MAX_ITEM_LIST_LENGTH": _COUNT,
     "enable_amp": Rule("bool"),
+    **{f"{kind}_FIELD": Rule("str") for kind in ("USER_ID", "ITEM_ID", "TIME")},
     "user_inter_num_interval": Rule("str", optional=True),
     "item_inter_num_interval": Rule("str", optional=True),
     "expected_counts": Rule("dict", optional=True),
@@ -121,7 +123,11 @@ RULES: dict[str, Rule] = {
     "cross_attention": Rule("bool"),
     "init": Rule("str", choices=["xavier_normal", "normal"]),
     "initializer_range": Rule("number", 0, open_low=True),
+    "worker": Rule("int", 0),
 }
+# RecBole's parameters that are empty by default, so that the default does not tell the kind.
+for _name in ("clip_grad_norm", "discretization", "preload_weight", "seq_len", "threshold", "val_interval"):
+    RULES[_name] = Rule("dict", optional=True)
 # Names that RecBole's models (DiffRec) use with meanings of their own are checked for our models alone.
 MODEL_RULES: dict[str, Rule] = {
     "hidden_act": Rule("str", choices=list(ACTIVATIONS)),
@@ -136,6 +142,11 @@ MODEL_RULES: dict[str, Rule] = {
     "noise_seed": Rule("int", 0, 2**63 - 1),
     "ensemble_seeds": Rule("list", optional=True),
 }
+
+# What RecBole takes for intervals of counts; it skips anything else with a line in its log.
+_BOUND = r"\s*[-+]?(?:\d+(?:\.\d*)?|inf)\s*"
+_INTERVAL = rf"\s*[\[(]{_BOUND},{_BOUND}[\])]\s*"
+INTERVALS = re.compile(rf"{_INTERVAL}(?:;{_INTERVAL})*")
 
 
 def known_models() -> list[str]:
@@ -195,12 +206,20 @@ class RunConfig(Config):
         for path in config_files:
             layers.update(defaults.read_yaml(path))
         layers.update(overrides or {})
-        for name in ("model", "dataset"):
-            layers.pop(name, None)
+        for name, used in (("model", model), ("dataset", dataset)):
+            other = layers.pop(name, used)
+            if other != used:
+                raise UserError(f"{name} is '{used}', and a parameter or configuration file says '{other}': give one")
         if layers.get("gpu_id", "") is None:
             layers["gpu_id"] = ""
         self._check_names(model, layers)
-        super().__init__(model=cls, dataset=dataset, config_dict=layers)
+        try:
+            super().__init__(model=cls, dataset=dataset, config_dict=layers)
+        except UserError:
+            raise
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0].rstrip(".!")
+            raise UserError(f"RecBole refuses these parameters: {reason}") from error
 
     # Hooks of RecBole's constructor
 
@@ -227,10 +246,18 @@ class RunConfig(Config):
         given = self.external_config_dict
         full_softmax = final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final.get("loss_type") == "CE"
         if full_softmax and "train_neg_sample_args" not in given:
-            final["train_neg_sample_args"] = None  # takes no negatives; RecBole makes its user say so
-        if "load_col" not in given and final["MODEL_TYPE"] in (ModelType.GENERAL, ModelType.SEQUENTIAL):
+            # Takes no negatives; RecBole makes its user say so. Set among the defaults too, for plain().
+            final["train_neg_sample_args"] = self.internal_config_dict["train_neg_sample_args"] = None
+        if "load_col" not in given:
             fields = [final[f"{kind}_FIELD"] for kind in ("USER_ID", "ITEM_ID", "TIME")]
-            final["load_col"] = {**(final["load_col"] or {}), "inter": fields}
+            columns = dict(final["load_col"] or {})
+            if final["MODEL_TYPE"] not in (ModelType.GENERAL, ModelType.SEQUENTIAL, ModelType.TRADITIONAL):
+                fields += [name for name in columns.get("inter", []) if name not in fields]
+            final["load_col"] = {**columns, "inter": fields}
+            self.internal_config_dict["load_col"] = final["load_col"]
+        if isinstance(given.get("eval_args"), dict):
+            # RecBole would fill what is left out with its random split.
+            final["eval_args"] = {**self.internal_config_dict["eval_args"], **given["eval_args"]}
         self._check_values(final, given)
         return final
 
@@ -253,9 +280,12 @@ class RunConfig(Config):
         known = {*overall, *ours, *self._read_host("model", model), *_UNLISTED_HOST_KEYS}
         known.update(key for path in host_files for key in defaults.read_yaml(path))
         known.update(general_arguments, training_arguments, evaluation_arguments, dataset_arguments)
+        known.discard("config_file")  # listed by RecBole and read by nothing
+        self._known = known
         for name in given:
             if name not in known:
-                hint = nearest(name, known) or " run 'recbole-diffurec --help' for where parameters are listed"
+                names = {*known, "model", "dataset", "config_files", "experiment", "result_file"} - {name}
+                hint = nearest(name, names) or " run 'recbole-diffurec --help' for where parameters are listed"
                 raise UserError(f"unknown parameter '{name}' for model {model}:{hint}")
 
     def _check_values(self, final: dict[str, Any], given: Mapping[str, Any]) -> None:
@@ -270,6 +300,9 @@ class RunConfig(Config):
             rule = rules.get(name) or self._rule_from_default(name)
             if rule is not None and not rule.accepts(final[name]):
                 raise UserError(f"{name} must be {rule.describe()}, got {final[name]!r}")
+        for name in ("user_inter_num_interval", "item_inter_num_interval"):
+            if final[name] is not None and not INTERVALS.fullmatch(final[name]):
+                raise UserError(f"{name} must be an interval such as [5,inf), got '{final[name]}'")
         self._check_evaluation(final)
         if {"hidden_size", "n_heads"} <= final.keys() and final["hidden_size"] % final["n_heads"]:
             divisors = [str(n) for n in range(1, final["hidden_size"] + 1) if final["hidden_size"] % n == 0]
@@ -293,12 +326,17 @@ class RunConfig(Config):
         topk, metrics, valid = final["topk"], final["metrics"], str(final["valid_metric"])
         if not topk or not all(Rule("int", 1).accepts(k) for k in topk):
             raise UserError(f"topk must be a list of integers of at least 1, such as [5,10,20], got {topk!r}")
+        if not metrics:
+            raise UserError("metrics must name at least one metric, such as [Hit,NDCG], got []")
+        options = []
         for metric in metrics:
-            if str(metric).lower() not in metric_types:
-                raise UserError(f"unknown metric '{metric}' in metrics:{nearest(str(metric), metric_types)}")
-        name, _, k = valid.partition("@")
-        options = [f"{metric}@{n}" for metric in metrics for n in topk]
-        if name.lower() not in [str(m).lower() for m in metrics] or (k and k not in [str(n) for n in topk]):
+            kind = metric_types.get(str(metric).lower())
+            if kind is None:
+                hint = nearest(str(metric), metric_types) or f" choose from {', '.join(metric_types)}"
+                raise UserError(f"unknown metric '{metric}' in metrics:{hint}")
+            whole = kind == EvaluatorType.VALUE or metric.lower() == "gauc"  # has no @K in RecBole's results
+            options += [metric] if whole else [f"{metric}@{k}" for k in topk]
+        if valid.lower() not in [option.lower() for option in options]:
             raise UserError(f"valid_metric must be one of {', '.join(options)}, got '{valid}'")
 
     @staticmethod
@@ -321,7 +359,8 @@ class RunConfig(Config):
         derived = {"model", "dataset", "device", "eval_type", "MODEL_TYPE", "MODEL_INPUT_TYPE", "single_spec"}
         derived |= {"local_rank", "valid_metric_bigger", "valid_neg_sample_args", "test_neg_sample_args"}
         values = {**self.internal_config_dict, **self.external_config_dict}
-        return {name: value for name, value in values.items() if name not in derived}
+        # A data set's defaults may name parameters that this model does not have.
+        return {name: value for name, value in values.items() if name in self._known - derived}
 
 
 def parse_value(name: str, text: str) -> Any:
@@ -333,7 +372,7 @@ def parse_value(name: str, text: str) -> Any:
         return text
     try:
         return defaults.parse_yaml(text)
-    except yaml.YAMLError:
+    except Exception:  # YAMLError, and whatever Python says of a date such as 2024-13-45
         return text
 
 

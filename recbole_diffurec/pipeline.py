@@ -234,7 +234,7 @@ def describe_run(config: RunConfig, data: PreparedData, network: torch.nn.Module
         "n_interactions": data.n_interactions,
         "n_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
         "device": str(config["device"]),
-        "config": checkpoint.to_plain(config.plain()),
+        "config": json.loads(json.dumps(config.plain())),
         "versions": {
             "recbole_diffurec": __version__,
             "recbole": recbole.__version__,

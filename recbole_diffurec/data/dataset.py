@@ -114,6 +114,7 @@ class PrefixRows(Interaction):
     ):
         super().__init__(columns)
         self.flat, self.first, self.target, self.max_length = flat, first, target, max_length
+        self._written: dict[str, Tensor] = {}
 
     def __contains__(self, item: str) -> bool:
         return item in self.interaction or item in self.flat
@@ -127,7 +128,7 @@ class PrefixRows(Interaction):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, str):
-            return self._pad(self.flat[index]) if index in self.flat else self.interaction[index]
+            return self._write_out(index) if index in self.flat else self.interaction[index]
         if isinstance(index, slice):
             index = np.arange(len(self))[index]
         # RecBole goes through Python lists here, which costs more than the selection.
@@ -149,6 +150,13 @@ class PrefixRows(Interaction):
     def _reindex(self, index: Any) -> None:
         super()._reindex(index)
         self.first, self.target = self.first[index], self.target[index]
+        self._written.clear()
+
+    def _write_out(self, column: str) -> Tensor:
+        """A whole list column, kept: the models that ask for one (FEARec) do so for every sample."""
+        if column not in self._written:
+            self._written[column] = self._pad(self.flat[column])
+        return self._written[column]
 
     def _pad(self, values: Tensor) -> Tensor:
         """Right-padded histories, [R, L, ...]."""

@@ -1,0 +1,368 @@
+"""The command line: what it understands, and how it refuses."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+import torch
+
+from recbole_diffurec import checkpoint, config, pipeline
+from recbole_diffurec.cli import main, parse_parameters
+from recbole_diffurec.config import RunConfig
+from recbole_diffurec.errors import UserError
+from recbole_diffurec.version import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = {"model": "DiffuRec", "dataset": "mine", "test_result": {"hit@10": 0.25}, "eval_seconds": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def fresh_log() -> Iterator[None]:
+    """``main`` gives the logger the standard error of its moment, which pytest replaces for each test."""
+    logger = logging.getLogger("recbole_diffurec")
+    before = logger.handlers[:], logger.level
+    logger.handlers.clear()
+    yield
+    logger.handlers[:], logger.level = before
+
+
+@pytest.fixture
+def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where data would be read: for what must be refused earlier."""
+
+    def read(config: RunConfig) -> Any:
+        raise AssertionError("data was read")
+
+    monkeypatch.setattr(pipeline, "prepare_data", read)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple, dict[str, Any]]]:
+    """What ``main`` calls of the pipeline, which does nothing."""
+    made: list[tuple[str, tuple, dict[str, Any]]] = []
+    for name in ("run", "evaluate"):
+        monkeypatch.setattr(pipeline, name, lambda *a, name=name, **k: made.append((name, a, k)) or RESULT)
+    return made
+
+
+def files() -> list[str]:
+    return sorted(str(path) for path in Path().rglob("*") if path.is_file())
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a refusal prints. Nothing but a log may have been written."""
+    before = files()
+    assert main(list(arguments)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("recbole-diffurec: ") and err.endswith("\n") and err.count("\n") == 1
+    message = err[len("recbole-diffurec: ") : -1]
+    assert message and "Traceback" not in message
+    assert not re.search(r"[.!?] +[A-Z]", message), "more than one sentence"
+    assert [path for path in files() if path not in before and not path.startswith("log/")] == []
+    return message
+
+
+# Mistakes that are found before any data is read
+
+MISTAKES = {
+    "unknown command": (["trian"], "'trian'", "run, evaluate"),
+    "parameter in place of a command": (["epochs=5"], "'epochs=5'", "run, evaluate"),
+    "loose argument": (["run", "ml-100k"], "'ml-100k'", "--name=value"),
+    "loose argument after a list": (["--topk=[5,", "10]"], "'10]'", "--name=value"),
+    "one dash": (["-e", "5"], "'-e'", "--name=value"),
+    "no name": (["--=5"], "'--=5'", "--name=value"),
+    "no value": (["--epochs"], "'--epochs'", "--epochs=value"),
+    "flag in place of a value": (["--epochs", "--seed=1"], "'--epochs'", "--epochs=value"),
+    "given twice": (["--epochs=5", "--epochs", "6"], "'--epochs'", "twice"),
+    "option without a value": (["--model"], "--model", "--help"),
+    "unknown model": (["--model=DifuRec"], "'DifuRec'", "'DiffuRec'"),
+    "unknown data set folder": (["--dataset=../secret"], "'../secret'", "plain folder name"),
+    "unknown experiment": (["--experiment=paper"], "'paper'", "diffurec_paper"),
+    "unknown parameter": (["--lerning_rate=0.1"], "'lerning_rate'", "'learning_rate'"),
+    "abbreviated option": (["--exper=diffurec_paper"], "'exper'", "unknown parameter"),
+    "parameter of another model": (["--model=BPR", "--diffusion_steps=5"], "'diffusion_steps'", "BPR"),
+    "missing configuration file": (["--config_files=missing.yaml"], "'missing.yaml'", "check the path"),
+    "second of two configuration files": (["--config_files", "good.yaml bad.yaml"], "'bad.yaml'", "line 2"),
+    "text for a number": (["--epochs=five"], "epochs", "'five'"),
+    "no number": (["--learning_rate=.nan"], "learning_rate", "nan"),
+    "empty number": (["--epochs="], "epochs", "None"),
+    "impossible date": (["--epochs=2024-13-45"], "epochs", "'2024-13-45'"),
+    "out of range": (["--hidden_dropout_prob=1"], "hidden_dropout_prob", "[0, 1)"),
+    "no choice": (["--noise_schedule=quadratic"], "noise_schedule", "'quadratic'"),
+    "code": (["--learning_rate=__import__('os').system('touch x')"], "learning_rate", "__import__"),
+    "heads": (["--hidden_size=12", "--n_heads=5"], "n_heads", "1, 2, 3, 4, 6, 12"),
+    "sampling steps": (["--sampling_steps=64"], "sampling_steps", "64"),
+    "schedule": (["--noise_schedule=linear", "--diffusion_steps=10"], "'linear'", "diffusion_steps 10"),
+    "metric": (["--metrics=[Hitt]"], "'Hitt'", "'hit'"),
+    "validation metric": (["--valid_metric=NDCG@7"], "valid_metric", "'NDCG@7'"),
+    "refused by RecBole": (["--eval_args={mode: xyz}"], "eval_args", "xyz"),
+    "result in place of a folder": (["--result_file=folder"], "result_file 'folder'", "is a folder"),
+    "result under a file": (["--result_file=good.yaml/x.json"], "result_file", "'good.yaml'"),
+    "checkpoints under a file": (["--checkpoint_dir=good.yaml"], "checkpoint_dir 'good.yaml'", "cannot be made"),
+    "no checkpoint": (["evaluate"], "CHECKPOINT", "--help"),
+    "missing checkpoint": (["evaluate", "missing.pth"], "'missing.pth'", "does not exist"),
+    "folder as checkpoint": (["evaluate", "folder"], "'folder'", ".pth"),
+    "text as checkpoint": (["evaluate", "good.yaml"], "'good.yaml'", "no checkpoint"),
+    "RecBole's checkpoint": (["evaluate", "recbole.pth"], "'recbole.pth'", "no checkpoint"),
+    "cut checkpoint": (["evaluate", "cut.pth"], "'cut.pth'", "cut short"),
+    "two checkpoints": (["evaluate", "mine.pth", "other.pth"], "'other.pth'", "--name=value"),
+    "parameter for a checkpoint": (["evaluate", "mine.pth", "--sampling_steps=64"], "sampling_steps", "64"),
+    "unknown for a checkpoint": (["evaluate", "mine.pth", "--samplin_steps=1"], "'samplin_steps'", "'sampling_steps'"),
+    "model for a checkpoint": (["evaluate", "mine.pth", "--model=BPR"], "'DiffuRec'", "'BPR'"),
+    "files for a checkpoint": (["evaluate", "mine.pth", "--config_files=good.yaml"], "--config_files", "--name=value"),
+    "checkpoint twice": (["evaluate", "mine.pth", "--checkpoint_file=x.pth"], "--checkpoint_file", "--name=value"),
+    "result of a checkpoint": (["evaluate", "mine.pth", "--result_file=folder"], "result_file 'folder'", "is a folder"),
+}
+
+
+@pytest.fixture
+def surroundings(workdir: Path) -> Path:
+    """The files that the mistakes above are made with."""
+    (workdir / "folder").mkdir()
+    (workdir / "good.yaml").write_text("epochs: 5\n")
+    (workdir / "bad.yaml").write_text("epochs: [5\n")
+    kept = RunConfig("DiffuRec", "mine", {"gpu_id": ""}).plain()
+    checkpoint.save("mine.pth", {"model": "DiffuRec", "dataset": "mine", "config": kept})
+    (workdir / "cut.pth").write_bytes((workdir / "mine.pth").read_bytes()[:-100])
+    layer = torch.nn.Linear(2, 2)
+    # As RecBole's trainer saves: with its configuration, an object.
+    state = {"config": RunConfig("BPR", "mine", {"gpu_id": ""}).final_config_dict, "state_dict": layer.state_dict()}
+    torch.save({**state, "epoch": 3}, "recbole.pth", pickle_protocol=4)
+    return workdir
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistake_is_one_line_and_leaves_nothing(
+    case: str, surroundings: Path, no_data: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, thing, value = MISTAKES[case]
+    message = refused(capsys, *arguments)
+    assert thing in message and value in message
+
+
+@pytest.mark.parametrize("case", ["unknown parameter", "sampling steps", "result in place of a folder"])
+def test_mistake_leaves_not_even_a_log(
+    case: str, surroundings: Path, no_data: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(surroundings.rglob("*"))
+    refused(capsys, *MISTAKES[case][0])
+    assert sorted(surroundings.rglob("*")) == before
+
+
+# Mistakes in the data
+
+
+def write_inter(*lines: str) -> list[str]:
+    path = Path("data/mine/mine.inter")
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(line.replace(" ", "\t") + "\n" for line in lines))
+    return ["--dataset=mine", "--data_path=data", "--gpu_id="]
+
+
+def test_missing_data_set_offline(
+    workdir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    address = "http://127.0.0.1:9/"
+    arguments = ["--dataset=amazon-beauty", "--data_path=data", f"--source_base_urls={{snap: '{address}'}}"]
+    message = refused(capsys, *arguments, "--result_file=result.json")
+    assert "'amazon-beauty'" in message and f"{address}ratings_Beauty.csv" in message and "refused" in message
+    assert str(workdir / "data" / "amazon-beauty" / "amazon-beauty.inter") in message
+    assert not Path("data").exists()
+
+
+def test_unknown_data_set(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "--dataset=amazon_beauty", "--data_path=data")
+    assert "'amazon_beauty'" in message and "did you mean amazon-beauty?" in message
+    assert str(workdir / "data" / "amazon_beauty" / "amazon_beauty.inter") in message
+
+
+@pytest.mark.parametrize("model", ["DiffuRecSys", "SASRec", "BPR", "Pop"])
+def test_data_without_a_time_column(model: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = write_inter("user_id:token item_id:token", *(f"u i{n}" for n in range(9)))
+    message = refused(capsys, *arguments, f"--model={model}")
+    assert "'data/mine/mine.inter' has no column 'timestamp:float'" in message and "--TIME_FIELD" in message
+    assert "'user_id:token', 'item_id:token'" in message
+
+
+def test_data_with_another_name_for_the_time(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = write_inter("user_id:token item_id:token when:float", *(f"u i{n} {n}" for n in range(9)))
+    assert "'when:float'" in refused(capsys, *arguments)
+    assert "'then:float'" in refused(capsys, *arguments, "--TIME_FIELD=then")
+
+
+def test_data_with_a_time_that_is_no_number(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = write_inter("user_id:token item_id:token timestamp:float", "u i1 1", "u i2 noon", "u i3 3")
+    message = refused(capsys, *arguments)
+    assert "'data/mine/mine.inter'" in message and "noon" in message
+
+
+def test_data_with_a_time_left_out(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = write_inter("user_id:token item_id:token timestamp:float", "u i1 1", "u i2 ", "u i3 3")
+    message = refused(capsys, *arguments)
+    assert "'data/mine/mine.inter' line 3" in message and "'timestamp'" in message
+
+
+def test_data_that_the_filter_empties(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = write_inter("user_id:token item_id:token timestamp:float", "u i1 1", "u i2 2")
+    message = refused(capsys, *arguments)
+    assert "'mine'" in message and "user_inter_num_interval [5,inf)" in message
+
+
+# What is understood
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parameters"),
+    [
+        ([], {}),
+        (["--epochs=5"], {"epochs": 5}),
+        (["--epochs", "5"], {"epochs": 5}),
+        (["--epochs", "5", "--seed=1", "--topk", "[5, 10]"], {"epochs": 5, "seed": 1, "topk": [5, 10]}),
+        (["--learning_rate", "1e-3"], {"learning_rate": 0.001}),
+        (["--offset_scale", "-1"], {"offset_scale": -1}),
+        (["--data_path=a=b"], {"data_path": "a=b"}),
+        (["--sampling_steps="], {"sampling_steps": None}),
+        (["--sampling_steps", ""], {"sampling_steps": None}),
+        (["--gpu_id=0"], {"gpu_id": "0"}),
+    ],
+)
+def test_parse_parameters(arguments: list[str], parameters: dict[str, Any]) -> None:
+    before = arguments[:]
+    assert parse_parameters(arguments) == parameters
+    assert arguments == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "thing"),
+    [(["5"], "'5'"), (["-x=5"], "'-x=5'"), (["--"], "'--'"), (["--a=1", "--a=1"], "'--a'"), (["--a"], "'--a'")],
+)
+def test_parse_parameters_refuses(arguments: list[str], thing: str) -> None:
+    with pytest.raises(UserError, match=re.escape(thing)):
+        parse_parameters(arguments)
+
+
+def test_run_gets_what_was_given(calls: list, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model=DiffuRec", "--dataset", "mine", "--config_files", "a.yaml b.yaml,c.yaml", "--experiment=x"]
+    assert main(["run", *options, "--epochs", "5", "--result_file=r.json", "--topk=[1]"]) == 0
+    assert main([]) == 0
+    run, bare = calls
+    assert run == (
+        "run",
+        ("DiffuRec", "mine"),
+        {
+            "config_files": ["a.yaml", "b.yaml", "c.yaml"],
+            "experiment": "x",
+            "result_file": "r.json",
+            "epochs": 5,
+            "topk": [1],
+            "show_progress": False,
+        },
+    )
+    assert bare[1] == ("DiffuRecSys", "ml-100k")
+    assert bare[2] == {"config_files": [], "experiment": None, "result_file": None, "show_progress": False}
+    out, err = capsys.readouterr()
+    assert out == f"{pipeline.format_result(RESULT)}\n" * 2 and "HR@10" in out and err == ""
+
+
+def test_evaluate_gets_what_was_given(calls: list, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "a.pth", "--sampling_steps", "1", "--result_file=r.json"]) == 0
+    parameters = {"result_file": "r.json", "sampling_steps": 1, "show_progress": False}
+    assert calls == [("evaluate", ("a.pth",), parameters)]
+
+
+def test_progress_is_left_as_it_is_on_a_terminal(calls: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert main(["--show_progress=False"]) == main([]) == 0
+    assert calls[0][2]["show_progress"] is False and "show_progress" not in calls[1][2]
+
+
+def test_arguments_come_from_the_process_by_default(calls: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["recbole-diffurec", "--dataset=mine"])
+    assert main() == 0
+    assert calls[0][1] == ("DiffuRecSys", "mine")
+
+
+def test_interruption_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run", interrupt)
+    assert main([]) == 130
+    assert capsys.readouterr() == ("", "recbole-diffurec: interrupted\n")
+
+
+def test_fault_of_the_program_is_not_passed_off_as_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(pipeline, "run", broken)
+    with pytest.raises(ZeroDivisionError):
+        main([])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--help"], ["evaluate", "--model", "--config_files", "--experiment", "--NAME=VALUE", "README.md"]),
+        (["run", "-h"], ["evaluate", "--list_models", "--result_file"]),
+        (["evaluate", "--help"], ["CHECKPOINT", "--result_file", "--NAME=VALUE"]),
+        (["--version"], [f"recbole-diffurec {__version__}"]),
+    ],
+)
+def test_help(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    out, err = capsys.readouterr()
+    assert not left.value.code and err == ""
+    assert [word for word in words if word not in out] == []
+
+
+def test_every_name_in_the_help_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    named = set(re.findall(r"--(\w+)", capsys.readouterr().out))
+    options = {"model", "dataset", "config_files", "experiment", "result_file", "list_models", "version", "help"}
+    assert named - options - {"NAME"} <= config.RULES.keys() | config.MODEL_RULES.keys()
+    assert named >= options
+
+
+def test_list_models(workdir: Path, calls: list, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list_models"]) == 0
+    out, err = capsys.readouterr()
+    names = out.split("\n")
+    assert names[:2] == ["DiffuRec", "DiffuRecSys"] and {"SASRec", "BPR"} <= set(names) and names[-1] == ""
+    assert err == "" and calls == [] and files() == []
+
+
+def test_script_exits_with_the_code_of_main(workdir: Path) -> None:
+    """The whole way once: RecBole's style of entry, in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "run_recbole_diffurec.py"), "--epochs=0", "--result_file=result.json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "recbole-diffurec: epochs must be an integer of at least 1, got 0\n"
+    assert files() == []
+
+
+def test_messages_of_a_run_go_to_standard_error(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def talk(*_: Any, **__: Any) -> dict[str, Any]:
+        logging.getLogger("recbole_diffurec").info("943 users")
+        return RESULT
+
+    monkeypatch.setattr(pipeline, "run", talk)
+    assert main([]) == main([]) == 0
+    out, err = capsys.readouterr()
+    assert err == "943 users\n" * 2, "one handler, however often main is called"
+    assert "943" not in out

@@ -1,0 +1,331 @@
+"""RecBole works on today's Python stack after ``compat.apply()``, and nothing more than that is changed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from recbole.config import Config
+from recbole.data.dataset import Dataset, SequentialDataset
+from recbole.data.dataset import dataset as host
+from recbole.data.dataset import sequential_dataset as sequential_host
+
+from recbole_diffurec import compat
+from recbole_diffurec.config import RunConfig
+from recbole_diffurec.data import SequenceDataset
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# numpy
+
+
+ALIASES = {
+    "float_": np.float64,
+    "complex_": np.complex128,
+    "unicode_": np.str_,
+    "int": np.int_,
+    "float": np.float64,
+    "complex": np.complex128,
+    "object": np.object_,
+    "str": np.str_,
+    "unicode": np.str_,
+}
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_alias_of_numpy_is_supplied_where_it_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(np, name, raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compat.apply()
+    assert np.__dict__[name] is ALIASES[name]
+
+
+def test_alias_that_numpy_has_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("float_", "long", "bool"):
+        monkeypatch.setattr(np, name, name, raising=False)
+    compat.apply()
+    assert [np.__dict__[name] for name in ("float_", "long", "bool")] == ["float_", "long", "bool"]
+
+
+def test_recboles_own_configuration_can_be_built(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("float_", "complex_", "unicode_"):
+        monkeypatch.delattr(np, name, raising=False)
+    monkeypatch.setattr(sys, "argv", ["test"])
+    compat.apply()
+    config = Config(model="SASRec", dataset="ml-100k", config_dict={"train_neg_sample_args": None, "gpu_id": ""})
+    assert (config["model"], config["dataset"], config["loss_type"]) == ("SASRec", "ml-100k", "CE")
+    ours = Config(model="DiffuRecSys", dataset="ml-100k", config_dict={"gpu_id": ""})
+    assert ours["diffusion_steps"] == 32 and ours["metrics"] == ["Hit", "NDCG"]
+
+
+# apply
+
+
+def patched() -> dict[str, Any]:
+    """Everything that ``apply`` touches."""
+    state = {f"np.{name}": np.__dict__.get(name) for name in [*ALIASES, "bool", "long"]}
+    for module in (host, sequential_host):
+        state.update({f"{module.__name__}.{name}": module.__dict__.get(name) for name in ("pd", "len", "np")})
+    return {**state, "fill_nan": Dataset._fill_nan, "n_filters": len(warnings.filters)}
+
+
+def test_applying_again_changes_nothing() -> None:
+    compat.apply()
+    before = patched()
+    compat.apply()
+    assert patched() == before
+    assert before["recbole.data.dataset.dataset.len"] is not None
+
+
+def test_pandas_and_len_of_everyone_else_are_untouched() -> None:
+    import builtins
+
+    assert pd.read_csv.__module__.startswith("pandas") and host.pd is not pd
+    assert host.pd.DataFrame is pd.DataFrame and host.pd.factorize is pd.factorize
+    assert len is builtins.len and len(pd.Series([[1, 2], [3]])) == 2
+
+
+def test_length_of_a_series_is_that_of_its_elements() -> None:
+    series = pd.Series([np.array(["a", "b"]), np.array([]), np.array(["c"])], index=[5, 3, 9])
+    for module in (host, sequential_host):
+        assert module.len(series).tolist() == [2, 0, 1]
+        assert np.cumsum(series.agg(module.len)).tolist() == [2, 2, 3]
+        assert [module.len(x) for x in ([1, 2], "abc", {}, np.zeros((4, 2)))] == [2, 3, 0, 4]
+        with pytest.raises(TypeError):
+            module.len(5)
+
+
+# Atomic files
+
+INTER = """\
+user_id:token	item_id:token	tags:token_seq	weights:float_seq	timestamp:float
+nan	00123	x y	0.5 1.5	1700000001
+nan	NA	x	2.0	1700000002.25
+nan	"7"		4.0	1700000003
+NA	00123	y z x	1.0 2.0 3.0	16777217
+NA	123	z		16777219
+00123	NA	"x y"	1.0	3
+00123	null	x	1.0	4
+"""
+ITEM = """\
+item_id:token	class:token_seq	price:float	brand:token
+00123	Comedy Drama	1.5	null
+NA		3.0	x
+"7"	Action		
+123	Drama "Action Comedy	4.5	x
+null	Comedy	3.0	00
+"""
+COLUMNS = {
+    "inter": ["user_id", "item_id", "tags", "weights", "timestamp"],
+    "item": ["item_id", "class", "price", "brand"],
+}
+
+
+def tiny_config(**parameters: Any) -> RunConfig:
+    folder = Path("data/tiny")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tiny.inter").write_text(INTER)
+    (folder / "tiny.item").write_text(ITEM)
+    values = {
+        "data_path": "data",
+        "gpu_id": "",
+        "load_col": COLUMNS,
+        "user_inter_num_interval": None,
+        "item_inter_num_interval": None,
+    }
+    return RunConfig("DiffuRecSys", "tiny", {**values, **parameters})
+
+
+@pytest.fixture
+def frames(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    """RecBole's data set before it renumbers anything: data frames as they were read."""
+    for step in ("_data_processing", "_data_filtering", "_remap_ID_all", "_fill_nan"):
+        monkeypatch.setattr(Dataset, step, lambda self: None)
+    return Dataset(tiny_config())
+
+
+def test_identifiers_stay_what_they_are(frames: Dataset) -> None:
+    assert frames.inter_feat["user_id"].tolist() == ["nan", "nan", "nan", "NA", "NA", "00123", "00123"]
+    assert frames.inter_feat["item_id"].tolist() == ["00123", "NA", '"7"', "00123", "123", "NA", "null"]
+    assert frames.item_feat["item_id"].tolist() == ["00123", "NA", '"7"', "123", "null"]
+    assert frames.inter_feat["user_id"].dtype == frames.item_feat["item_id"].dtype == np.dtype(object)
+
+
+def test_quotes_are_ordinary_characters(frames: Dataset) -> None:
+    assert frames.inter_feat["tags"][5].tolist() == ['"x', 'y"']
+    assert frames.item_feat["class"][3].tolist() == ["Drama", '"Action', "Comedy"]
+
+
+def test_missing_sequences_are_empty(frames: Dataset) -> None:
+    assert [x.tolist() for x in frames.inter_feat["tags"][:4]] == [["x", "y"], ["x"], [], ["y", "z", "x"]]
+    assert [x.tolist() for x in frames.inter_feat["weights"][2:5]] == [[4.0], [1.0, 2.0, 3.0], []]
+    assert frames.item_feat["class"][1].tolist() == []
+    assert frames.field2seqlen == {
+        **dict.fromkeys(["user_id", "item_id", "timestamp", "price", "brand"], 1),
+        **dict.fromkeys(["tags", "weights", "class"], 3),
+    }
+
+
+def test_only_an_empty_cell_is_a_missing_token(frames: Dataset) -> None:
+    brand = frames.item_feat["brand"]
+    assert brand.isna().tolist() == [False, False, True, False, False]
+    assert brand.tolist()[0] == "null" and brand.tolist()[4] == "00"
+
+
+def test_times_are_floats_of_full_precision(frames: Dataset) -> None:
+    times = frames.inter_feat["timestamp"]
+    assert times.dtype == np.float64
+    # 16777217 is the first integer that float32 does not have.
+    assert times.tolist() == [1700000001, 1700000002.25, 1700000003, 16777217, 16777219, 3, 4]
+    assert frames.item_feat["price"].dtype == np.float64 and np.isnan(frames.item_feat["price"][2])
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "NA", "null", ""])
+def test_words_for_nothing_are_missing_numbers(word: str, workdir: Path) -> None:
+    Path("a.item").write_text(f"item_id:token\tprice:float\nnan\t1.5\nNA\t{word}\n")
+    dtype: dict[str, Any] = {"price:float": np.float64, "item_id:token": str}
+    # Columns come in the order asked for, which RecBole then names; its engine is not used.
+    frame = host.pd.read_csv("a.item", usecols=list(dtype), dtype=dtype, delimiter="\t", engine="python")
+    assert list(frame) == list(dtype)
+    assert frame["item_id:token"].tolist() == ["nan", "NA"]
+    assert frame["price:float"].isna().tolist() == [False, True]
+
+
+# RecBole's data sets
+
+
+def tokens(dataset: Any, field: str, numbers: Any) -> list[str]:
+    return [str(dataset.field2id_token[field][n]) for n in numbers]
+
+
+@pytest.mark.parametrize("kind", [Dataset, SequentialDataset, SequenceDataset])
+def test_data_set_with_sequence_columns_is_read(kind: type, workdir: Path) -> None:
+    """What pandas 3 broke: each row's sequence, numbered and padded, in .inter and in .item."""
+    dataset = kind(tiny_config())
+    assert (dataset.user_num, dataset.item_num, dataset.inter_num) == (4, 6, 7)
+    rows = {}
+    for _, row in dataset.inter_feat.iterrows():
+        (user,) = tokens(dataset, "user_id", [row["user_id"]])
+        (item,) = tokens(dataset, "item_id", [row["item_id"]])
+        rows[user, item] = (tokens(dataset, "tags", row["tags"]), list(row["weights"]))
+    assert rows["nan", "00123"] == (["x", "y"], [0.5, 1.5])
+    assert rows["nan", '"7"'] == ([], [4.0])
+    assert rows["NA", "00123"] == (["y", "z", "x"], [1.0, 2.0, 3.0])
+    assert rows["NA", "123"] == (["z"], [])
+    assert rows["00123", "NA"] == (['"x', 'y"'], [1.0])
+    assert dataset.num("tags") == 6  # padding, x, y, z, "x, y"
+    classes = {}
+    for number, sequence in zip(dataset.item_feat["item_id"], dataset.item_feat["class"]):
+        (item,) = tokens(dataset, "item_id", [number])
+        classes[item] = [word for word in tokens(dataset, "class", sequence) if word != "[PAD]"]
+    assert classes["00123"] == ["Comedy", "Drama"] and classes["NA"] == []
+    assert classes["123"] == ["Drama", '"Action', "Comedy"] and classes["null"] == ["Comedy"]
+
+
+def test_missing_values_are_filled(workdir: Path) -> None:
+    dataset = Dataset(tiny_config())
+    items = dataset.item_feat.set_index("item_id")
+    price = {str(dataset.field2id_token["item_id"][n]): items.loc[n, "price"] for n in items.index}
+    # Of the five prices one is missing, and RecBole adds the padding item: both get the mean of the four.
+    assert price == {"[PAD]": 3.0, "00123": 1.5, "NA": 3.0, '"7"': 3.0, "123": 4.5, "null": 3.0}
+    brand = {str(dataset.field2id_token["item_id"][n]): items.loc[n, "brand"] for n in items.index}
+    assert brand['"7"'] == brand["[PAD]"] == 0 and brand["NA"] == brand["123"] > 0
+    assert not dataset.inter_feat["timestamp"].isna().any()
+
+
+def test_sequence_columns_become_padded_tensors(workdir: Path) -> None:
+    dataset = Dataset(tiny_config())
+    dataset._change_feat_format()
+    number = dataset.token2id("item_id", "00123")
+    classes = dataset.item_feat["class"]
+    assert classes.shape == (6, 3) and classes.dtype == torch.int64
+    assert tokens(dataset, "class", classes[number]) == ["Comedy", "Drama", "[PAD]"]
+    assert classes[dataset.token2id("item_id", "NA")].tolist() == [0, 0, 0]
+    assert dataset.inter_feat["tags"].shape == dataset.inter_feat["weights"].shape == (7, 3)
+    assert torch.equal((dataset.inter_feat["tags"] > 0).sum(1).sort().values, torch.tensor([0, 1, 1, 1, 2, 2, 3]))
+
+
+@pytest.mark.parametrize("kind", [SequentialDataset, SequenceDataset])
+def test_histories_have_sequence_columns_too(kind: type, workdir: Path) -> None:
+    dataset = kind(tiny_config(MAX_ITEM_LIST_LENGTH=4))
+    dataset._change_feat_format()
+    rows = dataset.inter_feat
+    history, numbers = rows["tags_list"], rows["item_id_list"]
+    assert history.shape == (4, 4, 3) and rows["weights_list"].shape == (4, 4, 3)
+    (last,) = [n for n in range(4) if tokens(dataset, "item_id", [rows["item_id"][n]]) == ['"7"']]
+    assert tokens(dataset, "item_id", numbers[last][:2]) == ["00123", "NA"] and numbers[last][2:].tolist() == [0, 0]
+    words = [tokens(dataset, "tags", line) for line in history[last]]
+    empty = ["[PAD]"] * 3
+    assert words == [["x", "y", "[PAD]"], ["x", "[PAD]", "[PAD]"], empty, empty]
+
+
+def test_float_sequences_can_be_normalized(workdir: Path) -> None:
+    dataset = Dataset(tiny_config(normalize_field=["weights"]))
+    lengths = [len(x) for x in dataset.inter_feat["weights"]]
+    assert sorted(lengths) == [0, 1, 1, 1, 1, 2, 3]
+    values = np.concatenate(list(dataset.inter_feat["weights"]))
+    assert (values.min(), values.max()) == (0.0, 1.0)
+
+
+# Import
+
+
+def in_a_process(code: str, folder: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::FutureWarning", "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=folder,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+BLOCKED = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("ray", "hyperopt", "wandb", "lightgbm", "xgboost", "thop"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+try:
+    import ray
+except ModuleNotFoundError:
+    print("ray is blocked")
+
+import recbole_diffurec
+from recbole.utils import get_model, get_trainer
+from recbole.utils.enum_type import ModelType
+
+for name in ("DiffuRecSys", "DiffuRec"):
+    found = get_model(name)
+    print(found.__module__, found is getattr(recbole_diffurec, name))
+print(get_trainer(ModelType.SEQUENTIAL, "DiffuRecSys").__name__)
+print(recbole_diffurec.config.RunConfig("DiffuRecSys", "ml-100k")["model"])
+"""
+
+
+def test_import_without_ray_and_the_model_is_recboles(tmp_path: Path) -> None:
+    assert in_a_process(BLOCKED, tmp_path).split("\n") == [
+        "ray is blocked",
+        "recbole_diffurec.model.diffurecsys True",
+        "recbole_diffurec.model.diffurec True",
+        "PluginTrainer",
+        "DiffuRecSys",
+        "",
+    ]
+    assert list(tmp_path.iterdir()) == []
