@@ -18,10 +18,11 @@ from recbole_diffurec import UserError, checkpoint, cli, run
 
 # Users with few interactions only, to keep runs at a second.
 FEW = {"user_inter_num_interval": "[5,50]"}
-SMALL = {"epochs": 1, "hidden_size": 16, "n_layers": 1, "MAX_ITEM_LIST_LENGTH": 8, "gpu_id": "", "show_progress": False}
+TINY = {"hidden_size": 16, "n_layers": 1, "MAX_ITEM_LIST_LENGTH": 8}
+SMALL = {"epochs": 1, **TINY, "gpu_id": "", "show_progress": False}
 KEYS = {
-    "model", "dataset", "seed", "n_users", "n_items", "n_interactions", "best_epoch", "best_valid_result", "test_result",
-    "train_seconds", "eval_seconds", "n_parameters", "checkpoint", "config", "versions",
+    "model", "dataset", "seed", "n_users", "n_items", "n_interactions", "best_epoch", "best_valid_result",
+    "test_result", "train_seconds", "eval_seconds", "n_parameters", "checkpoint", "config", "versions",
 }  # fmt: skip
 
 
@@ -123,7 +124,17 @@ def test_command_line_prints_the_table_and_the_places(workdir, capsys):
     arguments = [f"--{name}={value}" for name, value in {**SMALL, **FEW}.items()]
     assert cli.main(["run", *arguments, "--result_file=r.json"]) == 0
     out = capsys.readouterr().out
-    for text in ("DiffuRecSys on ml-100k", "HR@5", "NDCG@20", "valid", "test", "training", "checkpoint", ".pth", "r.json"):
+    for text in (
+        "DiffuRecSys on ml-100k",
+        "HR@5",
+        "NDCG@20",
+        "valid",
+        "test",
+        "training",
+        "checkpoint",
+        ".pth",
+        "r.json",
+    ):
         assert text in out
     result = json.loads(Path("r.json").read_text())
     assert f"{result['test_result']['hit@10']:.4f}" in out

@@ -496,7 +496,7 @@ def test_python_in_yaml_is_refused(value: str, workdir: Path, properties: Path) 
     assert "mine.yaml' is not valid YAML at line 2" in refusal()
     assert parse_value("learning_rate", value) == value
     assert not (workdir / "x").exists()
-    assert issubclass(make().yaml_loader, yaml.SafeLoader)  # for RecBole's own files
+    assert issubclass(make(dataset="other").yaml_loader, yaml.SafeLoader)  # for RecBole's own files
 
 
 # Values from the command line

@@ -70,9 +70,7 @@ def test_histories_and_targets_equal_a_float64_sort(tmp_path_factory, unit, seed
         }
     )
     write_inter(folder, frame)
-    data = prepare(
-        folder, MAX_ITEM_LIST_LENGTH=6, user_inter_num_interval="[0,inf)", item_inter_num_interval="[0,inf)"
-    )
+    data = prepare(folder, MAX_ITEM_LIST_LENGTH=6, user_inter_num_interval="[0,inf)", item_inter_num_interval="[0,inf)")
     assert rows(data, 2) == expected_rows(frame, 1, keep=6)
     assert rows(data, 1) == expected_rows(frame, 2, keep=6)
     ties = frame.duplicated(["user_id", "timestamp"], keep=False).sum()
@@ -207,7 +205,9 @@ def test_filtering_everything_away_is_explained(tmp_path):
 def test_columns_may_be_renamed(tmp_path):
     frame = toy(tmp_path)
     path = tmp_path / "toy" / "toy.inter"
-    path.write_text(path.read_text().replace("user_id:", "who:").replace("item_id:", "what:").replace("timestamp:", "t:"))
+    path.write_text(
+        path.read_text().replace("user_id:", "who:").replace("item_id:", "what:").replace("timestamp:", "t:")
+    )
     data = prepare(tmp_path, USER_ID_FIELD="who", ITEM_ID_FIELD="what", TIME_FIELD="t")
     batch = next(iter(data.loaders[2]))[0]
     targets = np.array(data.id_tokens["items"])[batch["what"].numpy()]

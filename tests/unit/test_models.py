@@ -88,7 +88,9 @@ def test_loss_and_gradients_equal_the_padded_ones(variant, lengths, seed):
     for name, gradient in padded_grads.items():
         if name == "item_embedding.weight":
             gradient[0] = 0.0  # the oracle has no padding row
-        torch.testing.assert_close(packed_grads[name], gradient, rtol=1e-7, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            packed_grads[name], gradient, rtol=1e-7, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -203,9 +205,7 @@ def test_one_sampling_step_is_one_denoising_from_noise():
         history = model.encode(batch)
         noise = model.noise_table.draws(3, torch.tensor([8, 9]), history.batch.row, history.batch.age, torch.float64)
         last = model.process.n_steps - 1
-        expected = model.reconstruct(
-            history, noise.start(), model.step_embedding()[last:], noise.uncertainty(last)
-        )
+        expected = model.reconstruct(history, noise.start(), model.step_embedding()[last:], noise.uncertainty(last))
         torch.testing.assert_close(model.reverse(history, batch["item_id"], noise), expected)
 
 
@@ -218,9 +218,7 @@ def test_offset_noise_shifts_training_noise_and_nothing_else(monkeypatch):
         torch.testing.assert_close(plain.full_sort_predict(batch), shifted.full_sort_predict(batch))
         seen = []
         for model in (shifted, plain):
-            monkeypatch.setattr(
-                model.process, "q_sample", lambda x_0, t, noise, m=model: (seen.append(noise), x_0)[1]
-            )
+            monkeypatch.setattr(model.process, "q_sample", lambda x_0, t, noise, m=model: (seen.append(noise), x_0)[1])
             torch.manual_seed(0)
             model.calculate_loss(batch)
     torch.testing.assert_close(seen[0] - seen[1], torch.full_like(seen[0], 0.2))
@@ -230,7 +228,9 @@ def test_lambda_has_mean_and_standard_deviation_delta(monkeypatch):
     model = make_model(lambda_uncertainty=0.25, hidden_size=32)
     seen = []
     monkeypatch.setattr(
-        type(model.approximator), "forward", lambda self, history, x_s, d_s, uncertainty: seen.append(uncertainty) or x_s
+        type(model.approximator),
+        "forward",
+        lambda self, history, x_s, d_s, uncertainty: seen.append(uncertainty) or x_s,
     )
     with torch.no_grad():
         model.full_sort_predict(make_batch([12] * 40))
