@@ -52,7 +52,7 @@ def is_plain(value: Any) -> bool:
 
 # to_plain and from_plain
 
-MATRIX = sparse.csr_matrix(([1.5, -2.0], ([0, 2], [3, 1])), shape=(3, 4))
+MATRIX = sparse.csr_matrix(([1.5, -2.0], ([0, 2], [3, 1])), shape=(4, 6))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_round_trip_of_a_sparse_matrix(form: str, dtype: type) -> None:
     assert is_plain(plain)
     back = from_plain(plain)["item_sim"]
     assert sparse.issparse(back) and back.format == "csr"
-    assert (back.shape, back.dtype) == ((3, 4), np.dtype(dtype))
+    assert (back.shape, back.dtype) == ((4, 6), np.dtype(dtype))
     assert (back.toarray() == matrix.toarray()).all()
 
 
@@ -293,12 +293,22 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
     assert "is a folder: name the .pth file in it" in refusal(tmp_path)
 
 
-def test_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PermissionError(13, "Permission denied"), "cannot be read (Permission denied)"),
+        (OSError(5, "Input/output error"), "cannot be read (Input/output error)"),
+        (OSError(22, "Invalid argument"), "is damaged, cut short"),  # a seek to before the beginning
+    ],
+)
+def test_error_of_the_operating_system(
+    error: OSError, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any, **__: Any) -> None:
-        raise PermissionError(13, "Permission denied")
+        raise error
 
     monkeypatch.setattr(torch, "load", refuse)
-    assert "cannot be read (Permission denied)" in refusal(tmp_path / "a.pth")
+    assert reason in refusal(tmp_path / "a.pth")
 
 
 @pytest.fixture(scope="module")
