@@ -244,6 +244,8 @@ class RunConfig(Config):
     def _get_final_config_dict(self) -> dict[str, Any]:
         final = super()._get_final_config_dict()
         given = self.external_config_dict
+        if final["MODEL_TYPE"] == ModelType.DECISIONTREE:
+            raise UserError(f"model '{self.model}' does not rank items, got --model={self.model}: choose another model")
         full_softmax = final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final.get("loss_type") == "CE"
         if full_softmax and "train_neg_sample_args" not in given:
             # Takes no negatives; RecBole makes its user say so. Set among the defaults too, for plain().
