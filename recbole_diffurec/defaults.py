@@ -45,6 +45,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         where = f" at line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "malformed"
         raise UserError(f"configuration file '{path}' is not valid YAML{where}: {problem}") from None
+    except ValueError as error:  # a date that does not exist
+        raise UserError(f"configuration file '{path}' has a value that YAML cannot read ({error})") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

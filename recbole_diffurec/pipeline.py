@@ -8,7 +8,6 @@ import logging
 import os
 import platform
 import sys
-import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -66,9 +65,11 @@ def run(
     result_file = _writable(result_file)
     _make_folder(config["checkpoint_dir"], "checkpoint_dir")
     with _log_file(config) as log:
-        data = prepare_data(config)
+        with _explained(f"preparing data set '{dataset}'", log):
+            data = prepare_data(config)
         train_data, valid_data, test_data = data.loaders
-        network, trainer = build(config, train_data._dataset)
+        with _explained(f"building model '{model}'", log):
+            network, trainer = build(config, train_data._dataset)
         trainer.id_tokens = data.id_tokens
         trainer.on_validation = lambda epoch: logger.info(describe_epoch(epoch, config))
         _, best_valid_result = trainer.fit(train_data, valid_data, verbose=False, show_progress=config["show_progress"])
@@ -111,14 +112,16 @@ def evaluate(
     config = RunConfig(state["model"], state["dataset"], {**state["config"], **parameters})
     result_file = _writable(result_file)
     with _log_file(config) as log:
-        data = prepare_data(config)
+        with _explained(f"preparing data set '{state['dataset']}'", log):
+            data = prepare_data(config)
         train_data, _, test_data = data.loaders
         if data.id_tokens != state["id_tokens"]:
             raise UserError(
                 f"data set '{state['dataset']}' under '{config['data_path']}' is not the one that checkpoint "
                 f"'{checkpoint_file}' was trained on (its users or items differ): give the original with --data_path"
             )
-        network, trainer = build(config, train_data._dataset)
+        with _explained(f"building model '{state['model']}'", log):
+            network, trainer = build(config, train_data._dataset)
         try:
             trainer.load_weights(state)
         except RuntimeError:
@@ -314,6 +317,22 @@ def _log_file(config: RunConfig) -> Iterator[str]:
         handler.close()
 
 
+@contextlib.contextmanager
+def _explained(what: str, log: str) -> Iterator[None]:
+    """Turn what RecBole raises over its many parameters into one sentence; the traceback goes to the log file."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        logging.getLogger().info("%s failed", what, exc_info=True)
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"{what} failed inside RecBole ({type(error).__name__}: {reason}): check the parameters and columns "
+            f"that it names; the traceback is in '{os.path.relpath(log)}'"
+        ) from error
+
+
 def _make_folder(path: str, what: str) -> None:
     try:
         os.makedirs(path, exist_ok=True)
@@ -338,9 +357,12 @@ def _writable(path: str | Path | None) -> Path | None:
 def _deliver(result: dict[str, Any], path: Path | None) -> dict[str, Any]:
     """Write the result as JSON, whole or not at all, and return it."""
     if path is not None:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=2)
-        os.replace(temporary, path)
+        # Not tempfile: its files are readable by their owner alone.
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+        try:
+            temporary.write_text(json.dumps(result, indent=2), encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
         result = {**result, "result_file": str(path.resolve())}
     return result

@@ -155,3 +155,21 @@ def test_recboles_own_quick_start_runs_our_model_with_our_defaults(workdir, monk
 def test_amazon_beauty_from_the_shared_data(workdir, shared_data):
     result = run("DiffuRecSys", "amazon-beauty", data_path=str(shared_data), **SMALL)
     assert (result["n_users"], result["n_items"], result["n_interactions"]) == (22363, 12101, 198502)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"normalize_field": ["nothing"]},
+        {"encoding": "foo"},
+        {"transform": "foo"},
+        {"model": "SASRec", "loss_type": "foo"},
+    ],
+)
+def test_what_recbole_raises_is_one_sentence_and_the_traceback_is_in_the_log(parameters, workdir, capsys):
+    arguments = [f"--{name}={value}" for name, value in {"gpu_id": "", **parameters}.items()]
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("recbole-diffurec: ") and "Traceback" not in error
+    (log,) = workdir.glob("log/*/*.log")
+    assert "inside RecBole" not in error or "Traceback" in log.read_text()
