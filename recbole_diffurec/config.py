@@ -26,7 +26,7 @@ from recbole.utils.argument_list import (
 )
 
 from recbole_diffurec import defaults
-from recbole_diffurec.data.sources import KNOWN_SOURCES, check_name
+from recbole_diffurec.data.sources import check_name
 from recbole_diffurec.diffusion import schedules
 from recbole_diffurec.diffusion.step_samplers import STEP_SAMPLERS
 from recbole_diffurec.errors import UserError
@@ -376,8 +376,3 @@ def parse_value(name: str, text: str) -> Any:
         return defaults.parse_yaml(text)
     except Exception:  # YAMLError, and whatever Python says of a date such as 2024-13-45
         return text
-
-
-def is_known_dataset(name: str) -> bool:
-    """Whether a data set has defaults or a source of its own."""
-    return name in KNOWN_SOURCES or (defaults.properties_dir() / "dataset" / f"{name}.yaml").is_file()
