@@ -34,6 +34,8 @@ setup(
         "pyyaml>=6.0",
         "scipy>=1.9",
         "tqdm>=4.60",
+        # The free memory decides how many users are scored at once.
+        "psutil>=5.9",
         # The data sets' originals are fetched with it.
         "pooch>=1.8",
         "requests>=2.28",

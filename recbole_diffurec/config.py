@@ -104,6 +104,7 @@ RULES: dict[str, Rule] = {
     "metric_decimal_place": _COUNT,
     "MAX_ITEM_LIST_LENGTH": _COUNT,
     "enable_amp": Rule("bool"),
+    "batch_by_length": Rule("bool"),
     **{f"{kind}_FIELD": Rule("str") for kind in ("USER_ID", "ITEM_ID", "TIME")},
     "user_inter_num_interval": Rule("str", optional=True),
     "item_inter_num_interval": Rule("str", optional=True),
@@ -141,6 +142,9 @@ MODEL_RULES: dict[str, Rule] = {
     "reverse_start": Rule("str", choices=["noise", "last_item"]),
     "noise_seed": Rule("int", 0, 2**63 - 1),
     "ensemble_seeds": Rule("list", optional=True),
+    "sampled_softmax": Rule("int", 1, optional=True),
+    "negative_distribution": Rule("str", choices=["log_uniform", "uniform"]),
+    "compile": Rule("bool"),
 }
 
 # What RecBole takes for intervals of counts; it skips anything else with a line in its log.
@@ -306,6 +310,7 @@ class RunConfig(Config):
             if final[name] is not None and not INTERVALS.fullmatch(final[name]):
                 raise UserError(f"{name} must be an interval such as [5,inf), got '{final[name]}'")
         self._check_evaluation(final)
+        self._check_counts(final)
         if {"hidden_size", "n_heads"} <= final.keys() and final["hidden_size"] % final["n_heads"]:
             divisors = [str(n) for n in range(1, final["hidden_size"] + 1) if final["hidden_size"] % n == 0]
             raise UserError(
@@ -340,6 +345,15 @@ class RunConfig(Config):
             options += [metric] if whole else [f"{metric}@{k}" for k in topk]
         if valid.lower() not in [option.lower() for option in options]:
             raise UserError(f"valid_metric must be one of {', '.join(options)}, got '{valid}'")
+
+    @staticmethod
+    def _check_counts(final: Mapping[str, Any]) -> None:
+        for minimum, counts in (final["expected_counts"] or {}).items():
+            if not isinstance(counts, list) or len(counts) != 3 or not all(Rule("int", 0).accepts(n) for n in counts):
+                raise UserError(
+                    f"expected_counts must map a minimum of interactions to [users, items, interactions], such as "
+                    f"{{5: [943, 1349, 99287]}}, got {{{minimum}: {counts!r}}}"
+                )
 
     @staticmethod
     def _check_diffusion(final: Mapping[str, Any]) -> None:

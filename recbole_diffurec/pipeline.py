@@ -23,6 +23,7 @@ from recbole.utils import ModelType, get_trainer, init_seed
 from recbole_diffurec import checkpoint
 from recbole_diffurec.config import RunConfig
 from recbole_diffurec.data import dataset_class
+from recbole_diffurec.data.batches import fitting_users, group_by_length
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.trainer import trainer_class
 from recbole_diffurec.version import __version__
@@ -72,7 +73,10 @@ def run(
             network, trainer = build(config, train_data._dataset)
         trainer.id_tokens = data.id_tokens
         trainer.on_validation = lambda epoch: logger.info(describe_epoch(epoch, config))
-        _, best_valid_result = trainer.fit(train_data, valid_data, verbose=False, show_progress=config["show_progress"])
+        with _explained(f"training model '{model}'", log):
+            _, best_valid_result = trainer.fit(
+                train_data, valid_data, verbose=False, show_progress=config["show_progress"]
+            )
         test_result, eval_seconds = timed_test(trainer, test_data, config)
     result = {
         **describe_run(config, data, network),
@@ -109,6 +113,11 @@ def evaluate(
         The file is no checkpoint of ours, a parameter is wrong, or the data is not what the model was trained on.
     """
     state = checkpoint.load(checkpoint_file)
+    missing = {"model", "dataset", "config", "id_tokens", "epoch", "state_dict", "other_parameter"} - state.keys()
+    if missing:
+        raise UserError(
+            f"checkpoint '{checkpoint_file}' lacks {', '.join(sorted(missing))}: give a file that a run wrote"
+        )
     config = RunConfig(state["model"], state["dataset"], {**state["config"], **parameters})
     result_file = _writable(result_file)
     with _log_file(config) as log:
@@ -168,12 +177,21 @@ class PreparedData:
                 f"topk must not exceed the {self.n_items} items of data set '{config['dataset']}', "
                 f"got {config['topk']}: give a shorter list with --topk"
             )
+        fitting = fitting_users(config["eval_batch_size"], self.n_items, config["device"])
+        if fitting < config["eval_batch_size"]:
+            logger.info(
+                "eval_batch_size is lowered from %d to %d, so that the scores of %s items fit into memory",
+                *(config["eval_batch_size"], fitting, f"{self.n_items:,}"),
+            )
+            config["eval_batch_size"] = fitting
         if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
             # RecBole counts users times items here, and users alone for sequential models (general_dataloader.py:238).
             config["eval_batch_size"] = config["eval_batch_size"] * int(dataset.item_num)
         # RecBole would open a pickle of this name if it lay in the checkpoint folder (data/utils.py:108).
         config["dataloaders_save_path"] = os.path.join(os.devnull, "none")
         self.loaders = data_preparation(config, dataset)
+        if config["batch_by_length"] and config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+            group_by_length(self.loaders[0])
         for name, loader in zip(("training", "validation", "test"), self.loaders):
             if len(loader) == 0:
                 raise UserError(

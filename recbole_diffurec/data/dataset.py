@@ -22,6 +22,11 @@ from torch import Tensor
 
 from recbole_diffurec.data.sources import ensure_dataset
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.registry import MODELS
+
+# Models that give the same scores, loss and gradients whether or not trailing all-padding columns are there (proven in
+# tests/unit/test_trimming.py). Others read the padded length: FEARec transforms it to frequencies, Caser convolves it.
+TRIMMED_MODELS = frozenset({*MODELS, "BERT4Rec", "GRU4Rec", "SASRec"})
 
 # Columns that say where the items of a row's user begin and end, for ``mask_seen``.
 SEEN_FROM, SEEN_TO = "seen_from", "seen_to"
@@ -158,18 +163,25 @@ class PrefixRows(Interaction):
             self._written[column] = self._pad(self.flat[column])
         return self._written[column]
 
-    def _pad(self, values: Tensor) -> Tensor:
-        """Right-padded histories, [R, L, ...]."""
-        offset = torch.arange(self.max_length)
+    def _pad(self, values: Tensor, width: int | None = None) -> Tensor:
+        """Right-padded histories, [R, L, ...], or [R, width, ...]."""
+        offset = torch.arange(width or self.max_length)
         start = torch.maximum(self.first, self.target - self.max_length).unsqueeze(1)
         position = start + offset
         real = position < self.target.unsqueeze(1)
         padded = values[position.clamp_(max=len(values) - 1)]
         return padded * real.view(*real.shape, *[1] * (padded.dim() - 2))
 
-    def padded(self) -> Interaction:
-        """RecBole's usual rows: an ``Interaction`` with every list column, right-padded with 0."""
-        return Interaction({**self.interaction, **{name: self._pad(values) for name, values in self.flat.items()}})
+    def padded(self, trim: bool = False) -> Interaction:
+        """RecBole's usual rows: an ``Interaction`` with every list column, right-padded with 0.
+
+        Parameters
+        ----------
+        trim : pad to the longest history among the rows rather than to L.
+        """
+        width = min(self.max_length, int((self.target - self.first).max())) if trim and len(self) else None
+        lists = {name: self._pad(values, width) for name, values in self.flat.items()}
+        return Interaction({**self.interaction, **lists})
 
 
 class SequenceDataset(Chronological, SequentialDataset):
@@ -197,7 +209,7 @@ class SequenceDataset(Chronological, SequentialDataset):
         rows = self.inter_feat[index]
         if isinstance(rows, PrefixRows):
             span = {SEEN_FROM: rows.first, SEEN_TO: rows.target} if self.config["mask_seen"] else {}
-            rows = rows.padded()
+            rows = rows.padded(trim=self.config["model"] in TRIMMED_MODELS)
             rows.interaction.update(span)
         return self.join(rows) if join else rows
 

@@ -191,7 +191,7 @@ def _base_url(source: Source, base_urls: Mapping[str, str] | None) -> str:
             raise UserError(
                 f"base_urls has the unknown publisher {publisher!r}: use one of {', '.join(publishers)} or leave it out"
             )
-        if not re.match("https?://.", address):
+        if not re.match("https?://.", str(address)):
             raise UserError(
                 f"base_urls gives {address!r} for publisher {publisher!r}: give an address that starts with http://"
                 f" or https://"

@@ -8,8 +8,10 @@ Shapes: B batch, L padded history length, N tokens, d hidden size, T diffusion s
 
 from __future__ import annotations
 
+import math
+from typing import Callable
+
 import torch
-import torch.nn.functional as F
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from recbole_diffurec.diffusion import schedules
 from recbole_diffurec.diffusion.noise import FreshNoise, NoiseTable, TableNoise, history_keys
 from recbole_diffurec.diffusion.process import DiffusionProcess
 from recbole_diffurec.diffusion.step_samplers import STEP_SAMPLERS
+from recbole_diffurec.layers.item_softmax import SampledCrossEntropy, full_cross_entropy
 from recbole_diffurec.layers.ragged import RaggedBatch
 from recbole_diffurec.layers.step_embedding import StepEmbedding
 from recbole_diffurec.model.approximator import Approximator, EncodedHistory
@@ -66,7 +69,14 @@ class DiffusionRecommender(SequentialRecommender):
         self.process = DiffusionProcess(schedules.betas(config["noise_schedule"], n_steps), config["sampling_steps"])
         self.step_sampler = STEP_SAMPLERS[config["step_sampler"]](n_steps)
         self.noise_table = NoiseTable(hidden_size)
+        self.cross_entropy: Callable[..., tuple[Tensor, Tensor]] = full_cross_entropy
+        if config["sampled_softmax"]:
+            counts = torch.bincount(dataset.inter_feat[self.ITEM_ID], minlength=self.n_items)
+            self.cross_entropy = SampledCrossEntropy(counts, config["sampled_softmax"], config["negative_distribution"])
         self._initialise(config["init"], config["initializer_range"])
+        if config["compile"]:
+            for block in self.approximator.blocks:
+                block.compile_feed_forward()
 
     def _initialise(self, init: str, std: float) -> None:
         """Draw all weight matrices, the item table included, from one family; zero biases and the padding row."""
@@ -92,9 +102,11 @@ class DiffusionRecommender(SequentialRecommender):
         t, weight = self.step_sampler.sample(len(target), target.device)
         x_s = self.process.q_sample(x_0, t, noise.start() + self.offset)
         x_0_hat = self.reconstruct(history, x_s, self.step_embedding()[t], noise.uncertainty(0))
-        loss = F.cross_entropy(self._logits(x_0_hat), target - 1, reduction="none")
-        self.step_sampler.update(t, loss)
-        return (weight.to(loss.dtype) * loss).mean()
+        loss, losses = self.cross_entropy(
+            x_0_hat, self.item_embedding.weight, target, weight.to(x_0.dtype) / len(target)
+        )
+        self.step_sampler.update(t, losses)
+        return loss
 
     def encode(self, interaction) -> EncodedHistory:
         """The histories of a batch as far as they do not depend on the diffusion state."""
@@ -108,10 +120,6 @@ class DiffusionRecommender(SequentialRecommender):
         """f_theta with lambda = delta + delta * noise, lambda ~ N(delta, delta); see ``Approximator.forward``."""
         return self.approximator(history, x_s, step_embedding, torch.add(noise, 1.0).mul_(self.lambda_uncertainty))
 
-    def _logits(self, x_0: Tensor) -> Tensor:
-        """x_0 . E^T over the real items, [B, I - 1]: the padding row is no class."""
-        return x_0 @ self.item_embedding.weight[1:].T
-
     # Inference
 
     def full_sort_predict(self, interaction) -> Tensor:
@@ -119,9 +127,18 @@ class DiffusionRecommender(SequentialRecommender):
 
         Rounding, x_0 . E^T (Eq. 26); with ``ensemble_seeds`` the mean over the seeds of the softmax (Algorithm 3).
         """
-        scores = [self._logits(x_0) for x_0 in self.reconstructions(interaction)]
-        real = torch.stack([s.softmax(dim=-1) for s in scores]).mean(dim=0) if self.is_ensemble else scores[0]
-        return F.pad(real, (1, 0), value=float("-inf"))
+        reconstructions = self.reconstructions(interaction)
+        if not self.is_ensemble:
+            return self._logits(reconstructions[0])
+        scores = torch.stack([self._logits(x_0).softmax(dim=-1) for x_0 in reconstructions]).mean(dim=0)
+        scores[:, 0] = -math.inf
+        return scores
+
+    def _logits(self, x_0: Tensor) -> Tensor:
+        """x_0 . E^T, [B, I]; minus infinity for the padding row."""
+        logits = x_0 @ self.item_embedding.weight.T
+        logits[:, 0] = -math.inf
+        return logits
 
     def predict(self, interaction) -> Tensor:
         """Scores of the given items, [B]; those of ``full_sort_predict``."""

@@ -1,0 +1,73 @@
+"""How near training comes to the machine's matrix-product rate, and a profile of a training step and a reverse pass."""
+
+from __future__ import annotations
+
+import common
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+MATRIX = 2048  # side of the square product that measures the machine
+
+
+def machine_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of a large matrix product."""
+    a = torch.randn(MATRIX, MATRIX, device=device, dtype=dtype)
+    return 2 * MATRIX**3 / min(common.seconds(lambda: a @ a) for _ in range(10))
+
+
+def profile(function, n_calls: int) -> list[tuple[str, float]]:
+    """(operation, share of the time) of the ten most expensive operations."""
+    function()
+    with torch.profiler.profile() as profiler:
+        for _ in range(n_calls):
+            function()
+    cuda = torch.cuda.is_available()
+    times = {e.key: e.self_device_time_total if cuda else e.self_cpu_time_total for e in profiler.key_averages()}
+    total = sum(times.values())
+    return [(name, time / total) for name, time in sorted(times.items(), key=lambda item: -item[1])[:10]]
+
+
+def main() -> None:
+    options = common.arguments(__doc__).parse_args()
+    source = common.data_set(options.data_path)
+    results, sections = {}, []
+    rows = []
+    for model in ("DiffuRec", "DiffuRecSys"):
+        for amp in (False, True):
+            network, trainer, data = common.model_on(model, source, **common.SETTING, enable_amp=amp)
+            taken = common.batches(data.loaders[0], 4, trainer.device)
+            step = common.training_step(network, trainer, network.calculate_loss, amp)
+            with FlopCounterMode(display=False) as counter:
+                for batch in taken:
+                    step(batch)
+            flops = counter.get_total_flops()
+            best = min(common.seconds(lambda: [step(batch) for batch in taken]) for _ in range(options.rounds))
+            peak = machine_rate(torch.bfloat16 if amp else torch.float32, trainer.device)
+            name = f"{model}{', bf16' * amp}"
+            results[name] = {"flops": flops, "seconds": best, "machine_flops_per_second": peak}
+            achieved = flops / best
+            rows.append((name, f"{achieved / 1e9:,.0f}", f"{peak / 1e9:,.0f}", f"{100 * achieved / peak:.0f}%"))
+            if model == "DiffuRecSys":
+                shares = {"training step": profile(lambda: step(taken[0]), 4)}
+                network.eval()
+                users = common.batches(data.loaders[2], 1, trainer.device)[0]
+                with torch.no_grad():
+                    shares["reverse pass of 32 steps"] = profile(lambda: network.full_sort_predict(users), 1)
+                for what, top in shares.items():
+                    results[f"{name}: {what}"] = top
+                    lines = [(op, f"{100 * share:.1f}%") for op, share in top]
+                    sections.append(f"## {name}: {what}\n\n" + common.table(("operation", "share of the time"), lines))
+    body = (
+        f"Data: {source['dataset']}; d = 128, 4 blocks, L = 100, batch 512; best of {options.rounds} passes over four "
+        f"batches. Counted are the matrix products that are carried out, those of padding inside slabs included; the "
+        f"machine's rate is that of a product of {MATRIX} x {MATRIX} matrices in the same precision. What is not "
+        "matrix products is in the profiles below.\n\n"
+        + common.table(("training", "GFLOP/s", "machine's GFLOP/s", "share"), rows)
+        + "\n\n"
+        + "\n\n".join(sections)
+    )
+    common.publish("utilisation", "Use of the machine", {"dataset": source["dataset"], "figures": results}, body)
+
+
+if __name__ == "__main__":
+    main()

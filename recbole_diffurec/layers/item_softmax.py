@@ -1,0 +1,120 @@
+"""Cross-entropy over the items, without ever holding the logits of a whole batch.
+
+Shapes: B batch, d hidden size, I items with padding row 0 (which is no class), S sampled negatives.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Logits that exist at once. On a CPU a chunk stays in the cache between the passes over it; on a GPU it is as large as
+# keeps the matrix products efficient.
+CHUNK_LOGITS = {"cpu": 2**20, "cuda": 2**26}
+
+
+class _FullCrossEntropy(torch.autograd.Function):
+    """sum_b w_b CE_b and the CE_b; the gradients are made chunk by chunk while the logits are at hand."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, items: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        chunk = CHUNK_LOGITS.get(x.device.type, CHUNK_LOGITS["cuda"])
+        n_rows = max(1, chunk // len(items))
+        losses = torch.empty(len(x), dtype=items.dtype, device=x.device)
+        grad_x = torch.empty_like(x) if needs_grad else None
+        grad_items = torch.zeros_like(items) if needs_grad else None
+        for start in range(0, len(x), n_rows):
+            rows = slice(start, start + n_rows)
+            log_p = (x[rows] @ items.T).to(items.dtype)
+            log_p[:, 0] = -math.inf
+            log_p = log_p.log_softmax(dim=-1)
+            own = target[rows].unsqueeze(1)
+            losses[rows] = -log_p.gather(1, own).squeeze(1)
+            if grad_x is None or grad_items is None:
+                continue
+            # d CE_b / d logits = softmax - onehot(target)
+            grad = log_p.exp_()
+            grad.scatter_add_(1, own, torch.full_like(own, -1, dtype=grad.dtype))
+            grad *= weight[rows].unsqueeze(1)
+            grad_x[rows] = grad @ items
+            grad_items += grad.T @ x[rows]
+        ctx.save_for_backward(grad_x, grad_items)
+        ctx.mark_non_differentiable(losses)
+        return (weight * losses).sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Tensor, Tensor, None, None]:
+        grad_x, grad_items = ctx.saved_tensors
+        return grad_x * grad_loss, grad_items * grad_loss, None, None
+
+
+def full_cross_entropy(x: Tensor, items: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted cross-entropy of x . E^T over all items.
+
+    Parameters
+    ----------
+    x : [B, d].
+    items : [I, d], E; row 0 is left out of the softmax.
+    target : int [B], from 1.
+    weight : [B].
+
+    Returns
+    -------
+    (sum_b weight_b CE_b, CE [B]); only the first carries gradients, of ``x`` and ``items``.
+    """
+    return _FullCrossEntropy.apply(x, items, target, weight.to(items.dtype))
+
+
+class SampledCrossEntropy(nn.Module):
+    """Cross-entropy over the target and negatives shared by the batch, corrected for how they were drawn (logQ).
+
+    Bengio & Senecal 2008. A negative's logit is lowered by the log of the number of times its item is expected among
+    the draws, so that the negatives estimate the sum over all items but the target, whose own logit stays as it is: the
+    loss tends to the full one as S grows. A negative that is a row's target is left out of that row.
+
+    Parameters
+    ----------
+    counts : int [I], how often each item occurs in training; ranks the items for ``log_uniform``.
+    n_negatives : S, drawn with replacement.
+    distribution : ``uniform`` over the items, or ``log_uniform`` over their popularity ranks r = 0, 1, ..., with
+        P(r) = log((r + 2) / (r + 1)) / log(I).
+    """
+
+    by_rank: Tensor
+    log_expected: Tensor
+
+    def __init__(self, counts: Tensor, n_negatives: int, distribution: str):
+        super().__init__()
+        self.n_negatives, self.distribution = n_negatives, distribution
+        n = len(counts) - 1
+        by_rank = 1 + torch.argsort(counts[1:], descending=True, stable=True)
+        rank = torch.arange(n, dtype=torch.float64)
+        if distribution == "uniform":
+            p = torch.full_like(rank, 1 / n)
+        else:
+            p = ((rank + 2) / (rank + 1)).log() / math.log(n + 1)
+        log_expected = torch.zeros(n + 1, dtype=torch.float64)
+        log_expected[by_rank] = (n_negatives * p).log()
+        self.register_buffer("by_rank", by_rank, persistent=False)
+        self.register_buffer("log_expected", log_expected.to(torch.get_default_dtype()), persistent=False)
+
+    def draw(self) -> Tensor:
+        """S negatives, int [S]."""
+        n, device = len(self.by_rank), self.by_rank.device
+        if self.distribution == "uniform":
+            return torch.randint(1, n + 1, (self.n_negatives,), device=device)
+        u = torch.rand(self.n_negatives, dtype=torch.float64, device=device)
+        return self.by_rank[((u * math.log(n + 1)).exp() - 1).long().clamp_(max=n - 1)]
+
+    def forward(self, x: Tensor, items: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``full_cross_entropy``, estimated."""
+        negatives = self.draw()
+        own = (x * items[target]).sum(dim=-1).to(items.dtype)
+        others = x @ items[negatives].T - self.log_expected[negatives]
+        others = others.masked_fill(negatives == target.unsqueeze(1), -math.inf)
+        losses = torch.cat([own.unsqueeze(1), others.to(items.dtype)], dim=1).logsumexp(dim=-1) - own
+        return (weight.to(losses.dtype) * losses).sum(), losses.detach()

@@ -1,0 +1,58 @@
+"""Trailing all-padding columns change nothing for the models whose batches are trimmed, RecBole's own included."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from recbole.utils import init_seed
+
+from recbole_diffurec.config import RunConfig
+from recbole_diffurec.data.dataset import TRIMMED_MODELS
+from recbole_diffurec.pipeline import PreparedData, build
+
+LENGTH = 40  # longer than any history of the batches below
+
+
+def model_and_rows(name: str):
+    config = RunConfig(name, "ml-100k", {"MAX_ITEM_LIST_LENGTH": LENGTH, "gpu_id": "", "show_progress": False})
+    data = PreparedData(config)
+    network, _ = build(config, data.loaders[0]._dataset)
+    rows = data.loaders[0]._dataset.inter_feat
+    short = np.flatnonzero(rows["item_length"].numpy() <= 12)[:24]
+    return network, data.loaders[0], rows[short]
+
+
+def outputs(network, loader, batch):
+    """Loss, gradients and scores; dropout off, the same random numbers every time."""
+    network.eval()
+    network.zero_grad()
+    init_seed(0, True)
+    # RecBole's data augmentation (BERT4Rec masks items) takes a batch as it comes from the data set.
+    batch = loader.transform(loader._dataset, batch)
+    init_seed(0, True)
+    loss = network.calculate_loss(batch)
+    loss.backward()
+    gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    with torch.no_grad():
+        scores = network.full_sort_predict(batch)
+    return loss.detach(), gradients, scores
+
+
+@pytest.mark.parametrize("name", sorted(TRIMMED_MODELS))
+def test_trimming_is_exact(name):
+    network, loader, rows = model_and_rows(name)
+    padded, trimmed = rows.padded(), rows.padded(trim=True)
+    assert padded["item_id_list"].shape[1] == LENGTH and trimmed["item_id_list"].shape[1] == 12
+    expected, actual = outputs(network, loader, padded), outputs(network, loader, trimmed)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_that_reads_the_padded_length_is_left_alone():
+    network, loader, rows = model_and_rows("FEARec")
+    assert loader._dataset[np.arange(4)]["item_id_list"].shape[1] == LENGTH
+    assert "FEARec" not in TRIMMED_MODELS
+    network.eval()
+    with torch.no_grad(), pytest.raises((RuntimeError, IndexError, AssertionError)):
+        padded = network.full_sort_predict(rows.padded())
+        torch.testing.assert_close(network.full_sort_predict(rows.padded(trim=True)), padded)
