@@ -73,6 +73,11 @@ class Approximator(nn.Module):
         self.output_dropout = Dropout(hidden_dropout)
         self.output_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
 
+    def compile_feed_forward(self) -> None:
+        """Hand the blocks' feed-forward sublayers to ``torch.compile``."""
+        for block in self.blocks:
+            cast(Block, block).compile_feed_forward()
+
     def encode(self, embeddings: Tensor, batch: RaggedBatch) -> EncodedHistory:
         """Everything that does not depend on the state: h_i = LayerNorm(Dropout(e_i)), and what follows from it alone.
 

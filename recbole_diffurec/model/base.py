@@ -75,8 +75,7 @@ class DiffusionRecommender(SequentialRecommender):
             self.cross_entropy = SampledCrossEntropy(counts, config["sampled_softmax"], config["negative_distribution"])
         self._initialise(config["init"], config["initializer_range"])
         if config["compile"]:
-            for block in self.approximator.blocks:
-                block.compile_feed_forward()
+            self.approximator.compile_feed_forward()
 
     def _initialise(self, init: str, std: float) -> None:
         """Draw all weight matrices, the item table included, from one family; zero biases and the padding row."""

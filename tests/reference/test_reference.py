@@ -18,8 +18,8 @@ from recbole_diffurec.config import RunConfig
 from recbole_diffurec.diffusion import schedules
 from recbole_diffurec.diffusion.process import DiffusionProcess
 from recbole_diffurec.diffusion.step_samplers import LossAwareStepSampler
-from recbole_diffurec.layers.ragged import RaggedBatch
 from recbole_diffurec.layers.item_softmax import full_cross_entropy
+from recbole_diffurec.layers.ragged import RaggedBatch
 from recbole_diffurec.layers.step_embedding import sinusoid
 
 TOLERANCE = 1e-9

@@ -661,3 +661,9 @@ def test_plain_rebuilds_the_run_after_its_files_have_changed(model: str, propert
     assert make(model, seed=1, valid_metric="MRR@10")["hidden_size"] == 8
     assert RunConfig(model, "mine", kept).final_config_dict == built.final_config_dict
     assert RunConfig(model, "mine", {**kept, "hidden_size": 64})["hidden_size"] == 64
+
+
+@pytest.mark.parametrize("counts", [{"5": 3}, {"5": [1, 2]}, {"5": [1, 2, "x"]}, {5: [1, 2, -3]}])
+def test_expected_counts_are_three_numbers(counts):
+    with pytest.raises(UserError, match="expected_counts must map a minimum of interactions to"):
+        RunConfig("DiffuRecSys", "ml-100k", {"expected_counts": counts})

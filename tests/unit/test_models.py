@@ -7,11 +7,12 @@ import copy
 import oracle
 import pytest
 import torch
-from conftest import make_batch, make_model
+from conftest import FakeDataset, make_batch, make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recbole.data.interaction import Interaction
 
+from recbole_diffurec.config import RunConfig
 from recbole_diffurec.diffusion.noise import FreshNoise, NoiseTable
 
 VARIANTS = {
@@ -295,3 +296,36 @@ def test_bf16_changes_scores_little_and_keeps_them_distinct():
 def test_noise_table_rows_are_standard_normal():
     rows = NoiseTable(64).rows
     assert abs(rows.mean().item()) < 0.005 and abs(rows.std().item() - 1) < 0.005
+
+
+def test_compiled_feed_forward_gives_the_same_scores(monkeypatch):
+    """The compiler itself is PyTorch's business: here it is the eager backend, which needs no C++ compiler."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_(f, backend="eager", **options))
+    torch.manual_seed(0)
+    compiled = make_model(compile=True)
+    plain = make_model()
+    plain.load_state_dict(compiled.state_dict())
+    batch = make_batch([1, 5, 12])
+    with torch.no_grad():
+        torch.testing.assert_close(compiled.full_sort_predict(batch), plain.full_sort_predict(batch))
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "log_uniform"])
+def test_a_sampled_softmax_trains(distribution):
+    dataset = FakeDataset(31)
+    dataset.inter_feat = {"item_id": torch.randint(1, 31, (200,), generator=torch.Generator().manual_seed(0))}
+    values = {"hidden_size": 16, "n_layers": 1, "gpu_id": "", "sampled_softmax": 8}
+    config = RunConfig("DiffuRecSys", "test", {**values, "negative_distribution": distribution})
+    torch.manual_seed(0)
+    model = config.model_class(config, dataset)
+    batch = make_batch([3, 4, 7, 2] * 8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = model.calculate_loss(batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
