@@ -22,11 +22,10 @@ from torch import Tensor
 
 from recbole_diffurec.data.sources import ensure_dataset
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.registry import MODELS
 
 # Models that give the same scores, loss and gradients whether or not trailing all-padding columns are there (proven in
 # tests/unit/test_trimming.py). Others read the padded length: FEARec transforms it to frequencies, Caser convolves it.
-TRIMMED_MODELS = frozenset({*MODELS, "BERT4Rec", "GRU4Rec", "SASRec"})
+TRIMMED_MODELS = frozenset({"DiffuRec", "DiffuRecSys", "BERT4Rec", "GRU4Rec", "SASRec"})
 
 # Columns that say where the items of a row's user begin and end, for ``mask_seen``.
 SEEN_FROM, SEEN_TO = "seen_from", "seen_to"

@@ -114,6 +114,7 @@ MISTAKES = {
     "RecBole's checkpoint": (["evaluate", "recbole.pth"], "'recbole.pth'", "no checkpoint"),
     "cut checkpoint": (["evaluate", "cut.pth"], "'cut.pth'", "cut short"),
     "two checkpoints": (["evaluate", "mine.pth", "other.pth"], "'other.pth'", "--name=value"),
+    "checkpoint with holes": (["evaluate", "partial.pth"], "'partial.pth' lacks epoch, id_tokens", "that a run wrote"),
     "parameter for a checkpoint": (["evaluate", "mine.pth", "--sampling_steps=64"], "sampling_steps", "64"),
     "unknown for a checkpoint": (["evaluate", "mine.pth", "--samplin_steps=1"], "'samplin_steps'", "'sampling_steps'"),
     "model for a checkpoint": (["evaluate", "mine.pth", "--model=BPR"], "'DiffuRec'", "'BPR'"),
@@ -130,7 +131,10 @@ def surroundings(workdir: Path) -> Path:
     (workdir / "good.yaml").write_text("epochs: 5\n")
     (workdir / "bad.yaml").write_text("epochs: [5\n")
     kept = RunConfig("DiffuRec", "mine", {"gpu_id": ""}).plain()
-    checkpoint.save("mine.pth", {"model": "DiffuRec", "dataset": "mine", "config": kept})
+    state = {"model": "DiffuRec", "dataset": "mine", "config": kept}
+    checkpoint.save("partial.pth", state)
+    rest = {"epoch": 0, "id_tokens": {}, "state_dict": {}, "other_parameter": None}
+    checkpoint.save("mine.pth", {**state, **rest})
     (workdir / "cut.pth").write_bytes((workdir / "mine.pth").read_bytes()[:-100])
     layer = torch.nn.Linear(2, 2)
     # As RecBole's trainer saves: with its configuration, an object.
