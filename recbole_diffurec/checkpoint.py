@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
 import pickle
-import uuid
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from recbole_diffurec import files
 from recbole_diffurec.errors import UserError
 
 FORMAT = "recbole_diffurec checkpoint 1"
@@ -68,17 +67,8 @@ def from_plain(value: Any) -> Any:
 
 def save(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write ``state`` to ``path``: a temporary file beside it, flushed and renamed when complete."""
-    path = Path(path)
-    # Not tempfile: its files are readable by their owner alone, and checkpoints may be shared.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with open(temporary, "xb") as file:
-            torch.save(to_plain({"format": FORMAT, **state}), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.whole(path) as file:
+        torch.save(to_plain({"format": FORMAT, **state}), file)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:

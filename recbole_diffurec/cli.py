@@ -1,4 +1,4 @@
-"""The command line: ``recbole-diffurec [run]`` and ``recbole-diffurec evaluate``.
+"""The command line: ``recbole-diffurec [run]``, ``evaluate`` and ``compare``.
 
 ``run_recbole_diffurec.py`` calls the same ``main``.
 """
@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 from recbole_diffurec import pipeline
 from recbole_diffurec.config import known_models, parse_value
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.experiments.grid import split_list
 from recbole_diffurec.version import __version__
-
-COMMANDS = ("run", "evaluate")
 
 _PARAMETERS_HELP = """\
 any other parameter:
@@ -33,32 +33,58 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parsers() -> dict[str, _Parser]:
-    formatter = argparse.RawDescriptionHelpFormatter
-    run = _Parser(
-        prog="recbole-diffurec",
-        formatter_class=formatter,
-        allow_abbrev=False,
-        description="Train, validate and test a recommender; DiffuRecSys on ml-100k by default.\n"
-        "Other commands: recbole-diffurec evaluate CHECKPOINT.",
-        epilog=_PARAMETERS_HELP,
+    def parser(name: str, description: str) -> _Parser:
+        return _Parser(
+            prog=f"recbole-diffurec {name}".removesuffix(" run"),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            description=description,
+            epilog=_PARAMETERS_HELP,
+        )
+
+    def add_settings(command: _Parser) -> None:
+        command.add_argument("--config_files", default="", metavar="'A B'", help="YAML files, later ones stronger")
+        command.add_argument("--experiment", help="settings from properties/experiment, such as diffurec_paper")
+
+    run = parser(
+        "run",
+        "Train, validate and test a recommender; DiffuRecSys on ml-100k by default.\n"
+        "Other commands: recbole-diffurec evaluate CHECKPOINT, recbole-diffurec compare.",
     )
     run.add_argument("--model", default="DiffuRecSys", help="DiffuRec, DiffuRecSys or any model of RecBole")
     run.add_argument("--dataset", default="ml-100k", help="amazon-beauty, amazon-toys-games, ml-1m, ml-100k, yours")
-    run.add_argument("--config_files", default="", metavar="'A B'", help="YAML files, later ones stronger")
-    run.add_argument("--experiment", help="settings from properties/experiment, such as diffurec_paper")
+    add_settings(run)
     run.add_argument("--result_file", metavar="PATH", help="write the result as JSON")
     run.add_argument("--list_models", action="store_true", help="print the names that --model takes, and exit")
     run.add_argument("--version", action="version", version=f"recbole-diffurec {__version__}")
-    evaluate = _Parser(
-        prog="recbole-diffurec evaluate",
-        formatter_class=formatter,
-        allow_abbrev=False,
-        description="Test a checkpoint. Without parameters the figures are those of the run that wrote it.",
-        epilog=_PARAMETERS_HELP,
+
+    evaluate = parser(
+        "evaluate", "Test a checkpoint. Without parameters the figures are those of the run that wrote it."
     )
     evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file that a run wrote")
     evaluate.add_argument("--result_file", metavar="PATH", help="write the result as JSON")
-    return {"run": run, "evaluate": evaluate}
+
+    compare = parser(
+        "compare",
+        "Run models x data sets x seeds and write tables, significance, figures and report.html.\n"
+        "Finished runs are kept: the same command goes on where it was stopped.",
+    )
+    compare.add_argument(
+        "--models",
+        metavar="A,B",
+        help="models, V1 and V2 among them; MODEL@PART+PART is a model with a YAML file, an experiment or name=value",
+    )
+    compare.add_argument("--dataset", "--datasets", metavar="A,B", help="data sets")
+    compare.add_argument("--seeds", metavar="N", help="how many seeds, counted up from --seed, or a list: [1,2,3]")
+    compare.add_argument("--baseline", metavar="MODEL", help="test the others against this one of the models")
+    compare.add_argument("--output_dir", default="comparison", metavar="DIR", help="folder of all output")
+    compare.add_argument("--parallel", type=int, default=1, metavar="N", help="runs at a time, on Ray")
+    compare.add_argument("--ray_address", metavar="ADDRESS", help="a Ray cluster to run on; auto finds a local one")
+    compare.add_argument("--cpus_per_run", type=float, default=1, metavar="N", help="processors for each parallel run")
+    compare.add_argument("--gpus_per_run", type=float, default=0, metavar="N", help="GPUs for each; may be a fraction")
+    compare.add_argument("--dry_run", action="store_true", help="estimate the cost, and stop")
+    add_settings(compare)
+    return {"run": run, "evaluate": evaluate, "compare": compare}
 
 
 def parse_parameters(arguments: Sequence[str]) -> dict[str, Any]:
@@ -108,34 +134,80 @@ def _dispatch(arguments: list[str]) -> int:
     parameters = parse_parameters(rest)
     if not sys.stderr.isatty():
         parameters["show_progress"] = False
-    if command == "evaluate":
-        for name in {"checkpoint_file", "config_files", "experiment"} & parameters.keys():
-            raise UserError(f"'recbole-diffurec evaluate' takes no --{name}: give single parameters as --name=value")
-        result = pipeline.evaluate(options.checkpoint, result_file=options.result_file, **parameters)
-    elif options.list_models:
+    return COMMANDS[command](options, parameters)
+
+
+def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    if options.list_models:
         print("\n".join(known_models()))
         return 0
-    else:
-        result = pipeline.run(
-            options.model,
-            options.dataset,
-            config_files=options.config_files.replace(",", " ").split(),
-            experiment=options.experiment,
-            result_file=options.result_file,
-            **parameters,
-        )
+    result = pipeline.run(
+        options.model,
+        options.dataset,
+        config_files=_file_list(options.config_files),
+        experiment=options.experiment,
+        result_file=options.result_file,
+        **parameters,
+    )
     print(pipeline.format_result(result))
     return 0
+
+
+def _evaluate(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    for name in {"checkpoint_file", "config_files", "experiment"} & parameters.keys():
+        raise UserError(f"'recbole-diffurec evaluate' takes no --{name}: give single parameters as --name=value")
+    result = pipeline.evaluate(options.checkpoint, result_file=options.result_file, **parameters)
+    print(pipeline.format_result(result))
+    return 0
+
+
+def _compare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    from recbole_diffurec.experiments import tables
+    from recbole_diffurec.experiments.compare import compare
+
+    comparison = compare(
+        split_list(options.models or ""),
+        split_list(options.dataset or ""),
+        parse_value("seeds", options.seeds) if options.seeds else None,
+        output_dir=options.output_dir,
+        baseline=options.baseline,
+        experiment=options.experiment,
+        config_files=_file_list(options.config_files),
+        parallel=options.parallel,
+        ray_address=options.ray_address,
+        cpus_per_run=options.cpus_per_run,
+        gpus_per_run=options.gpus_per_run,
+        dry_run=options.dry_run,
+        **parameters,
+    )
+    if comparison is None:
+        return 0
+    print(tables.terminal(comparison.results))
+    print(f"report      {os.path.relpath(comparison.output_dir / 'report.html')}")
+    for run, reason in comparison.failures.items():
+        print(f"recbole-diffurec: {run} failed: {reason}", file=sys.stderr)
+    return 1 if comparison.failures else 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, dict[str, Any]], int]] = {
+    "run": _run,
+    "evaluate": _evaluate,
+    "compare": _compare,
+}
+
+
+def _file_list(text: str) -> list[str]:
+    return text.replace(",", " ").split()
 
 
 def _log_to_terminal() -> None:
     """Our own messages go to stderr as they are, so that stdout holds the result alone."""
     logger = logging.getLogger("recbole_diffurec")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    # Replaced rather than kept: sys.stderr may be another one than last time.
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ data set, model, overall. Nothing that a user or a file supplies is ever evaluat
 from __future__ import annotations
 
 import difflib
+import functools
+import hashlib
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -37,6 +40,12 @@ HOST_PROPERTIES = Path(recbole.__file__).parent / "properties"
 
 # Keys that RecBole reads without naming them in any of its files.
 _UNLISTED_HOST_KEYS = {"encoding", "wandb_project", "convert_token_to_onehot", "token_num_threshold", "tail_ratio"}
+# Keys that the data depends on without being among RecBole's ``dataset_arguments``.
+_UNLISTED_DATASET_KEYS = {"data_path", "encoding", "discretization", "token_num_threshold", "source_base_urls"}
+
+# Parameters that say where and how a run happens, and change nothing about its result.
+_PLACES = {"checkpoint_dir", "data_path", "gpu_id", "use_gpu", "show_progress", "state", "worker", "source_base_urls"}
+_PLACES |= {"log_wandb", "wandb_project", "expected_counts"}
 
 
 @dataclass(frozen=True)
@@ -178,6 +187,23 @@ def model_class(name: str) -> type:
         ) from None
 
 
+def _read_host_model(name: str) -> dict[str, Any]:
+    path = HOST_PROPERTIES / "model" / f"{name}.yaml"
+    return defaults.read_yaml(path) if path.is_file() else {}
+
+
+@functools.cache
+def known_parameters(model: str) -> frozenset[str]:
+    """The names of all parameters of a run of ``model``."""
+    overall, ours, _ = defaults.default_layers(model, "")
+    host_files = [HOST_PROPERTIES / "overall.yaml", HOST_PROPERTIES / "dataset" / "sample.yaml"]
+    host_files += sorted((HOST_PROPERTIES / "quick_start_config").glob("*.yaml"))
+    known = {*overall, *ours, *_read_host_model(model), *_UNLISTED_HOST_KEYS}
+    known.update(key for path in host_files for key in defaults.read_yaml(path))
+    known.update(general_arguments, training_arguments, evaluation_arguments, dataset_arguments)
+    return frozenset(known - {"config_file"})  # listed by RecBole and read by nothing
+
+
 class RunConfig(Config):
     """RecBole's configuration, filled from our layers, strict about what it is given.
 
@@ -240,7 +266,7 @@ class RunConfig(Config):
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
-        host_model = self._read_host("model", model)
+        host_model = _read_host_model(model)
         overall, ours, data = defaults.default_layers(model, dataset)
         for layer in (overall, host_model, ours, data):
             self.internal_config_dict.update(layer)
@@ -275,22 +301,11 @@ class RunConfig(Config):
 
     # Checks
 
-    def _read_host(self, folder: str, name: str) -> dict[str, Any]:
-        path = HOST_PROPERTIES / folder / f"{name}.yaml"
-        return defaults.read_yaml(path) if path.is_file() else {}
-
     def _check_names(self, model: str, given: Mapping[str, Any]) -> None:
-        overall, ours, _ = defaults.default_layers(model, "")
-        host_files = [HOST_PROPERTIES / "overall.yaml", HOST_PROPERTIES / "dataset" / "sample.yaml"]
-        host_files += sorted((HOST_PROPERTIES / "quick_start_config").glob("*.yaml"))
-        known = {*overall, *ours, *self._read_host("model", model), *_UNLISTED_HOST_KEYS}
-        known.update(key for path in host_files for key in defaults.read_yaml(path))
-        known.update(general_arguments, training_arguments, evaluation_arguments, dataset_arguments)
-        known.discard("config_file")  # listed by RecBole and read by nothing
-        self._known = known
+        self._known = known_parameters(model)
         for name in given:
-            if name not in known:
-                names = {*known, "model", "dataset", "config_files", "experiment", "result_file"} - {name}
+            if name not in self._known:
+                names = {*self._known, "model", "dataset", "config_files", "experiment", "result_file"} - {name}
                 hint = nearest(name, names) or " run 'recbole-diffurec --help' for where parameters are listed"
                 raise UserError(f"unknown parameter '{name}' for model {model}:{hint}")
 
@@ -377,6 +392,21 @@ class RunConfig(Config):
         values = {**self.internal_config_dict, **self.external_config_dict}
         # A data set's defaults may name parameters that this model does not have.
         return {name: value for name, value in values.items() if name in self._known - derived}
+
+    def key(self) -> str:
+        """A short name for everything that a run's result depends on; equal for equal runs wherever they happen."""
+        values = {name: value for name, value in self.plain().items() if name not in _PLACES}
+        return _digest({"model": self["model"], "dataset": self["dataset"], **values})
+
+    def dataset_key(self) -> str:
+        """A short name for everything that the filtered and ordered data set depends on."""
+        names = {*dataset_arguments, *_UNLISTED_DATASET_KEYS}
+        values = {name: value for name, value in self.final_config_dict.items() if name in names}
+        return _digest({"dataset": self["dataset"], "type": str(self["MODEL_TYPE"]), **values})
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def parse_value(name: str, text: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import platform
 import sys
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
@@ -20,7 +22,7 @@ import torch
 from recbole.data.utils import data_preparation
 from recbole.utils import ModelType, get_trainer, init_seed
 
-from recbole_diffurec import checkpoint
+from recbole_diffurec import checkpoint, files
 from recbole_diffurec.config import RunConfig
 from recbole_diffurec.data import dataset_class
 from recbole_diffurec.data.batches import fitting_users, group_by_length
@@ -64,10 +66,33 @@ def run(
     """
     config = RunConfig(model, dataset, parameters, config_files, experiment)
     result_file = _writable(result_file)
-    _make_folder(config["checkpoint_dir"], "checkpoint_dir")
+    return _deliver(train(config).result, result_file)
+
+
+@dataclass
+class TrainedRun:
+    """A finished run with everything that made it, for further analyses; ``result`` is as ``run`` returns it."""
+
+    config: RunConfig
+    data: PreparedData
+    network: Any
+    trainer: Any
+    result: dict[str, Any]
+
+
+def train(config: RunConfig, datasets: DatasetCache | None = None, on_scores: Any = None) -> TrainedRun:
+    """Train, validate and test by a checked configuration.
+
+    Parameters
+    ----------
+    datasets : data sets that runs share.
+    on_scores : called in the final test as ``PluginTrainer.on_scores`` is.
+    """
+    model, dataset = config["model"], config["dataset"]
+    make_folder(config["checkpoint_dir"], "checkpoint_dir")
     with _log_file(config) as log:
         with _explained(f"preparing data set '{dataset}'", log):
-            data = prepare_data(config)
+            data = prepare_data(config, datasets)
         train_data, valid_data, test_data = data.loaders
         with _explained(f"building model '{model}'", log):
             network, trainer = build(config, train_data._dataset)
@@ -77,6 +102,7 @@ def run(
             _, best_valid_result = trainer.fit(
                 train_data, valid_data, verbose=False, show_progress=config["show_progress"]
             )
+        trainer.on_scores = on_scores
         test_result, eval_seconds = timed_test(trainer, test_data, config)
     result = {
         **describe_run(config, data, network),
@@ -89,7 +115,7 @@ def run(
         "log": log,
         "history": trainer.history,
     }
-    return _deliver(result, result_file)
+    return TrainedRun(config, data, network, trainer, result)
 
 
 def evaluate(
@@ -153,6 +179,24 @@ def evaluate(
 # Steps of a run
 
 
+class DatasetCache:
+    """Data sets that were read, filtered and ordered, for runs that differ in other things only."""
+
+    def __init__(self) -> None:
+        self._read: dict[str, Any] = {}
+
+    def get(self, config: RunConfig) -> Any:
+        """A data set of RecBole's kind for ``config``, a copy of its own."""
+        key = config.dataset_key()
+        if key not in self._read:
+            dataset = dataset_class(config)(config)
+            dataset.config = None
+            self._read[key] = dataset
+        dataset = copy.deepcopy(self._read[key])
+        dataset.config = config
+        return dataset
+
+
 class PreparedData:
     """A filtered, ordered data set and its loaders.
 
@@ -161,10 +205,14 @@ class PreparedData:
     n_users, n_items, n_interactions : after filtering, without padding.
     loaders : training, validation and test data.
     id_tokens : {"users": [...], "items": [...]}, the original ids in order of their numbers, padding first.
+    user_counts : interactions of each user, by number.
+    popularity : interactions with each item in the training part, by number.
     """
 
-    def __init__(self, config: RunConfig):
-        dataset = dataset_class(config)(config)
+    def __init__(self, config: RunConfig, datasets: DatasetCache | None = None):
+        dataset = datasets.get(config) if datasets else dataset_class(config)(config)
+        self.user_counts = np.bincount(dataset.inter_feat[dataset.uid_field], minlength=dataset.user_num)
+        item_counts = np.bincount(dataset.inter_feat[dataset.iid_field], minlength=dataset.item_num)
         self.n_users, self.n_items = int(dataset.user_num) - 1, int(dataset.item_num) - 1
         self.n_interactions = int(dataset.inter_num)
         self.n_time_ties = dataset.n_time_ties
@@ -190,6 +238,8 @@ class PreparedData:
         # RecBole would open a pickle of this name if it lay in the checkpoint folder (data/utils.py:108).
         config["dataloaders_save_path"] = os.path.join(os.devnull, "none")
         self.loaders = data_preparation(config, dataset)
+        held_out = [loader._dataset.inter_feat[dataset.iid_field].numpy() for loader in self.loaders[1:]]
+        self.popularity = item_counts - np.bincount(np.concatenate(held_out), minlength=len(item_counts))
         if config["batch_by_length"] and config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
             group_by_length(self.loaders[0])
         for name, loader in zip(("training", "validation", "test"), self.loaders):
@@ -199,11 +249,11 @@ class PreparedData:
                 )
 
 
-def prepare_data(config: RunConfig) -> PreparedData:
+def prepare_data(config: RunConfig, datasets: DatasetCache | None = None) -> PreparedData:
     """Load, filter, order and split; report the counts and warn where they are not the known ones."""
     started = time.perf_counter()
     init_seed(config["seed"], config["reproducibility"])
-    data = PreparedData(config)
+    data = PreparedData(config, datasets)
     counts = (data.n_users, data.n_items, data.n_interactions)
     logger.info(
         "%s: %s users, %s items, %s interactions (prepared in %.1f s)",
@@ -316,7 +366,7 @@ def _plain_metrics(result: Mapping[str, Any]) -> dict[str, float]:
 def _log_file(config: RunConfig) -> Iterator[str]:
     """RecBole's log lines go to a file of this run's own, its warnings to the terminal as well."""
     folder = os.path.join("log", config["model"])
-    _make_folder(folder, "the folder for logs")
+    make_folder(folder, "the folder for logs")
     name = f"{config['model']}-{config['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}.log"
     path = os.path.join(folder, name)
     root = logging.getLogger()
@@ -351,7 +401,8 @@ def _explained(what: str, log: str) -> Iterator[None]:
         ) from error
 
 
-def _make_folder(path: str, what: str) -> None:
+def make_folder(path: str, what: str) -> None:
+    """Make a folder for output, or say in one sentence why it cannot be."""
     try:
         os.makedirs(path, exist_ok=True)
         writable = os.access(path, os.W_OK)
@@ -368,19 +419,13 @@ def _writable(path: str | Path | None) -> Path | None:
     path = Path(path)
     if path.is_dir():
         raise UserError(f"result_file '{path}' is a folder: give the path of a file")
-    _make_folder(str(path.parent), "the folder of result_file,")
+    make_folder(str(path.parent), "the folder of result_file,")
     return path
 
 
 def _deliver(result: dict[str, Any], path: Path | None) -> dict[str, Any]:
     """Write the result as JSON, whole or not at all, and return it."""
     if path is not None:
-        # Not tempfile: its files are readable by their owner alone.
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-        try:
-            temporary.write_text(json.dumps(result, indent=2), encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        files.write_text(path, json.dumps(result, indent=2))
         result = {**result, "result_file": str(path.resolve())}
     return result

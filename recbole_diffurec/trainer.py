@@ -46,6 +46,7 @@ class PluginTrainer(Trainer):
     history : one dict per epoch: epoch (0-based, as RecBole counts), train_loss, train_seconds, learning_rate, and,
         where the epoch was validated, valid_seconds, valid_score, valid_result.
     train_seconds : time in training epochs, without validation.
+    on_scores : called with (interaction, scores [B, I], positive_u, positive_i) of every batch that is evaluated.
     """
 
     def __init__(self, config: Any, model: Any):
@@ -54,6 +55,7 @@ class PluginTrainer(Trainer):
         self.saved_model_file = os.path.join(self.checkpoint_dir, name)
         self.history: list[dict[str, Any]] = []
         self.id_tokens: dict[str, list[str]] = {}
+        self.on_scores: Callable[..., None] | None = None
         step = config["lr_decay_step"]
         self.lr_scheduler = StepLR(self.optimizer, step, config["lr_decay_gamma"]) if step else None
 
@@ -130,6 +132,8 @@ class PluginTrainer(Trainer):
         elif seen is None and isinstance(self._evaluated, SequenceDataset):
             seen = self._evaluated.seen_items(interaction)
         scored = super()._full_sort_batch_eval((interaction, seen, positive_u, positive_i))
+        if self.on_scores is not None:
+            self.on_scores(*scored)
         if self._eval_bar is not None:
             self._eval_bar.update()
         return scored

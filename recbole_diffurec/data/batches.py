@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Iterator
 
 import psutil
@@ -65,3 +66,19 @@ def fitting_users(n_users: int, n_items: int, device: torch.device) -> int:
     """How many of ``n_users`` fit into an evaluation batch, given the memory that is free now; at least 1."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     return max(1, min(n_users, free // (EVALUATION_SHARE * EVALUATION_BYTES * n_items)))
+
+
+class FirstBatches:
+    """The first ``n`` batches of a loader; everything else is the loader's."""
+
+    def __init__(self, loader: Any, n: int):
+        self._loader, self._n = loader, n
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self._loader), self._n)
+
+    def __len__(self) -> int:
+        return min(self._n, len(self._loader))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)

@@ -1,0 +1,1 @@
+"""Many runs: comparisons of models, their statistics, tables, figures and reports."""

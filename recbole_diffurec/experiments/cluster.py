@@ -1,0 +1,92 @@
+"""More than one run at a time, on Ray: on this machine or on a cluster that is there already."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Callable, Iterator, Sequence
+
+from recbole_diffurec import defaults
+from recbole_diffurec.errors import UserError
+
+
+@contextlib.contextmanager
+def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
+    """Ray, started here or joined at ``address``, with this package on every worker.
+
+    Parameters
+    ----------
+    cpus : what a Ray started here may hand out; None for what the machine has.
+
+    Raises
+    ------
+    UserError
+        Ray is not installed, or nothing answers at the address.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise UserError("running in parallel needs Ray, which is not installed: pip install 'ray[tune]'") from None
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "recbole_diffurec"
+        shutil.copytree(Path(__file__).resolve().parents[1], package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(defaults.properties_dir(), package / "properties", dirs_exist_ok=True)
+        # Workers elsewhere have neither this folder nor this installation.
+        environment = {"py_modules": [str(package)], "env_vars": {"OMP_WAIT_POLICY": "passive"}}
+        options: dict[str, Any] = {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
+        try:
+            ray.init(**options, runtime_env=environment, logging_level=logging.WARNING, log_to_driver=False)
+        except ConnectionError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"no Ray cluster answers at '{address}' ({reason}): check --ray_address") from None
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def run_parallel(
+    jobs: Sequence[Any],
+    function: Callable[[Any, Any], Any],
+    shared: Any,
+    parallel: int,
+    address: str | None,
+    cpus: float,
+    gpus: float,
+) -> Iterator[tuple[Any, Any]]:
+    """``function(job, shared)`` for every job, at most ``parallel`` at a time, as they finish.
+
+    Parameters
+    ----------
+    shared : put into Ray's object store once.
+    cpus, gpus : what each run is given; fractions share a device.
+
+    Yields
+    ------
+    (job, what the function returned or the exception that it raised).
+    """
+    needed = max(1, int(parallel * cpus + 0.999))
+    with connected(address, None if address else needed) as ray:
+        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=1)(function)
+        reference = ray.put(shared)
+        waiting = list(jobs)
+        running: dict[Any, Any] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < parallel:
+                    job = waiting.pop(0)
+                    running[remote.remote(job, reference)] = job
+                (done, *_), _ = ray.wait(list(running))
+                job = running.pop(done)
+                try:
+                    yield job, ray.get(done)
+                except ray.exceptions.RayTaskError as error:
+                    yield job, error.cause if isinstance(error.cause, Exception) else error
+                except ray.exceptions.RayError as error:
+                    yield job, error
+        finally:
+            for reference_of_run in running:
+                ray.cancel(reference_of_run, force=True)

@@ -1,0 +1,318 @@
+"""One command, many runs: models side by side on the same data, with statistics, tables, figures and a report."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from recbole_diffurec import defaults, pipeline
+from recbole_diffurec.data.batches import FirstBatches
+from recbole_diffurec.errors import UserError
+from recbole_diffurec.experiments import cluster, figures, measures, report, tables
+from recbole_diffurec.experiments.grid import Job, plan
+from recbole_diffurec.experiments.store import RunStore
+
+logger = logging.getLogger("recbole_diffurec")
+
+# What an experiment file may say beside the parameters of the runs.
+GRID_KEYS = ("models", "datasets", "seeds", "baseline")
+
+
+@dataclass
+class Comparison:
+    """What a comparison found.
+
+    Attributes
+    ----------
+    results : the tables; ``results.runs``, ``results.summary``, ``results.significance`` and ``results.groups`` are
+        DataFrames with what the CSV files hold.
+    failures : {run: reason}.
+    output_dir : where everything lies, ``report.html`` first.
+    """
+
+    results: tables.Results
+    failures: dict[str, str]
+    output_dir: Path
+
+
+def compare(
+    models: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    seeds: int | Sequence[int] | None = None,
+    *,
+    output_dir: str | Path = "comparison",
+    baseline: str | None = None,
+    experiment: str | None = None,
+    config_files: Sequence[str | Path] = (),
+    parallel: int = 1,
+    ray_address: str | None = None,
+    cpus_per_run: float = 1,
+    gpus_per_run: float = 0,
+    dry_run: bool = False,
+    **parameters: Any,
+) -> Comparison | None:
+    """Run what is missing of models x data sets x seeds, then write tables, figures and ``report.html``.
+
+    Parameters
+    ----------
+    models : entries such as ``SASRec``, ``V1``, ``DiffuRecSys@best/amazon-beauty.yaml`` or
+        ``DiffuRecSys@n_layers=2+sampling_steps=1``.
+    datasets : names.
+    seeds : how many, counted up from the parameter ``seed``; or the seeds themselves.
+    output_dir : finished runs are kept there and are not run again.
+    baseline : the entry that the others are tested against; by default the best by validation among the models that
+        are not of this package, or the first entry.
+    experiment, config_files : settings; those of an experiment may name models, datasets, seeds and baseline as well.
+    parallel, ray_address, cpus_per_run, gpus_per_run : more than one run at a time, on Ray.
+    dry_run : estimate the cost and stop.
+    parameters : for every run, such as ``epochs=2``.
+
+    Raises
+    ------
+    UserError
+        Anything given is wrong; raised before the first run starts.
+    """
+    layers = defaults.experiment(experiment) if experiment else {}
+    for path in config_files:
+        layers.update(defaults.read_yaml(path))
+    layers.update(parameters)
+    models = models or layers.get("models") or ["DiffuRec", "DiffuRecSys", "SASRec", "BERT4Rec"]
+    datasets = datasets or layers.get("datasets") or ["ml-100k"]
+    seeds = layers.get("seeds", 1) if seeds is None else seeds
+    baseline = baseline or layers.get("baseline")
+    common = {name: value for name, value in layers.items() if name not in GRID_KEYS}
+    output_dir = Path(output_dir)
+    pipeline.make_folder(str(output_dir), "output_dir")
+    common = {"checkpoint_dir": str((output_dir / "checkpoints").resolve()), **common}
+    jobs = plan(models, datasets, _seed_list(seeds, common.get("seed", 2020)), common)
+    labels = list(dict.fromkeys(job.entry.label for job in jobs))
+    if baseline is not None and baseline not in labels:
+        raise UserError(f"baseline must be one of the models compared ({', '.join(labels)}), got '{baseline}'")
+    _check_parallel(parallel, cpus_per_run, gpus_per_run)
+
+    store = RunStore(output_dir / "runs")
+    missing = [job for job in jobs if job not in store]
+    shared = pipeline.DatasetCache()
+    durations = {job: store.result(job)["seconds"] for job in jobs if job not in missing}
+    bounds = estimate(missing, durations, shared)
+    logger.info("%s", describe_cost(jobs, missing, bounds, parallel))
+    if dry_run:
+        return None
+    failures = _run_all(missing, store, shared, durations, bounds, parallel, ray_address, cpus_per_run, gpus_per_run)
+    finished = [job for job in jobs if job in store]
+    if not finished:
+        raise UserError("no run of the comparison succeeded: " + "; ".join(f"{k}: {v}" for k, v in failures.items()))
+    return write_outputs(finished, store, output_dir, baseline, failures)
+
+
+def write_outputs(
+    jobs: Sequence[Job], store: RunStore, output_dir: Path, baseline: str | None, failures: Mapping[str, str]
+) -> Comparison:
+    """Tables, figures and the report of finished runs."""
+    data = tables.Results(jobs, store, baseline)
+    tables.write(data, output_dir)
+    pictures = figures.draw_all(data, output_dir / "figures")
+    report.write(data, pictures, failures, output_dir / "report.html")
+    return Comparison(data, dict(failures), output_dir)
+
+
+# The runs
+
+
+def run_job(job: Job, datasets: pipeline.DatasetCache | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Train and test one run of a comparison, and measure what only a comparison needs.
+
+    Returns
+    -------
+    The result to keep as JSON, and the arrays.
+    """
+    started = time.perf_counter()
+    config = job.config()
+    collected: list[measures.RankCollector] = []
+
+    def collect(interaction: Any, *scored: Any) -> None:
+        if not collected:
+            collected.append(measures.RankCollector(config["topk"], scored[0].shape[-1], config["USER_ID_FIELD"]))
+        collected[0](interaction, *scored)
+
+    run = pipeline.train(config, datasets, on_scores=collect)
+    run.trainer.on_scores = None
+    collector = collected[0]
+    lists = {
+        str(k): measures.list_measures(exposure, run.data.popularity) for k, exposure in collector.exposure.items()
+    }
+    arrays = {**measures.per_user(collector, run.data), **measures.diffusion_measures(run)}
+    result = {**run.result, "label": job.entry.label, "lists": lists, "seconds": time.perf_counter() - started}
+    return result, arrays
+
+
+def _run_all(
+    missing: Sequence[Job],
+    store: RunStore,
+    shared: pipeline.DatasetCache,
+    durations: dict[Job, float],
+    bounds: Mapping[Job, float],
+    parallel: int,
+    ray_address: str | None,
+    cpus: float,
+    gpus: float,
+) -> dict[str, str]:
+    """Run and store; returns the failures."""
+    failures: dict[str, str] = {}
+    if parallel > 1 or ray_address:
+        outcomes = cluster.run_parallel(missing, run_job, shared, parallel, ray_address, cpus, gpus)
+    else:
+        outcomes = _one_by_one(missing, shared)
+    for done, (job, outcome) in enumerate(outcomes, start=1):
+        if isinstance(outcome, Exception):
+            failures[str(job)] = _reason(outcome)
+            logger.warning("%d/%d %s failed: %s", done, len(missing), job, failures[str(job)])
+            continue
+        result, arrays = outcome
+        store.write(job, result, arrays)
+        durations[job] = result["seconds"]
+        remaining = _remaining(missing, durations, bounds, failures) / max(parallel, 1)
+        logger.info(
+            "%d/%d %s: test NDCG@10 %.4f in %s; about %s left",
+            *(done, len(missing), job, result["test_result"].get("ndcg@10", float("nan"))),
+            *(format_seconds(result["seconds"]), format_seconds(remaining)),
+        )
+    return failures
+
+
+def _one_by_one(
+    jobs: Sequence[Job], shared: pipeline.DatasetCache
+) -> Iterator[tuple[Job, tuple[dict[str, Any], dict[str, np.ndarray]] | Exception]]:
+    for job in jobs:
+        logger.info("%s starts", job)
+        try:
+            yield job, run_job(job, shared)
+        except Exception as error:  # one failed run must not end the others
+            logging.getLogger().info("%s failed", job, exc_info=True)
+            yield job, error
+
+
+def _remaining(
+    jobs: Sequence[Job], durations: Mapping[Job, float], bounds: Mapping[Job, float], failures: Mapping[str, str]
+) -> float:
+    """Seconds for the runs that are neither done nor failed: as their like took, or as estimated, scaled likewise."""
+    done = [job for job in jobs if job in durations and bounds.get(job)]
+    scale = sum(durations[j] for j in done) / sum(bounds[j] for j in done) if done else 1.0
+    return sum(
+        _like(job, durations) or scale * bounds.get(job, 0.0)
+        for job in jobs
+        if job not in durations and str(job) not in failures
+    )
+
+
+def _like(job: Job, durations: Mapping[Job, float]) -> float | None:
+    """The mean duration of finished runs that differ from ``job`` in their seed alone."""
+    like = [s for other, s in durations.items() if (other.entry.label, other.dataset) == (job.entry.label, job.dataset)]
+    return float(np.mean(like)) if like else None
+
+
+# Cost
+
+
+def estimate(jobs: Sequence[Job], durations: Mapping[Job, float], datasets: pipeline.DatasetCache) -> dict[Job, float]:
+    """At most how many seconds each run takes, from a few of its own batches; early stopping makes it less.
+
+    Runs whose like has finished take as long as that did. Runs that cannot be started are left out.
+
+    Raises
+    ------
+    UserError
+        None of them can be started.
+    """
+    seconds: dict[Job, float] = {}
+    known: dict[tuple[str, str], float] = {}
+    reasons: dict[str, str] = {}
+    for job in jobs:
+        same = (job.entry.label, job.dataset)
+        if same not in known:
+            try:
+                known[same] = _like(job, durations) or _probe(job, datasets)
+            except Exception as error:  # a failed run must not end the others
+                known[same], reasons[str(job)] = 0.0, _reason(error)
+                logger.warning("%s cannot be started: %s", job, reasons[str(job)])
+        if known[same]:
+            seconds[job] = known[same]
+    if jobs and not seconds:
+        raise UserError(next(iter(reasons.values())))
+    return seconds
+
+
+def _probe(job: Job, datasets: pipeline.DatasetCache, batches: int = 3) -> float:
+    config = job.config()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        data = pipeline.prepare_data(config, datasets)
+    finally:
+        logger.setLevel(level)
+    train_data, valid_data, _ = data.loaders
+    _, trainer = pipeline.build(config, train_data._dataset)
+    trainer._train_epoch(FirstBatches(train_data, 1), 0)
+    started = time.perf_counter()
+    n_train = min(batches, len(train_data))
+    trainer._train_epoch(FirstBatches(train_data, n_train), 0)
+    training = (time.perf_counter() - started) * len(train_data) / n_train
+    n_users = min(config["train_batch_size"], data.n_users)
+    started = time.perf_counter()
+    trainer.evaluate(measures.subset_loader(valid_data, n_users), load_best_model=False)
+    evaluation = (time.perf_counter() - started) * data.n_users / n_users
+    return config["epochs"] * (training + evaluation / config["eval_step"]) + evaluation
+
+
+def describe_cost(jobs: Sequence[Job], missing: Sequence[Job], bounds: Mapping[Job, float], parallel: int) -> str:
+    """What is to be done and how long it may take."""
+    lines = [f"{len(jobs)} runs, {len(jobs) - len(missing)} of them done already"]
+    for (label, dataset), group in itertools.groupby(
+        sorted(missing, key=lambda job: (job.entry.label, job.dataset)), key=lambda job: (job.entry.label, job.dataset)
+    ):
+        like = list(group)
+        each = bounds.get(like[0])
+        cost = f"at most {format_seconds(each)} each" if each else "cost unknown"
+        lines.append(f"  {label} on {dataset}: {len(like)} x {cost}")
+    total = sum(bounds.get(job, 0.0) for job in missing)
+    if missing:
+        lines.append(
+            f"  in all at most {format_seconds(total / max(parallel, 1))} on this machine; early stopping ends sooner"
+        )
+    return "\n".join(lines)
+
+
+def format_seconds(seconds: float) -> str:
+    """``8 s``, ``4.2 min`` or ``3.1 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+# Arguments
+
+
+def _seed_list(seeds: int | Sequence[int], first: int) -> list[int]:
+    if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds >= 1:
+        return list(range(first, first + seeds))
+    if isinstance(seeds, (list, tuple)) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds):
+        return list(seeds)
+    raise UserError(f"seeds must be a number of at least 1 or a list of seeds such as [1,2,3], got {seeds!r}")
+
+
+def _check_parallel(parallel: int, cpus: float, gpus: float) -> None:
+    for name, value, low in (("parallel", parallel, 1), ("cpus_per_run", cpus, 0), ("gpus_per_run", gpus, 0)):
+        whole = name != "parallel" or isinstance(value, int)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not whole or value < low:
+            kind = "an integer" if name == "parallel" else "a number"
+            raise UserError(f"{name} must be {kind} of at least {low}, got {value!r}")

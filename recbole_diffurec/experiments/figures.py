@@ -1,0 +1,304 @@
+"""Figures of a comparison, as PNG and SVG: readable at the width of a paper's column and by colour-blind readers.
+
+matplotlib and scikit-learn are imported when figures are drawn.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Iterator
+
+import numpy as np
+
+from recbole_diffurec import files
+from recbole_diffurec.experiments import measures
+from recbole_diffurec.experiments.tables import Results, metric_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMN = 3.5  # inches
+# Okabe and Ito's palette, which colour-blind readers can tell apart; hatches and markers say the same once more.
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#999933"]
+HATCHES = ["", "///", "...", "xxx", "\\\\\\", "ooo", "++", "--"]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "hatch.linewidth": 0.5,
+    "svg.hashsalt": "recbole_diffurec",
+}
+N_CLUSTERS = 10
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn figure: its title for the report, its data set, and the SVG text."""
+
+    name: str
+    dataset: str
+    title: str
+    svg: bytes
+
+    @property
+    def data_uri(self) -> str:
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode("ascii")
+
+
+def draw_all(results: Results, folder: Path) -> list[Picture]:
+    """Draw what the results allow, write PNG and SVG files into ``folder``, and return the pictures."""
+    import matplotlib
+
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    with matplotlib.rc_context(STYLE):
+        for dataset in results.datasets:
+            for name, title, figure in _figures(results, dataset):
+                svg, png = io.BytesIO(), io.BytesIO()
+                figure.savefig(svg, format="svg", metadata={"Date": None}, dpi=200, bbox_inches="tight")
+                figure.savefig(png, format="png", dpi=200, bbox_inches="tight")
+                stem = "".join(c if c.isalnum() or c in "._-" else "_" for c in f"{dataset}-{name}")
+                for extension, content in (("svg", svg), ("png", png)):
+                    with files.whole(folder / f"{stem}.{extension}") as file:
+                        file.write(content.getvalue())
+                pictures.append(Picture(stem, dataset, title, svg.getvalue()))
+    return pictures
+
+
+def _figures(results: Results, dataset: str) -> Iterator[tuple[str, str, Figure]]:
+    """(name, title, figure) of everything that can be drawn for one data set."""
+    k = int(results.main_metric.partition("@")[2])
+    yield "curves", "Training loss and validation by epoch", _curves(results, dataset)
+    yield "learning_rate", "Learning rate by epoch", _learning_rates(results, dataset)
+    yield "metrics", "Test metrics, mean and standard deviation over seeds", _metric_bars(results, dataset)
+    for split, title in (
+        ("popularity", f"Test users by popularity of their target: head is the top {measures.HEAD_SHARE:.0%} of items"),
+        ("length", "Test users by length of their history"),
+    ):
+        yield split, title, _group_bars(results, dataset, split, k)
+    with_steps = [label for label in results.labels_of(dataset) if "steps" in _arrays(results, dataset, label)]
+    if with_steps:
+        title = f"Sampling steps and quality (validation, up to {measures.SAMPLED_USERS:,} users)"
+        yield "steps", title, _steps(results, dataset, with_steps)
+    for label in with_steps:
+        arrays = _arrays(results, dataset, label)
+        title = f"{label}: reconstructed targets of test users (t-SNE), by k-means cluster"
+        if len(arrays["reconstructions"]) > N_CLUSTERS:
+            yield f"tsne-{label}", title, _clusters(arrays["reconstructions"])
+        title = (
+            f"{label}: reconstructions of {len(arrays['spread'])} users under {measures.SPREAD_SEEDS} different noises "
+            "(first two principal components; grey: other users). One user's reconstructions lie "
+            f"{measures.relative_spread(arrays['spread']):.2%} as far apart as those of different users"
+        )
+        yield f"spread-{label}", title, _spread(arrays)
+
+
+def _arrays(results: Results, dataset: str, label: str) -> dict[str, np.ndarray]:
+    """The arrays of the first seed."""
+    return results.arrays(results.of(dataset, label)[0])
+
+
+def _figure(rows: int = 1, height: float = 2.3, **kwargs: Any) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(COLUMN, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, 1, **kwargs)
+
+
+def _legend(figure: Figure, axes: Any, n: int) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    # A dollar sign would begin a formula.
+    labels = [label.replace("$", r"\$") for label in labels]
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(n, 3), frameon=False)
+
+
+def _by_epoch(axes: Any, results: Results, dataset: str, value: Callable[[dict[str, Any]], float | None]) -> None:
+    """One line per run; the seeds of a model share their colour."""
+    for i, label in enumerate(results.labels_of(dataset)):
+        for j, job in enumerate(results.of(dataset, label)):
+            points = [(epoch["epoch"] + 1, value(epoch)) for epoch in results.results[job]["history"]]
+            x, y = zip(*[(epoch, y) for epoch, y in points if y is not None])
+            axes.plot(
+                *(x, y),
+                color=COLOURS[i % len(COLOURS)],
+                marker=MARKERS[i % len(MARKERS)],
+                markevery=max(1, len(x) // 8),
+                markersize=3,
+                linewidth=1,
+                alpha=1 if j == 0 else 0.5,
+                label=label if j == 0 else None,
+            )
+    last = max(len(results.results[job]["history"]) for job in results.of(dataset))
+    axes.set_xlim(0.5, last + 0.5)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    axes.grid(alpha=0.3)
+
+
+def _curves(results: Results, dataset: str) -> Figure:
+    figure, (loss, valid) = _figure(2, 1.7, sharex=True)
+    _by_epoch(loss, results, dataset, lambda epoch: epoch["train_loss"])
+    loss.set_ylabel("training loss")
+    _by_epoch(valid, results, dataset, lambda epoch: epoch.get("valid_score"))
+    job = results.of(dataset)[0]
+    valid.set_ylabel("validation " + metric_name(results.results[job]["config"]["valid_metric"].lower()))
+    valid.set_xlabel("epoch")
+    _legend(figure, loss, len(results.labels_of(dataset)))
+    return figure
+
+
+def _learning_rates(results: Results, dataset: str) -> Figure:
+    figure, axes = _figure(1, 1.9)
+    _by_epoch(axes, results, dataset, lambda epoch: epoch["learning_rate"])
+    axes.set_yscale("log")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("learning rate")
+    _legend(figure, axes, len(results.labels_of(dataset)))
+    return figure
+
+
+def _bars(
+    axes: Any, groups: list[str], labels: list[str], mean: Callable[[str, str], float], std: Callable[[str, str], float]
+) -> None:
+    """Grouped bars with error bars, one colour and hatch per model."""
+    width = 0.8 / len(labels)
+    for i, label in enumerate(labels):
+        axes.bar(
+            np.arange(len(groups)) + (i - (len(labels) - 1) / 2) * width,
+            [mean(label, group) for group in groups],
+            width,
+            yerr=np.nan_to_num([std(label, group) for group in groups]),
+            error_kw={"linewidth": 0.8},
+            color=COLOURS[i % len(COLOURS)],
+            hatch=HATCHES[i % len(HATCHES)],
+            edgecolor="white",
+            linewidth=0.3,
+            label=label,
+        )
+    axes.set_xticks(np.arange(len(groups)), groups)
+    axes.grid(axis="y", alpha=0.3)
+
+
+def _metric_bars(results: Results, dataset: str) -> Figure:
+    labels = results.labels_of(dataset)
+    figure, both = _figure(2, 1.7)
+    table = results.summary[results.summary["dataset"] == dataset]
+    means = {row["model"]: row for row in table.to_dict("records")}
+    for axes, metric in zip(both, ("hit", "ndcg")):
+        keys = {metric_name(key): key for key in results.metrics if key.startswith(f"{metric}@")}
+        _bars(
+            axes,
+            list(keys),
+            labels,
+            lambda label, name: means[label][f"test_{keys[name]}_mean"],  # noqa: B023
+            lambda label, name: means[label][f"test_{keys[name]}_std"],  # noqa: B023
+        )
+        axes.set_ylabel("HR" if metric == "hit" else "NDCG")
+    _legend(figure, both[0], len(labels))
+    return figure
+
+
+def _group_bars(results: Results, dataset: str, split: str, k: int) -> Figure:
+    labels = results.labels_of(dataset)
+    table = results.groups[(results.groups["dataset"] == dataset) & (results.groups["split"] == split)]
+    groups = list(dict.fromkeys(table["group"]))
+    users = table.groupby("group")["users"].first()
+    cells = {(row["model"], row["group"]): row for row in table.to_dict("records")}
+    figure, axes = _figure(1, 2.2)
+    _bars(
+        axes,
+        groups,
+        labels,
+        lambda label, group: cells[label, group][f"ndcg@{k}_mean"],
+        lambda label, group: cells[label, group][f"ndcg@{k}_std"],
+    )
+    axes.set_xticks(np.arange(len(groups)), [f"{group}\n{users[group]:,} users" for group in groups])
+    axes.set_xlabel("target" if split == "popularity" else "items in the history")
+    axes.set_ylabel(f"NDCG@{k}")
+    _legend(figure, axes, len(labels))
+    return figure
+
+
+def _steps(results: Results, dataset: str, labels: list[str]) -> Figure:
+    figure, axes = _figure(1, 2.0)
+    every = results.labels_of(dataset)
+    for label in labels:
+        i = every.index(label)
+        jobs = results.of(dataset, label)
+        quality = np.stack([results.arrays(job)["steps_ndcg"] for job in jobs])
+        axes.errorbar(
+            _arrays(results, dataset, label)["steps"],
+            quality.mean(axis=0),
+            yerr=quality.std(axis=0, ddof=1) if len(jobs) > 1 else None,
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=3,
+            linewidth=1,
+            capsize=2,
+            label=label,
+        )
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("sampling steps")
+    axes.set_ylabel("validation NDCG@10")
+    axes.grid(alpha=0.3)
+    _legend(figure, axes, len(labels))
+    return figure
+
+
+def _clusters(reconstructions: np.ndarray) -> Figure:
+    from sklearn.cluster import KMeans
+    from sklearn.manifold import TSNE
+
+    cluster = KMeans(N_CLUSTERS, n_init=3, random_state=0).fit_predict(reconstructions)
+    perplexity = min(30.0, (len(reconstructions) - 1) / 3)
+    place = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(reconstructions)
+    figure, axes = _figure(1, 3.0)
+    for i in range(N_CLUSTERS):
+        axes.scatter(
+            *place[cluster == i].T,
+            s=4,
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)] if i < len(COLOURS) else ["1", "2"][i - len(COLOURS)],
+            linewidths=0.4,
+            rasterized=True,
+        )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_xlabel("t-SNE 1")
+    axes.set_ylabel("t-SNE 2")
+    return figure
+
+
+def _spread(arrays: dict[str, np.ndarray]) -> Figure:
+    from sklearn.decomposition import PCA
+
+    others, spread = arrays["reconstructions"], arrays["spread"]
+    plane = PCA(2).fit(np.concatenate([others, spread.reshape(-1, spread.shape[-1])]))
+    figure, axes = _figure(1, 2.8)
+    axes.scatter(*plane.transform(others).T, s=2, color="0.8", linewidths=0, rasterized=True)
+    for i, user in enumerate(spread):
+        axes.scatter(
+            *plane.transform(user).T,
+            s=8,
+            color=COLOURS[i],
+            marker=MARKERS[i],
+            linewidths=0.3,
+            alpha=0.7,
+            label=f"user {i + 1}",
+            rasterized=True,
+        )
+    first, second = plane.explained_variance_ratio_
+    axes.set_xlabel(f"component 1 ({first:.0%} of the variance)")
+    axes.set_ylabel(f"component 2 ({second:.0%})")
+    _legend(figure, axes, len(spread))
+    return figure

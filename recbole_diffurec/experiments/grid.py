@@ -1,0 +1,132 @@
+"""Which runs a comparison has: models and their named configurations, times data sets, times seeds."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+from recbole_diffurec import defaults
+from recbole_diffurec.config import RunConfig, known_parameters, model_class, parse_value
+from recbole_diffurec.errors import UserError
+
+# The variants of DiffuRecSys by the names of its paper (section 6.3).
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "V1": ("DiffuRecSys", {"cross_attention": True, "offset_noise": False}),
+    "V2": ("DiffuRecSys", {"cross_attention": True, "offset_noise": True}),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a comparison: a model with a configuration, under the label that the tables show."""
+
+    label: str
+    model: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Entry:
+        """``MODEL`` or ``MODEL@PART+PART``, where a part is a YAML file, an experiment, or ``name=value``.
+
+        V1 and V2 stand for the variants of DiffuRecSys.
+
+        Raises
+        ------
+        UserError
+            The model, the file or the experiment does not exist, or a parameter is not the model's.
+        """
+        name, _, parts = text.partition("@")
+        model, fixed = VARIANTS.get(name, (name, {}))
+        model_class(model)
+        parameters = dict(fixed)
+        for part in filter(None, parts.split("+")):
+            key, equals, value = part.partition("=")
+            if equals:
+                parameters[key] = parse_value(key, value)
+            else:
+                parameters.update(defaults.read_yaml(part) if Path(part).is_file() else defaults.experiment(part))
+        return cls(text, model, parameters)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One run of a comparison. ``key`` differs whenever anything does that its result depends on."""
+
+    entry: Entry
+    dataset: str
+    seed: int
+    key: str
+    parameters: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The stem of its files."""
+        label = re.sub(r"[^A-Za-z0-9._=-]+", "_", self.entry.label)[:60]
+        return f"{label}-{self.dataset}-{self.seed}-{self.key}"
+
+    def __str__(self) -> str:
+        return f"{self.entry.label} on {self.dataset}, seed {self.seed}"
+
+    def config(self) -> RunConfig:
+        return RunConfig(self.entry.model, self.dataset, self.parameters)
+
+
+def split_list(text: str) -> list[str]:
+    """The parts between commas, those in brackets left whole."""
+    return [part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
+
+
+def plan(
+    models: Sequence[str], datasets: Sequence[str], seeds: Sequence[int], parameters: Mapping[str, Any]
+) -> list[Job]:
+    """All runs, seed by seed, so that a comparison that is cut short has every model.
+
+    Parameters
+    ----------
+    models : entries as ``Entry.parse`` takes them.
+    parameters : for every run; weaker than an entry's own. One that a model does not have is left out for that model.
+
+    Raises
+    ------
+    UserError
+        An entry is wrong or given twice, no model has a parameter, or a value is wrong.
+    """
+    entries = [Entry.parse(text) for text in models]
+    named: dict[str, Sequence[Any]] = {"models": models, "dataset": datasets, "seeds": seeds}
+    for what, listed in named.items():
+        if not listed:
+            raise UserError(f"{what} is empty: name at least one")
+        twice = next((value for value in listed if list(listed).count(value) > 1), None)
+        if twice is not None:
+            raise UserError(f"{what} names '{twice}' twice: leave one out")
+    jobs = []
+    for dataset in datasets:
+        for seed in seeds:
+            for entry in entries:
+                known = {name: value for name, value in parameters.items() if _known_to_some(name, entry, entries)}
+                values = {**known, **entry.parameters, "seed": seed}
+                config = RunConfig(entry.model, dataset, values)
+                _check_protocol(config, entry)
+                jobs.append(Job(entry, dataset, seed, config.key(), values))
+    return jobs
+
+
+def _known_to_some(name: str, entry: Entry, entries: Sequence[Entry]) -> bool:
+    """False for a parameter that other models have; where none has it, the run's own check says so."""
+    if name in known_parameters(entry.model):
+        return True
+    return not any(name in known_parameters(other.model) for other in entries)
+
+
+def _check_protocol(config: RunConfig, entry: Entry) -> None:
+    arguments = config["eval_args"]
+    if "LS" not in arguments["split"] or arguments["mode"] not in ("full", {"valid": "full", "test": "full"}):
+        raise UserError(
+            f"a comparison ranks all items for one target per user, and eval_args of '{entry.label}' is {arguments}: "
+            f"leave its split at {{LS: valid_and_test}} and its mode at full"
+        )
+    missing = {"hit", "ndcg"} - {metric.lower() for metric in config["metrics"]}
+    if missing:
+        raise UserError(f"a comparison needs the metrics Hit and NDCG, got {config['metrics']} for '{entry.label}'")

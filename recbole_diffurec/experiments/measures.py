@@ -1,0 +1,197 @@
+"""What a comparison measures beyond RecBole's metrics: every user's rank, the lists, and the diffusion itself.
+
+RecBole's own collectors for coverage, Gini index and popularity fail (evaluator/collector.py:227), so they are here.
+
+Shapes: B batch, U users, I items with padding row 0, K the longest list, d hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_diffurec.diffusion import schedules
+from recbole_diffurec.diffusion.process import DiffusionProcess
+from recbole_diffurec.model.base import DiffusionRecommender
+from recbole_diffurec.pipeline import PreparedData, TrainedRun
+
+HEAD_SHARE = 0.2  # the most popular items, DiffuRecSys section 6.5
+LENGTH_GROUPS = 5
+# Users in the analyses that draw or repeat the reverse process, evenly spaced over all.
+SAMPLED_USERS = 2000
+SPREAD_USERS, SPREAD_SEEDS = 5, 60
+SAMPLING_STEPS = (1, 2, 4, 8, 16, 32)
+
+
+class RankCollector:
+    """Where each user's target ranks, and how often each item is recommended; for ``PluginTrainer.on_scores``.
+
+    Parameters
+    ----------
+    topk : list lengths.
+    n_items : I.
+    user_field : the column with the user's number.
+    """
+
+    def __init__(self, topk: Sequence[int], n_items: int, user_field: str):
+        self.topk, self.user_field = sorted(topk), user_field
+        self._users: list[Tensor] = []
+        self._targets: list[Tensor] = []
+        self._ranks: list[Tensor] = []
+        self.exposure = {k: np.zeros(n_items, dtype=np.int64) for k in self.topk}
+
+    def __call__(self, interaction: Any, scores: Tensor, positive_u: Tensor, positive_i: Tensor) -> None:
+        target = positive_i.to(scores.device)
+        lists = scores.topk(self.topk[-1], dim=-1).indices
+        found = lists == target.unsqueeze(1)
+        self._ranks.append(torch.where(found.any(dim=1), found.int().argmax(dim=1) + 1, 0).cpu())
+        self._users.append(interaction[self.user_field].cpu())
+        self._targets.append(target.cpu())
+        for k, counts in self.exposure.items():
+            counts += torch.bincount(lists[:, :k].flatten(), minlength=len(counts)).cpu().numpy()
+
+    @property
+    def users(self) -> np.ndarray:
+        """int [U], the users' numbers in the order of evaluation."""
+        return torch.cat(self._users).numpy()
+
+    @property
+    def targets(self) -> np.ndarray:
+        """int [U], the items that are sought."""
+        return torch.cat(self._targets).numpy()
+
+    @property
+    def ranks(self) -> np.ndarray:
+        """int [U], 1-based; 0 where the target is not among the first K."""
+        return torch.cat(self._ranks).numpy()
+
+
+def gains(ranks: np.ndarray, k: int) -> dict[str, np.ndarray]:
+    """Hit and NDCG of each user at list length ``k``, for one target each; their means are RecBole's Hit and NDCG."""
+    hit = (ranks >= 1) & (ranks <= k)
+    return {"hit": hit.astype(float), "ndcg": np.where(hit, 1.0 / np.log2(np.maximum(ranks, 1) + 1.0), 0.0)}
+
+
+def head_items(popularity: np.ndarray) -> np.ndarray:
+    """bool [I]: the most popular fifth of the items. Ties are cut by the items' numbers; padding is no item."""
+    n_head = int(np.ceil(HEAD_SHARE * (len(popularity) - 1)))
+    head = np.zeros(len(popularity), dtype=bool)
+    head[1 + np.argsort(-popularity[1:], kind="stable")[:n_head]] = True
+    return head
+
+
+def gini(exposure: np.ndarray) -> float:
+    """Gini index of how often each item is recommended: 0 when all are equally often, near 1 when one takes all."""
+    ordered = np.sort(exposure)
+    n, total = len(ordered), ordered.sum()
+    return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * total)) if total else 0.0
+
+
+def list_measures(exposure: np.ndarray, popularity: np.ndarray) -> dict[str, float]:
+    """Coverage, Gini index, mean training popularity and share of long-tail items of all lists of one length."""
+    shown, popularity_of_items = exposure[1:], popularity[1:]
+    total = max(int(shown.sum()), 1)
+    return {
+        "coverage": float((shown > 0).mean()),
+        "gini": gini(shown),
+        "average_popularity": float(shown @ popularity_of_items / total),
+        "tail_share": float(shown[~head_items(popularity)[1:]].sum() / total),
+    }
+
+
+def length_groups(lengths: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Users in up to five groups at the quintiles of their history length: (label, bool [U]), shortest first.
+
+    Many users share a length, so that groups differ in size, and some quintiles coincide.
+    """
+    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, LENGTH_GROUPS + 1)[1:], method="higher"))
+    group = np.searchsorted(edges, lengths)
+    groups = []
+    for i in range(len(edges)):
+        members = group == i
+        low, high = int(lengths[members].min()), int(lengths[members].max())
+        groups.append((str(low) if low == high else f"{low}-{high}", members))
+    return groups
+
+
+def relative_spread(spread: np.ndarray) -> float:
+    """How far one user's reconstructions lie from their mean, over how far users' means lie from theirs.
+
+    Parameters
+    ----------
+    spread : [users, seeds, d].
+    """
+    centres = spread.mean(axis=1)
+    within = np.linalg.norm(spread - centres[:, None], axis=-1).mean()
+    between = np.linalg.norm(centres - centres.mean(axis=0), axis=-1).mean()
+    return float(within / between) if between else float("nan")
+
+
+def per_user(collector: RankCollector, data: PreparedData) -> dict[str, np.ndarray]:
+    """What is kept of each test user: token, rank, whether the target is a head item, items in the history."""
+    return {
+        "user": np.array(data.id_tokens["users"])[collector.users],
+        "rank": collector.ranks.astype(np.int32),
+        "head": head_items(data.popularity)[collector.targets],
+        "length": (data.user_counts[collector.users] - 1).astype(np.int32),
+    }
+
+
+# The diffusion itself
+
+
+def subset_loader(loader: Any, n: int) -> Any:
+    """A loader of ``n`` of an evaluation loader's rows, evenly spaced."""
+    dataset = loader._dataset
+    rows = np.unique(np.linspace(0, len(dataset) - 1, min(n, len(dataset))).astype(int))
+    return type(loader)(loader.config, dataset.copy(dataset.inter_feat[rows]), loader._sampler)
+
+
+def diffusion_measures(run: TrainedRun) -> dict[str, np.ndarray]:
+    """Reconstructions, their spread, and quality against steps, of a trained diffusion model; nothing for others.
+
+    Returns
+    -------
+    dict with ``reconstructions`` [n, d] of test users, ``spread`` [users, seeds, d] of the same users under different
+    noise, ``steps`` and ``steps_ndcg`` (validation NDCG@10 of a sample of users, by sampling steps).
+    """
+    network = run.network
+    if not isinstance(network, DiffusionRecommender):
+        return {}
+    network.eval()
+    _, valid_data, test_data = run.data.loaders
+    x_0 = [_reconstructions(network, batch)[0] for batch, *_ in subset_loader(test_data, SAMPLED_USERS)]
+    seeds, network.inference_seeds = network.inference_seeds, list(range(SPREAD_SEEDS))
+    batch, *_ = next(iter(subset_loader(test_data, SPREAD_USERS)))
+    spread = torch.stack(_reconstructions(network, batch), dim=1)
+    network.inference_seeds = seeds
+    steps = [s for s in SAMPLING_STEPS if s <= network.process.n_steps]
+    return {
+        "reconstructions": torch.cat(x_0).float().cpu().numpy(),
+        "spread": spread.float().cpu().numpy(),
+        "steps": np.array(steps),
+        "steps_ndcg": np.array(_quality_by_steps(run, subset_loader(valid_data, SAMPLED_USERS), steps)),
+    }
+
+
+@torch.no_grad()
+def _reconstructions(network: DiffusionRecommender, batch: Any) -> list[Tensor]:
+    return network.reconstructions(batch.to(network.item_embedding.weight.device))
+
+
+def _quality_by_steps(run: TrainedRun, loader: Any, steps: Sequence[int]) -> list[float]:
+    network, config = run.network, run.config
+    process = network.process
+    betas = schedules.betas(config["noise_schedule"], config["diffusion_steps"])
+    quality = []
+    for n in steps:
+        network.process = DiffusionProcess(betas, n).to(config["device"])
+        collector = RankCollector([10], run.data.n_items + 1, config["USER_ID_FIELD"])
+        run.trainer.on_scores = collector
+        run.trainer.evaluate(loader, load_best_model=False)
+        quality.append(float(gains(collector.ranks, 10)["ndcg"].mean()))
+    network.process, run.trainer.on_scores = process, None
+    return quality
