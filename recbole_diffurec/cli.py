@@ -1,4 +1,4 @@
-"""The command line: ``recbole-diffurec [run]``, ``evaluate`` and ``compare``.
+"""The command line: ``recbole-diffurec [run]``, ``evaluate``, ``compare`` and ``tune``.
 
 ``run_recbole_diffurec.py`` calls the same ``main``.
 """
@@ -49,7 +49,7 @@ def _parsers() -> dict[str, _Parser]:
     run = parser(
         "run",
         "Train, validate and test a recommender; DiffuRecSys on ml-100k by default.\n"
-        "Other commands: recbole-diffurec evaluate CHECKPOINT, recbole-diffurec compare.",
+        "Other commands: recbole-diffurec evaluate CHECKPOINT, recbole-diffurec compare, tune.",
     )
     run.add_argument("--model", default="DiffuRecSys", help="DiffuRec, DiffuRecSys or any model of RecBole")
     run.add_argument("--dataset", default="ml-100k", help="amazon-beauty, amazon-toys-games, ml-1m, ml-100k, yours")
@@ -84,7 +84,30 @@ def _parsers() -> dict[str, _Parser]:
     compare.add_argument("--gpus_per_run", type=float, default=0, metavar="N", help="GPUs for each; may be a fraction")
     compare.add_argument("--dry_run", action="store_true", help="estimate the cost, and stop")
     add_settings(compare)
-    return {"run": run, "evaluate": evaluate, "compare": compare}
+
+    tune = parser(
+        "tune",
+        "Search hyper-parameters on validation data, with Ray Tune; then train the best again and test it once.\n"
+        "Trials, the best configuration and a plot lie in --output_dir.",
+    )
+    tune.add_argument("--model", default="DiffuRecSys", help="DiffuRec, DiffuRecSys or any model of RecBole")
+    tune.add_argument("--dataset", default="ml-100k", help="as for run")
+    tune.add_argument("--params_file", required=True, metavar="FILE", help="the search space, such as hyper.test")
+    tune.add_argument("--output_dir", default="tuning", metavar="DIR", help="folder of all output")
+    tune.add_argument("--num_trials", type=int, default=20, metavar="N", help="configurations to try (20)")
+    tune.add_argument("--max_epochs", type=int, metavar="N", help="epochs of a trial; by default --epochs")
+    tune.add_argument("--search", default="random", help="random (default), grid or optuna")
+    tune.add_argument("--scheduler", default="asha", help="asha (default), hyperband or none: stops poor trials early")
+    tune.add_argument("--grace_epochs", type=int, default=2, metavar="N", help="validations that asha leaves each (2)")
+    tune.add_argument("--concurrent_trials", type=int, metavar="N", help="trials at a time; by default what fits")
+    tune.add_argument("--cpus_per_trial", type=float, default=1, metavar="N", help="processors for each trial (1)")
+    tune.add_argument("--gpus_per_trial", type=float, default=0, metavar="N", help="GPUs for each; may be a fraction")
+    tune.add_argument("--time_budget", type=float, metavar="SECONDS", help="stop the search after this time")
+    tune.add_argument("--final_seeds", type=int, default=1, metavar="N", help="seeds to test the best with (1)")
+    tune.add_argument("--resume", action="store_true", help="go on with the search in --output_dir")
+    tune.add_argument("--ray_address", metavar="ADDRESS", help="a Ray cluster to run on; auto finds a local one")
+    add_settings(tune)
+    return {"run": run, "evaluate": evaluate, "compare": compare, "tune": tune}
 
 
 def parse_parameters(arguments: Sequence[str]) -> dict[str, Any]:
@@ -189,10 +212,27 @@ def _compare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     return 1 if comparison.failures else 0
 
 
+def _tune(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    from recbole_diffurec.experiments.tune import tune
+
+    given = {**vars(options), **parameters, "config_files": _file_list(options.config_files)}
+    try:
+        found = tune(given.pop("model"), given.pop("dataset"), **given)
+    except KeyboardInterrupt:
+        print(f"recbole-diffurec: interrupted; --resume goes on with '{options.output_dir}'", file=sys.stderr)
+        return 130
+    print(found["trials"].drop(columns=["trial", "error"]).to_string(index=False))
+    print(f"\nbest        {os.path.relpath(os.path.join(options.output_dir, 'best.yaml'))}")
+    for result in found["final"]:
+        print("\n" + pipeline.format_result(result))
+    return 0
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace, dict[str, Any]], int]] = {
     "run": _run,
     "evaluate": _evaluate,
     "compare": _compare,
+    "tune": _tune,
 }
 
 

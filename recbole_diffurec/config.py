@@ -44,8 +44,8 @@ _UNLISTED_HOST_KEYS = {"encoding", "wandb_project", "convert_token_to_onehot", "
 _UNLISTED_DATASET_KEYS = {"data_path", "encoding", "discretization", "token_num_threshold", "source_base_urls"}
 
 # Parameters that say where and how a run happens, and change nothing about its result.
-_PLACES = {"checkpoint_dir", "data_path", "gpu_id", "use_gpu", "show_progress", "state", "worker", "source_base_urls"}
-_PLACES |= {"log_wandb", "wandb_project", "expected_counts"}
+PLACES = {"checkpoint_dir", "data_path", "gpu_id", "use_gpu", "show_progress", "state", "worker", "source_base_urls"}
+PLACES |= {"log_wandb", "wandb_project", "expected_counts"}
 
 
 @dataclass(frozen=True)
@@ -395,7 +395,7 @@ class RunConfig(Config):
 
     def key(self) -> str:
         """A short name for everything that a run's result depends on; equal for equal runs wherever they happen."""
-        values = {name: value for name, value in self.plain().items() if name not in _PLACES}
+        values = {name: value for name, value in self.plain().items() if name not in PLACES}
         return _digest({"model": self["model"], "dataset": self["dataset"], **values})
 
     def dataset_key(self) -> str:

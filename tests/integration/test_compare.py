@@ -146,7 +146,7 @@ def test_a_changed_parameter_is_another_run(workdir, monkeypatch):
     monkeypatch.setattr(compare_module, "estimate", lambda jobs, *args: dict.fromkeys(jobs, 1.0))
     for epochs in (1, 2):
         with pytest.raises(UserError, match="no run of the comparison succeeded"):
-            compare(["GRU4Rec"], **{**TINY, "epochs": epochs})
+            compare(["SASRec"], **{**TINY, "epochs": epochs})
     assert len(set(trained)) == 2
 
 

@@ -1,0 +1,96 @@
+"""Search spaces: RecBole's format, parsed as data, refused with the line's number."""
+
+import math
+
+import pytest
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_diffurec import UserError
+from recbole_diffurec.config import RunConfig
+from recbole_diffurec.experiments.space import read_space
+
+
+def write(tmp_path, text):
+    path = tmp_path / "space.test"
+    path.write_text(text)
+    return path
+
+
+def test_every_type(tmp_path):
+    text = """# a comment
+    learning_rate loguniform -8, -4
+    n_layers choice [1, 2,4]   # another one
+
+    hidden_dropout_prob uniform 0.0,0.5
+    embedding_dropout_prob quniform 0,0.6,0.2
+    n_heads\trandint 1,5
+    noise_schedule choice ['linear', cosine]
+    use_position choice [True,False]"""
+    space = {d.name: d for d in read_space(write(tmp_path, text), "DiffuRecSys")}
+    assert space["learning_rate"].corners() == pytest.approx([math.exp(-8), math.exp(-4)])
+    assert space["n_layers"].values == (1, 2, 4) and space["n_layers"].line == 3
+    assert space["embedding_dropout_prob"].corners() == pytest.approx([0, 0.6])
+    assert space["n_heads"].corners() == [1, 4]
+    assert space["noise_schedule"].values == ("linear", "cosine")
+    assert space["use_position"].values == (True, False)
+
+
+@pytest.mark.parametrize(
+    "line,says",
+    [
+        ("n_layers choice", "write it as 'name type values'"),
+        ("n_laiers choice [1]", "unknown parameter 'n_laiers' for model DiffuRecSys: did you mean 'n_layers'?"),
+        ("n_layers chioce [1]", "type must be one of choice, uniform"),
+        ("n_layers choice 1,2", "choice takes a list"),
+        ("n_layers choice []", "choice takes a list"),
+        ("n_layers choice [1", "choice takes a list"),
+        ("learning_rate uniform 1", "uniform takes 2 numbers"),
+        ("learning_rate uniform a,b", "uniform takes 2 numbers"),
+        ("learning_rate uniform 0,.inf", "uniform takes 2 numbers"),
+        ("learning_rate uniform 0.2,0.1", "first bound of uniform must be below"),
+        ("learning_rate quniform 0,1,0", "step of quniform must be above 0"),
+        ("learning_rate loguniform 1,1000", "natural logarithms"),
+        ("n_layers randint 1.5,2", "randint takes integers"),
+        ("seed choice [1]\nseed choice [2]", "line 2: parameter 'seed' has a line already"),
+        ("learning_rate choice [__import__('os').system('touch hacked')]", "choice takes a list|line 1"),
+        ("", "names no parameter"),
+    ],
+)
+def test_mistakes_name_the_line(tmp_path, monkeypatch, line, says):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=says.replace("[", r"\[") if "|" not in says else says) as error:
+        for dimension in read_space(write(tmp_path, line), "DiffuRecSys"):
+            RunConfig("DiffuRecSys", "ml-100k", {dimension.name: dimension.corners()[0]})
+            raise UserError("line 1 was refused by its value only")
+    assert "line" in str(error.value) or not line
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_missing_file():
+    with pytest.raises(UserError, match="cannot be read"):
+        read_space("nothing.test", "DiffuRecSys")
+
+
+def test_the_space_that_ships_is_valid_at_all_its_ends():
+    for dimension in read_space(ROOT / "hyper.test", "DiffuRecSys"):
+        for value in dimension.corners():
+            RunConfig("DiffuRecSys", "ml-100k", {dimension.name: value})
+
+
+def test_recbole_reads_the_space_that_ships():
+    """RecBole skips lines of fewer than three words, and would take a longer comment for a parameter."""
+    for line in (ROOT / "hyper.test").read_text().splitlines():
+        words = line.strip().split(" ")
+        assert len(words) < 3 or words[1] in ("choice", "uniform", "quniform", "loguniform")
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_space_or_one_sentence(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("space") / "x.test"
+    path.write_text(text, encoding="utf-8", errors="replace")
+    try:
+        read_space(path, "SASRec")
+    except UserError as error:
+        assert "params_file" in str(error)
