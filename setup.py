@@ -32,10 +32,13 @@ setup(
         "numpy>=1.22",
         "pandas>=1.5",
         "pyyaml>=6.0",
-        "scipy>=1.9",
+        "scipy>=1.11",
         "tqdm>=4.60",
         # The free memory decides how many users are scored at once.
         "psutil>=5.9",
+        # Figures and clusters of comparisons.
+        "matplotlib>=3.7",
+        "scikit-learn>=1.2",
         # The data sets' originals are fetched with it.
         "pooch>=1.8",
         "requests>=2.28",
@@ -47,6 +50,8 @@ setup(
         "kmeans-pytorch>=0.3",
     ],
     extras_require={
+        # Bayesian search; RecBole's own HyperTuning.
+        "tune": ["optuna>=3", "hyperopt>=0.2.7"],
         "test": ["pytest>=7", "hypothesis>=6", "ruff>=0.6", "mypy>=1.8", "types-PyYAML", "types-requests"],
     },
     entry_points={"console_scripts": ["recbole-diffurec = recbole_diffurec.cli:main"]},

@@ -21,6 +21,7 @@ def apply() -> None:
     _numpy_aliases()
     _quiet_warnings()
     _pandas_3()
+    _hyperopt()
 
 
 def _numpy_aliases() -> None:
@@ -127,3 +128,31 @@ def _pandas_3() -> None:
         fill_nan(self)
 
     host.Dataset._fill_nan = fill_nan_by_assignment
+
+
+class _RandomWithGenerator:
+    """``numpy.random``, whose ``RandomState`` is the generator that took its place."""
+
+    RandomState = staticmethod(np.random.default_rng)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np.random, name)
+
+
+class _NumpyForTuning:
+    """What ``recbole.trainer.hyper_tuning`` sees as ``np``."""
+
+    random = _RandomWithGenerator()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+
+def _hyperopt() -> None:
+    """The exhaustive search of RecBole's ``HyperTuning`` with hyperopt 0.2.7 and later, which wants a ``Generator``.
+
+    It hands over a ``RandomState`` (hyper_tuning.py:116). Can go when RecBole hands over a generator.
+    """
+    from recbole.trainer import hyper_tuning
+
+    hyper_tuning.np = _NumpyForTuning()

@@ -113,8 +113,10 @@ def _parallel_coordinates(
             axes.text(x + 0.03, y, text, fontsize=6, va="center")
     order = places["score"].sort_values().index
     for row in order:
-        y = [places[name][row] for name in (*names, "score")]
-        axes.plot(range(len(y)), y, color=colormaps["viridis_r"](places["score"][row]), linewidth=1, alpha=0.8)
+        heights = [places[name][row] for name in (*names, "score")]
+        axes.plot(
+            range(len(heights)), heights, color=colormaps["viridis_r"](places["score"][row]), linewidth=1, alpha=0.8
+        )
     axes.set_xticks(range(len(names) + 1), [*names, metric], rotation=25, ha="right")
     axes.set_xlim(-0.1, len(names) + 0.5)
     axes.set_yticks([])

@@ -111,7 +111,12 @@ def tune(
         raise UserError(f"output_dir '{output_dir}' holds a search already: add --resume, or give another folder")
     pipeline.make_folder(str(output_dir), "output_dir")
     planned = math.prod(len(d.values) for d in space) if search == "grid" else num_trials
-    asked = {"model": model, "dataset": dataset, "fixed": fixed, "space": [dataclasses.asdict(d) for d in space]}
+    asked: dict[str, Any] = {
+        "model": model,
+        "dataset": dataset,
+        "fixed": fixed,
+        "space": [dataclasses.asdict(d) for d in space],
+    }
     asked.update(num_trials=planned, search=search, scheduler=scheduler)
     _same_search(output_dir / "search.json", asked, resume)
 

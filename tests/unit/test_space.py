@@ -1,6 +1,8 @@
 """Search spaces: RecBole's format, parsed as data, refused with the line's number."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -54,18 +56,20 @@ def test_every_type(tmp_path):
         ("learning_rate loguniform 1,1000", "natural logarithms"),
         ("n_layers randint 1.5,2", "randint takes integers"),
         ("seed choice [1]\nseed choice [2]", "line 2: parameter 'seed' has a line already"),
-        ("learning_rate choice [__import__('os').system('touch hacked')]", "choice takes a list|line 1"),
         ("", "names no parameter"),
     ],
 )
-def test_mistakes_name_the_line(tmp_path, monkeypatch, line, says):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=says.replace("[", r"\[") if "|" not in says else says) as error:
-        for dimension in read_space(write(tmp_path, line), "DiffuRecSys"):
-            RunConfig("DiffuRecSys", "ml-100k", {dimension.name: dimension.corners()[0]})
-            raise UserError("line 1 was refused by its value only")
+def test_mistakes_name_the_line(tmp_path, line, says):
+    with pytest.raises(UserError, match=re.escape(says)) as error:
+        read_space(write(tmp_path, line), "DiffuRecSys")
     assert "line" in str(error.value) or not line
-    assert not (tmp_path / "hacked").exists()
+
+
+def test_values_are_never_evaluated(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = "__import__('pathlib').Path('hacked').touch()"
+    (dimension,) = read_space(write(tmp_path, f"init choice [{code}]"), "DiffuRecSys")
+    assert dimension.values == (code,) and not Path("hacked").exists()
 
 
 def test_missing_file():

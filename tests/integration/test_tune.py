@@ -1,0 +1,154 @@
+"""A search from the command to the tested best, interrupted on the way."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT
+
+from recbole_diffurec import cli, pipeline
+from recbole_diffurec.experiments.tune import objective_function
+
+ray = pytest.importorskip("ray", reason="tuning needs Ray")
+
+TINY = ["--hidden_size=16", "--n_heads=2", "--MAX_ITEM_LIST_LENGTH=8", "--user_inter_num_interval=[5,50]", "--gpu_id="]
+SPACE = "learning_rate loguniform -8,-4\nn_layers choice [1,2]\nhidden_dropout_prob uniform 0.0,0.5\n"
+
+
+def command(*arguments: str) -> list[str]:
+    main = [sys.executable, str(ROOT / "run_recbole_diffurec.py"), "tune", "--params_file=space.test"]
+    return [*main, "--output_dir=out", "--max_epochs=4", "--grace_epochs=1", "--num_trials=5", *TINY, *arguments]
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory):
+    """A search that was interrupted after its second trial, and resumed."""
+    folder = tmp_path_factory.mktemp("search")
+    (folder / "space.test").write_text(SPACE)
+    arguments = ["--model=DiffuRecSys", "--sampling_steps=2", "--concurrent_trials=1"]
+    with open(folder / "first.log", "w") as log:
+        first = subprocess.Popen(command(*arguments), cwd=folder, stdout=log, stderr=log)
+        deadline = time.monotonic() + 200
+        while "2 ended" not in (folder / "first.log").read_text() and first.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(1)
+        os.kill(first.pid, signal.SIGINT)
+        code = first.wait(timeout=120)
+    before = pd.read_csv(folder / "out/trials.csv")
+    again = subprocess.run(
+        command(*arguments, "--resume"), cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    return folder, code, before, again
+
+
+def test_an_interrupted_search_leaves_a_table_and_goes_on(search):
+    folder, code, before, again = search
+    assert code == 130 and "--resume goes on with 'out'" in (folder / "first.log").read_text()
+    assert 2 <= len(before) < 5 and before["score"].notna().sum() >= 2
+    assert again.returncode == 0, again.stderr
+    trials = pd.read_csv(folder / "out/trials.csv")
+    assert len(trials) == 5 and set(trials["state"]) <= {"TERMINATED", "PRUNED"}
+    ended = before[before["state"] != "RUNNING"].set_index("trial")["score"]
+    assert ended.equals(trials.set_index("trial")["score"][ended.index])
+
+
+def test_poor_trials_are_pruned(search):
+    trials = pd.read_csv(search[0] / "out/trials.csv").set_index("state")
+    assert (trials.loc[["PRUNED"], "epochs"] < 4).all()
+    assert trials.loc[["TERMINATED"], "score"].max() >= trials.loc[["PRUNED"], "score"].max()
+
+
+def test_the_best_is_what_run_takes_and_is_tested_once(search, monkeypatch):
+    folder = search[0]
+    trials = pd.read_csv(folder / "out/trials.csv")
+    top = trials.loc[trials["score"].idxmax()]
+    best = yaml.safe_load((folder / "out/best.yaml").read_text())
+    assert best["learning_rate"] == pytest.approx(top["learning_rate"]) and best["n_layers"] == top["n_layers"]
+    (final,) = folder.glob("out/final-*.json")
+    final = json.loads(final.read_text())
+    assert final["best_valid_result"]["ndcg@10"] == pytest.approx(top["score"], abs=1e-5)
+    monkeypatch.chdir(folder)
+    again = pipeline.run("DiffuRecSys", config_files=["out/best.yaml"], gpu_id="", show_progress=False)
+    assert again["test_result"] == final["test_result"]
+    assert Path("out/search.png").stat().st_size > 5000 and Path("out/search.svg").is_file()
+
+
+def test_a_search_is_neither_overwritten_nor_resumed_as_another(search, monkeypatch, capsys):
+    monkeypatch.chdir(search[0])
+    fixed = [
+        *TINY,
+        "--sampling_steps=2",
+        "--max_epochs=4",
+        "--num_trials=5",
+        "--output_dir=out",
+        "--params_file=space.test",
+    ]
+    assert cli.main(["tune", *fixed]) == 2
+    assert "holds a search already" in capsys.readouterr().err
+    assert cli.main(["tune", *fixed, "--weight_decay=0.1", "--resume"]) == 2
+    assert "has another weight_decay: resume it as it was" in capsys.readouterr().err
+
+
+def test_recboles_models_and_a_grid(workdir, capsys):
+    Path("space.test").write_text("hidden_dropout_prob choice [0.1,0.9]\n")
+    sasrec = [
+        "--model=SASRec",
+        "--inner_size=32",
+        "--n_layers=1",
+        "--search=grid",
+        "--scheduler=none",
+        "--max_epochs=1",
+    ]
+    assert cli.main(["tune", "--params_file=space.test", *sasrec, "--final_seeds=0", *TINY]) == 0
+    trials = pd.read_csv("tuning/trials.csv")
+    assert sorted(trials["hidden_dropout_prob"]) == [0.1, 0.9] and set(trials["state"]) == {"TERMINATED"}
+
+
+@pytest.mark.parametrize(
+    "arguments,space,says",
+    [
+        ([], "n_layers choice [0]", "line 1: n_layers must be"),
+        (["--n_layers=1"], "n_layers choice [1]", "line 1: 'n_layers' is given a fixed value too"),
+        ([], "epochs choice [1,2]", "'epochs' must be the same for all trials"),
+        (["--search=grid"], "learning_rate uniform 0.1,0.2", "grid search needs choices"),
+        (["--search=magic"], SPACE, "search must be one of random, grid, optuna, got 'magic'"),
+        (["--scheduler=magic"], SPACE, "scheduler must be one of"),
+        (["--num_trials=0"], SPACE, "num_trials must be a number of at least 1"),
+        (["--resume"], SPACE, "holds no search to resume"),
+        (["--dataset=nothing-here"], SPACE, "dataset 'nothing-here' is neither"),
+        (["--learning_rat=1"], SPACE, "unknown parameter 'learning_rat'"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, space, says, workdir, capsys):
+    Path("space.test").write_text(space)
+    assert cli.main(["tune", "--params_file=space.test", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error and "Traceback" not in error
+    assert not Path("tuning/trials.csv").exists()
+
+
+def test_recboles_own_tuning_takes_our_objective(workdir):
+    pytest.importorskip("hyperopt", reason="RecBole's HyperTuning needs hyperopt")
+    from recbole.trainer import HyperTuning
+
+    Path("space.test").write_text("#comment\nn_layers choice [1,2]\n")
+    small = {"hidden_size": 16, "n_heads": 2, "epochs": 1, "sampling_steps": 1, "MAX_ITEM_LIST_LENGTH": 8}
+    small.update(user_inter_num_interval="[5,50]", gpu_id="", show_progress=False)
+    Path("small.yaml").write_text(yaml.safe_dump(small))
+    tuning = HyperTuning(
+        functools.partial(objective_function, model="DiffuRecSys", dataset="ml-100k"),
+        params_file="space.test",
+        fixed_config_file_list=["small.yaml"],
+        algo="exhaustive",
+    )
+    tuning.run()
+    assert tuning.best_params["n_layers"] in (1, 2) and len(tuning.params2result) == 2
