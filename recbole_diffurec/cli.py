@@ -15,6 +15,7 @@ from recbole_diffurec import pipeline
 from recbole_diffurec.config import known_models, parse_value
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.experiments.grid import split_list
+from recbole_diffurec.resume import Interrupted
 from recbole_diffurec.version import __version__
 
 _PARAMETERS_HELP = """\
@@ -55,6 +56,7 @@ def _parsers() -> dict[str, _Parser]:
     run.add_argument("--dataset", default="ml-100k", help="amazon-beauty, amazon-toys-games, ml-1m, ml-100k, yours")
     add_settings(run)
     run.add_argument("--result_file", metavar="PATH", help="write the result as JSON")
+    run.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
     run.add_argument("--list_models", action="store_true", help="print the names that --model takes, and exit")
     run.add_argument("--version", action="version", version=f"recbole-diffurec {__version__}")
 
@@ -140,10 +142,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     _log_to_terminal()
     try:
-        return _dispatch(arguments)
+        return _dispatch(list(arguments))
     except UserError as error:
         print(f"recbole-diffurec: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        how = "goes on" if arguments[:1] == ["compare"] else "and --resume goes on"
+        where = os.path.relpath(stop.state_file)
+        print(f"recbole-diffurec: interrupted; the same command {how} from '{where}'", file=sys.stderr)
+        return 128 + stop.signal
     except KeyboardInterrupt:
         print("recbole-diffurec: interrupted", file=sys.stderr)
         return 130
@@ -170,6 +177,7 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
         config_files=_file_list(options.config_files),
         experiment=options.experiment,
         result_file=options.result_file,
+        resume=options.resume,
         **parameters,
     )
     print(pipeline.format_result(result))

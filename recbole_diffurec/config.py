@@ -45,7 +45,7 @@ _UNLISTED_DATASET_KEYS = {"data_path", "encoding", "discretization", "token_num_
 
 # Parameters that say where and how a run happens, and change nothing about its result.
 PLACES = {"checkpoint_dir", "data_path", "gpu_id", "use_gpu", "show_progress", "state", "worker", "source_base_urls"}
-PLACES |= {"log_wandb", "wandb_project", "expected_counts"}
+PLACES |= {"checkpoint_minutes", "detect_anomaly", "log_wandb", "wandb_project", "expected_counts"}
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,8 @@ RULES: dict[str, Rule] = {
     "item_inter_num_interval": Rule("str", optional=True),
     "expected_counts": Rule("dict", optional=True),
     "source_base_urls": Rule("dict", optional=True),
+    "checkpoint_minutes": Rule("number", 0, optional=True),
+    "detect_anomaly": Rule("bool"),
     "lr_decay_step": Rule("int", 1, optional=True),
     "lr_decay_gamma": Rule("number", 0, 1, open_low=True),
     "mask_seen": Rule("bool"),

@@ -27,6 +27,7 @@ from recbole_diffurec.config import RunConfig
 from recbole_diffurec.data import dataset_class
 from recbole_diffurec.data.batches import fitting_users, group_by_length
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.resume import find_state
 from recbole_diffurec.trainer import trainer_class
 from recbole_diffurec.version import __version__
 
@@ -40,6 +41,7 @@ def run(
     config_files: Sequence[str | Path] = (),
     experiment: str | None = None,
     result_file: str | Path | None = None,
+    resume: bool = False,
     **parameters: Any,
 ) -> dict[str, Any]:
     """Train, validate and test one model on one data set.
@@ -50,6 +52,7 @@ def run(
     config_files : YAML files, later ones stronger.
     experiment : name under ``properties/experiment``.
     result_file : where to write the result as JSON; its folder is made when missing.
+    resume : go on with an interrupted run of the same configuration, which left its state in ``checkpoint_dir``.
     parameters : the strongest layer, such as ``epochs=5``.
 
     Returns
@@ -66,7 +69,10 @@ def run(
     """
     config = RunConfig(model, dataset, parameters, config_files, experiment)
     result_file = _writable(result_file)
-    return _deliver(train(config).result, result_file)
+    state = find_state(config) if resume else None
+    if resume and state is None:
+        logger.info("nothing to resume in '%s': starting afresh", config["checkpoint_dir"])
+    return _deliver(train(config, state=state).result, result_file)
 
 
 @dataclass
@@ -80,13 +86,16 @@ class TrainedRun:
     result: dict[str, Any]
 
 
-def train(config: RunConfig, datasets: DatasetCache | None = None, on_scores: Any = None) -> TrainedRun:
+def train(
+    config: RunConfig, datasets: DatasetCache | None = None, on_scores: Any = None, state: dict[str, Any] | None = None
+) -> TrainedRun:
     """Train, validate and test by a checked configuration.
 
     Parameters
     ----------
     datasets : data sets that runs share.
     on_scores : called in the final test as ``PluginTrainer.on_scores`` is.
+    state : of an interrupted training, from ``find_state``, to go on with.
     """
     model, dataset = config["model"], config["dataset"]
     make_folder(config["checkpoint_dir"], "checkpoint_dir")
@@ -98,10 +107,16 @@ def train(config: RunConfig, datasets: DatasetCache | None = None, on_scores: An
             network, trainer = build(config, train_data._dataset)
         trainer.id_tokens = data.id_tokens
         trainer.on_validation = lambda epoch: logger.info(describe_epoch(epoch, config))
-        with _explained(f"training model '{model}'", log):
+        if state is not None:
+            done = f"{state['unfinished']['done']} batches of epoch {state['epoch'] + 1}"
+            logger.info("resuming after %s from '%s'", done, os.path.relpath(state["state_file"]))
+            trainer.resume(state)
+        trainer.keeps_state = True
+        with _explained(f"training model '{model}'", log), trainer.stop_request.listening():
             _, best_valid_result = trainer.fit(
                 train_data, valid_data, verbose=False, show_progress=config["show_progress"]
             )
+        trainer.keeps_state = False
         trainer.on_scores = on_scores
         test_result, eval_seconds = timed_test(trainer, test_data, config)
     result = {
@@ -115,6 +130,7 @@ def train(config: RunConfig, datasets: DatasetCache | None = None, on_scores: An
         "log": log,
         "history": trainer.history,
     }
+    Path(trainer.state_file).unlink(missing_ok=True)
     return TrainedRun(config, data, network, trainer, result)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import time
 import uuid
+import warnings
 from typing import Any, Callable, Iterator
 
 import torch
@@ -16,24 +18,91 @@ from tqdm import tqdm
 
 from recbole_diffurec import checkpoint
 from recbole_diffurec.data.dataset import SequenceDataset
+from recbole_diffurec.errors import UserError
+from recbole_diffurec.resume import EXTENSION, Interrupted, StopRequest, random_states, set_random_states
 
 
-class _Progress:
-    """A data loader under a progress bar; everything but iteration is the loader's."""
+class _Epoch:
+    """The training loader during one epoch: under a progress bar, able to begin in the middle, and to be stopped.
 
-    def __init__(self, loader: Any, description: str, show: bool):
+    Parameters
+    ----------
+    loader : of RecBole; everything but iteration is the loader's.
+    before_batch : called with this object before each batch is fetched, and once after the last.
+    start : the part of an interrupted epoch that is done already, from ``state``.
+    """
+
+    def __init__(self, loader: Any, description: str, show: bool, before_batch: Callable[[_Epoch], None], start: Any):
         self._loader, self._description, self._show = loader, description, show
+        self._before_batch, self._start = before_batch, start
+        # Some of RecBole's loaders are made of others and have no generator of their own; they cannot be resumed.
+        self._generator = getattr(loader, "generator", None)
+        self._loader_state = start["loader"] if start else self._generator and self._generator.get_state()
+        self.losses: list[Any] = start["losses"] if start else []
+        self.done: int = start["done"] if start else 0
+        self._seconds_before = start["seconds"] if start else 0.0
+        self._started = time.perf_counter()
         self.bar: tqdm | None = None
 
     def __iter__(self) -> Iterator[Any]:
-        with tqdm(self._loader, desc=self._description, disable=not self._show, leave=False, unit="batch") as self.bar:
-            yield from self.bar
+        if self._start and self._generator:
+            self._generator.set_state(self._loader_state)
+        batches = iter(self._loader)
+        for _ in range(self.done):  # the loader has to go through them to come to the same next one
+            next(batches)
+        if self._start:
+            set_random_states(self._start["random"])
+        options: dict[str, Any] = {"desc": self._description, "disable": not self._show, "leave": False}
+        with tqdm(total=len(self._loader), initial=self.done, unit="batch", **options) as self.bar:
+            while True:
+                self._before_batch(self)
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch
+                self.done += 1
+                self.bar.update()
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
+
+    def record(self, losses: Any) -> float:
+        """Take in the loss of a batch, or its parts; returns their sum."""
+        parts = [float(loss.detach()) for loss in losses] if isinstance(losses, tuple) else float(losses.detach())
+        self.losses.append(parts)
+        total = sum(parts) if isinstance(parts, list) else parts
+        if self.bar is not None and self._show:
+            self.bar.set_postfix(loss=f"{total:.4f}", refresh=False)
+        return total
+
+    @property
+    def can_resume(self) -> bool:
+        return self._generator is not None
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in this epoch, that of an interrupted attempt included."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    @property
+    def total(self) -> Any:
+        """The summed losses of all batches, as RecBole gives them: a number, or a tuple of the parts."""
+        if self.losses and isinstance(self.losses[0], list):
+            return tuple(sum(parts) for parts in zip(*self.losses))
+        return sum(self.losses)
+
+    def state(self) -> dict[str, Any]:
+        """Enough to go on with this epoch."""
+        return {
+            "loader": self._loader_state,
+            "losses": self.losses,
+            "done": self.done,
+            "seconds": self.seconds,
+            "random": random_states(),
+        }
 
 
 class PluginTrainer(Trainer):
@@ -46,6 +115,8 @@ class PluginTrainer(Trainer):
     history : one dict per epoch: epoch (0-based, as RecBole counts), train_loss, train_seconds, learning_rate, and,
         where the epoch was validated, valid_seconds, valid_score, valid_result.
     train_seconds : time in training epochs, without validation.
+    stop_request : whether a signal has asked the training to stop.
+    keeps_state : whether the training leaves a state to resume from.
     on_scores : called with (interaction, scores [B, I], positive_u, positive_i) of every batch that is evaluated.
     """
 
@@ -56,6 +127,10 @@ class PluginTrainer(Trainer):
         self.history: list[dict[str, Any]] = []
         self.id_tokens: dict[str, list[str]] = {}
         self.on_scores: Callable[..., None] | None = None
+        self.stop_request = StopRequest()
+        self.keeps_state = False
+        self._unfinished: dict[str, Any] | None = None
+        self._saved_at = 0.0
         step = config["lr_decay_step"]
         self.lr_scheduler = StepLR(self.optimizer, step, config["lr_decay_gamma"]) if step else None
 
@@ -73,29 +148,63 @@ class PluginTrainer(Trainer):
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Callable | None = None, show_progress: bool = False
     ) -> Any:
-        progress = _Progress(train_data, f"train {epoch_idx + 1}/{self.epochs}", show_progress)
+        start, self._unfinished = self._unfinished, None
+        description = f"train {epoch_idx + 1}/{self.epochs}"
+        epoch = _Epoch(train_data, description, show_progress, functools.partial(self._between, epoch_idx), start)
         loss_func = loss_func or self.model.calculate_loss
 
         # RecBole calls the name that it is given, so a wrapper sees every loss.
         @functools.wraps(loss_func)
-        def shown(interaction: Any) -> Any:
+        def recorded(interaction: Any) -> Any:
             losses = loss_func(interaction)
-            if progress.bar is not None and not progress.bar.disable:
-                total = sum(float(loss.detach()) for loss in (losses if isinstance(losses, tuple) else (losses,)))
-                progress.bar.set_postfix(loss=f"{total:.4f}", refresh=False)
+            total = epoch.record(losses)
+            if not math.isfinite(total):
+                raise UserError(self._describe_divergence(total, epoch_idx, len(epoch.losses)))
             return losses
 
         learning_rate = self.optimizer.param_groups[0]["lr"]
-        started = time.perf_counter()
-        losses = super()._train_epoch(progress, epoch_idx, loss_func=shown)
-        seconds = time.perf_counter() - started
+        self._saved_at = time.monotonic()
+        with torch.autograd.set_detect_anomaly(bool(self.config["detect_anomaly"])):
+            losses = super()._train_epoch(epoch, epoch_idx, loss_func=recorded)
+        if epoch.losses:  # trainers with loss functions of their own leave them empty
+            losses = epoch.total
         total = (sum(losses) if isinstance(losses, tuple) else losses) / max(len(train_data), 1)
         self.history.append(
-            {"epoch": epoch_idx, "train_loss": total, "train_seconds": seconds, "learning_rate": learning_rate}
+            {"epoch": epoch_idx, "train_loss": total, "train_seconds": epoch.seconds, "learning_rate": learning_rate}
         )
         if self.lr_scheduler is not None:
-            self.lr_scheduler.step()
+            with warnings.catch_warnings():
+                # An epoch that was resumed at its end has no step of the optimizer.
+                warnings.filterwarnings("ignore", message="Detected call of .lr_scheduler.step", category=UserWarning)
+                self.lr_scheduler.step()
         return losses
+
+    def _between(self, epoch_idx: int, epoch: _Epoch) -> None:
+        """Between two batches: keep the state when it is time or wanted, and stop when asked to."""
+        if not (self.keeps_state and epoch.can_resume):
+            return
+        minutes = self.config["checkpoint_minutes"]
+        due = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        asked = self.stop_request.signal
+        if due or asked is not None or epoch.done == len(epoch):
+            self._save_state(epoch, epoch_idx)
+            self._saved_at = time.monotonic()
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self.keeps_state and self.stop_request.signal is not None:
+            raise Interrupted(self.stop_request.signal, self.state_file)
+
+    def _describe_divergence(self, loss: float, epoch_idx: int, batch: int) -> str:
+        rate = self.optimizer.param_groups[0]["lr"]
+        kept = f"the best weights so far are in '{self.saved_model_file}'"
+        if not os.path.isfile(self.saved_model_file):
+            kept = "no epoch had been validated yet"
+        return (
+            f"the loss became {loss} at batch {batch} of epoch {epoch_idx + 1} (learning_rate {rate:g}); {kept}: lower "
+            f"the learning rate or clip gradients (--clip_grad_norm='{{max_norm: 1}}'); --detect_anomaly=True finds "
+            f"the operation"
+        )
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, dict[str, float]]:
         started = time.perf_counter()
@@ -131,6 +240,7 @@ class PluginTrainer(Trainer):
             seen = None
         elif seen is None and isinstance(self._evaluated, SequenceDataset):
             seen = self._evaluated.seen_items(interaction)
+        self._stop_if_asked()
         scored = super()._full_sort_batch_eval((interaction, seen, positive_u, positive_i))
         if self.on_scores is not None:
             self.on_scores(*scored)
@@ -160,6 +270,42 @@ class PluginTrainer(Trainer):
                 "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler is not None else None,
             },
         )
+
+    @property
+    def state_file(self) -> str:
+        """Where the state of a training that is going on is kept."""
+        return os.path.splitext(self.saved_model_file)[0] + EXTENSION
+
+    def _save_state(self, epoch: _Epoch, epoch_idx: int) -> None:
+        checkpoint.save(
+            self.state_file,
+            {
+                "config": self.plain_config(),
+                "checkpoint": os.path.basename(self.saved_model_file),
+                "epoch": epoch_idx,
+                "unfinished": epoch.state(),
+                "cur_step": self.cur_step,
+                "best_valid_score": float(self.best_valid_score),
+                "best_valid_result": dict(self.best_valid_result) if self.best_valid_result else None,
+                "history": self.history,
+                "state_dict": self.model.state_dict(),
+                "other_parameter": self.model.other_parameter(),
+                "optimizer": self.optimizer.state_dict(),
+                "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler is not None else None,
+            },
+        )
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a state of ``find_state`` with the next call of ``fit``, to the same weights and figures."""
+        self.saved_model_file = os.path.join(os.path.dirname(state["state_file"]), state["checkpoint"])
+        self.load_weights(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        self.start_epoch, self.cur_step = state["epoch"], state["cur_step"]
+        self.best_valid_score, self.best_valid_result = state["best_valid_score"], state["best_valid_result"]
+        self.history = state["history"]
+        self._unfinished = state["unfinished"]
 
     def plain_config(self) -> dict[str, Any]:
         """The configuration as plain values; under RecBole's own ``Config``, those of its values that are plain."""

@@ -17,6 +17,7 @@ from recbole_diffurec.errors import UserError
 from recbole_diffurec.experiments import cluster, figures, measures, report, tables
 from recbole_diffurec.experiments.grid import Job, plan
 from recbole_diffurec.experiments.store import RunStore
+from recbole_diffurec.resume import find_state
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -141,7 +142,7 @@ def run_job(job: Job, datasets: pipeline.DatasetCache | None = None) -> tuple[di
             collected.append(measures.RankCollector(config["topk"], scored[0].shape[-1], config["USER_ID_FIELD"]))
         collected[0](interaction, *scored)
 
-    run = pipeline.train(config, datasets, on_scores=collect)
+    run = pipeline.train(config, datasets, on_scores=collect, state=find_state(config, strict=False))
     run.trainer.on_scores = None
     collector = collected[0]
     lists = {
