@@ -1,7 +1,7 @@
 """Where the random numbers of a pass come from.
 
-Shapes: B batch, N tokens, d hidden size. A source gives four draws, each from N(0, I): the noise of the forward
-process, the start of the reverse process, the noise of its steps, and the numbers behind lambda.
+Shapes: B batch, N tokens, d hidden size. A source draws from N(0, I) the noise of the forward process or the start of
+the reverse process, and the noise of its steps; and lambda from N(delta, delta^2), one for each token and dimension.
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ class FreshNoise:
     ----------
     n_rows, n_tokens, dim : B, N, d.
     like : a tensor that gives device and dtype.
+    delta : mean and standard deviation of lambda.
     """
 
-    def __init__(self, n_rows: int, n_tokens: int, dim: int, like: Tensor):
-        self._row_shape, self._token_shape, self._like = (n_rows, dim), (n_tokens, dim), like
+    def __init__(self, n_rows: int, n_tokens: int, dim: int, like: Tensor, delta: float):
+        self._row_shape, self._token_shape, self._like, self._delta = (n_rows, dim), (n_tokens, dim), like, delta
 
     def start(self) -> Tensor:
         return self._draw(self._row_shape)
@@ -58,7 +59,7 @@ class FreshNoise:
         return self._draw(self._row_shape)
 
     def uncertainty(self, t: int) -> Tensor:
-        return self._draw(self._token_shape)
+        return self._draw(self._token_shape).add_(1.0).mul_(self._delta)
 
     def _draw(self, shape: tuple[int, int]) -> Tensor:
         return torch.randn(shape, device=self._like.device, dtype=self._like.dtype)
@@ -85,7 +86,15 @@ class NoiseTable(nn.Module):
         generator = torch.Generator().manual_seed(0)
         self.register_buffer("rows", torch.randn(self.SIZE, dim, generator=generator), persistent=False)
 
-    def draws(self, seed: int, row_keys: Tensor, row: Tensor, age: Tensor, dtype: torch.dtype) -> TableNoise:
+    def draws(
+        self,
+        seed: int,
+        row_keys: Tensor,
+        row: Tensor,
+        age: Tensor,
+        delta: float,
+        dtypes: tuple[torch.dtype, torch.dtype],
+    ) -> TableNoise:
         """The source for one batch.
 
         Parameters
@@ -93,26 +102,29 @@ class NoiseTable(nn.Module):
         seed : another seed gives other noise.
         row_keys : int64 [B], from ``history_keys``.
         row, age : int [N], see ``RaggedBatch``.
-        dtype : of the draws.
+        delta : mean and standard deviation of lambda.
+        dtypes : of the noise, and of lambda.
         """
         seeded = _mix(row_keys + _mix(torch.tensor(seed, device=row_keys.device)))
-        return TableNoise(self.rows.to(dtype), seeded, _mix(seeded[row] + age))
+        normal, uncertain = self.rows.to(dtypes[0]), self.rows.add(1.0).mul(delta).to(dtypes[1])
+        return TableNoise(normal, uncertain, seeded, _mix(seeded[row] + age))
 
 
 class TableNoise:
     """Draws for one batch from a ``NoiseTable``; see there."""
 
-    def __init__(self, table: Tensor, row_keys: Tensor, token_keys: Tensor):
-        self._table, self._row_keys, self._token_keys = table, row_keys, token_keys
+    def __init__(self, normal: Tensor, uncertain: Tensor, row_keys: Tensor, token_keys: Tensor):
+        self._normal, self._uncertain, self._row_keys, self._token_keys = normal, uncertain, row_keys, token_keys
 
     def start(self) -> Tensor:
-        return self._draw(self._row_keys, _START, 0)
+        return self._normal[self._places(self._row_keys, _START, 0)]
 
     def step(self, t: int) -> Tensor:
-        return self._draw(self._row_keys, _STEP, t)
+        return self._normal[self._places(self._row_keys, _STEP, t)]
 
     def uncertainty(self, t: int) -> Tensor:
-        return self._draw(self._token_keys, _UNCERTAINTY, t)
+        return self._uncertain[self._places(self._token_keys, _UNCERTAINTY, t)]
 
-    def _draw(self, keys: Tensor, kind: int, t: int) -> Tensor:
-        return self._table[_mix(keys + (4 * t + kind)) & (NoiseTable.SIZE - 1)]
+    @staticmethod
+    def _places(keys: Tensor, kind: int, t: int) -> Tensor:
+        return _mix(keys + (4 * t + kind)) & (NoiseTable.SIZE - 1)

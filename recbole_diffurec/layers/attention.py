@@ -80,7 +80,7 @@ class MultiHeadAttention(nn.Module):
         # matrix products are slower in bf16 than in float32.
         with torch.autocast("cpu", enabled=False):
             if q.dtype == torch.bfloat16:
-                q, k, v = q.float(), k.float(), v.float()
+                return self._attend(q.float(), k.float(), v.float(), padding).bfloat16()
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
             if padding is not None:
                 scores.masked_fill_(padding, float("-inf"))

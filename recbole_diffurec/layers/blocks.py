@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Callable
 
-import torch
 from torch import Tensor, nn
 
 from recbole_diffurec.layers.attention import MultiHeadAttention
@@ -99,11 +98,5 @@ class Block(nn.Module):
         if last_only:
             x, normed = x[batch.last], normed[batch.last]
         x = x + self.dropout(self.attention(normed, keys_values, batch))
-        return self.output_dropout(self._feed_forward(x))
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        return x + self.dropout(self.ffn(self.ffn_norm(x)))
-
-    def compile_feed_forward(self) -> None:
-        """Hand the feed-forward sublayer to ``torch.compile``; the slabs of attention change from batch to batch."""
-        self._feed_forward = torch.compile(self._feed_forward, dynamic=True)  # type: ignore[method-assign]
+        x = x + self.dropout(self.ffn(self.ffn_norm(x)))
+        return self.output_dropout(x)

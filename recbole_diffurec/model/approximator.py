@@ -7,6 +7,7 @@ Shapes: B batch, N tokens, d hidden size, T diffusion steps.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import cast
 
@@ -74,9 +75,13 @@ class Approximator(nn.Module):
         self.output_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
 
     def compile_feed_forward(self) -> None:
-        """Hand the blocks' feed-forward sublayers to ``torch.compile``."""
+        """Hand the blocks' feed-forward layers to ``torch.compile``."""
         for block in self.blocks:
-            cast(Block, block).compile_feed_forward()
+            cast(Block, block).ffn.compile(dynamic=True)
+
+    def in_bfloat16(self) -> Approximator:
+        """A copy with all weights in bf16, for inference: no casts between the layers, as autocast has them."""
+        return copy.deepcopy(self).bfloat16()
 
     def encode(self, embeddings: Tensor, batch: RaggedBatch) -> EncodedHistory:
         """Everything that does not depend on the state: h_i = LayerNorm(Dropout(e_i)), and what follows from it alone.
@@ -85,7 +90,7 @@ class Approximator(nn.Module):
         ----------
         embeddings : [N, d], of the tokens of ``batch``.
         """
-        states = self.embedding_norm(self.embedding_dropout(embeddings))
+        states = self.embedding_norm(self.embedding_dropout(embeddings).to(self.embedding_norm.weight.dtype))
         first_block = cast(Block, self.blocks[0])
         keys_values = first_block.cross_keys_values(states) if self.cross_attention else None
         return EncodedHistory(batch, states, keys_values)
@@ -102,14 +107,14 @@ class Approximator(nn.Module):
 
         Returns
         -------
-        x_0 hat, [B, d].
+        x_0 hat, [B, d], in the precision of ``x_s``.
         """
         batch, x = history.batch, history.states
-        injected = uncertainty * (x_s + step_embedding)[batch.row]
+        injected = uncertainty * (x_s + step_embedding).to(uncertainty.dtype)[batch.row]
         if not self.cross_attention:
             x = x + injected
         keys_values = history.cross_keys_values
         for block in self.blocks:
             x = block(x, injected, batch, last_only=block is self.blocks[-1], cross_keys_values=keys_values)
             keys_values = None
-        return batch.restore(self.output_norm(self.output_dropout(x)))
+        return batch.restore(self.output_norm(self.output_dropout(x))).to(x_s.dtype)

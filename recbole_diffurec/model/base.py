@@ -97,27 +97,28 @@ class DiffusionRecommender(SequentialRecommender):
         history = self.encode(interaction)
         target = interaction[self.POS_ITEM_ID]
         x_0 = self.item_embedding(target)
-        noise = FreshNoise(len(target), len(history.states), x_0.shape[-1], x_0)
+        noise = FreshNoise(len(target), len(history.states), x_0.shape[-1], x_0, self.lambda_uncertainty)
         t, weight = self.step_sampler.sample(len(target), target.device)
         x_s = self.process.q_sample(x_0, t, noise.start() + self.offset)
-        x_0_hat = self.reconstruct(history, x_s, self.step_embedding()[t], noise.uncertainty(0))
+        x_0_hat = self.approximator(history, x_s, self.step_embedding()[t], noise.uncertainty(0))
         loss, losses = self.cross_entropy(
             x_0_hat, self.item_embedding.weight, target, weight.to(x_0.dtype) / len(target)
         )
         self.step_sampler.update(t, losses)
         return loss
 
-    def encode(self, interaction) -> EncodedHistory:
-        """The histories of a batch as far as they do not depend on the diffusion state."""
+    def encode(self, interaction, approximator: Approximator | None = None) -> EncodedHistory:
+        """The histories of a batch as far as they do not depend on the diffusion state.
+
+        Parameters
+        ----------
+        approximator : the model's own, or its copy in bf16.
+        """
         batch = RaggedBatch(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         embeddings = self.item_embedding(batch.items)
         if self.position_embedding is not None:
             embeddings = embeddings + self.position_embedding(batch.age)
-        return self.approximator.encode(embeddings, batch)
-
-    def reconstruct(self, history: EncodedHistory, x_s: Tensor, step_embedding: Tensor, noise: Tensor) -> Tensor:
-        """f_theta with lambda = delta + delta * noise, lambda ~ N(delta, delta); see ``Approximator.forward``."""
-        return self.approximator(history, x_s, step_embedding, torch.add(noise, 1.0).mul_(self.lambda_uncertainty))
+        return (approximator or self.approximator).encode(embeddings, batch)
 
     # Inference
 
@@ -148,20 +149,34 @@ class DiffusionRecommender(SequentialRecommender):
         return (x_0 * self.item_embedding(items)).sum(dim=-1)
 
     def reconstructions(self, interaction) -> list[Tensor]:
-        """x_0 [B, d] of the reverse process for each inference seed; under ``enable_amp`` computed in bf16.
+        """x_0 [B, d] of the reverse process for each inference seed.
 
-        The scores are always computed in full precision: bf16 would tie thousands of items.
+        Under ``enable_amp`` the network runs in bf16; the state between the steps and the scores stay in full
+        precision: in bf16 thousands of items would tie.
         """
-        dtype = self.item_embedding.weight.dtype
-        with torch.autocast(self.item_embedding.weight.device.type, dtype=torch.bfloat16, enabled=self.enable_amp):
-            history = self.encode(interaction)
-            batch = history.batch
-            keys = history_keys(batch.items, batch.age, batch.real, batch.row, batch.n_sequences)
-            last_item = batch.restore(batch.items[batch.last])
-            noises = (self.noise_table.draws(seed, keys, batch.row, batch.age, dtype) for seed in self.inference_seeds)
-            return [self.reverse(history, last_item, noise).to(dtype) for noise in noises]
+        approximator = self.approximator.in_bfloat16() if self.enable_amp else self.approximator
+        history = self.encode(interaction, approximator)
+        batch = history.batch
+        keys = history_keys(batch.items, batch.age, batch.real, batch.row, batch.n_sequences)
+        last_item = batch.restore(batch.items[batch.last])
+        dtypes = self.item_embedding.weight.dtype, history.states.dtype
+        return [
+            self.reverse(
+                history,
+                last_item,
+                self.noise_table.draws(seed, keys, batch.row, batch.age, self.lambda_uncertainty, dtypes),
+                approximator,
+            )
+            for seed in self.inference_seeds
+        ]
 
-    def reverse(self, history: EncodedHistory, last_item: Tensor, noise: TableNoise) -> Tensor:
+    def reverse(
+        self,
+        history: EncodedHistory,
+        last_item: Tensor,
+        noise: TableNoise,
+        approximator: Approximator | None = None,
+    ) -> Tensor:
         """The reverse process (Algorithm 2), or with ``reverse_start: last_item`` one step from it (Algorithm 3).
 
         Parameters
@@ -169,15 +184,17 @@ class DiffusionRecommender(SequentialRecommender):
         history : from ``encode``.
         last_item : int [B], the most recent item of each history.
         noise : the source of x_T, eps' and lambda.
+        approximator : the one that encoded the history.
 
         Returns
         -------
         x_0, [B, d].
         """
         step_embeddings = self.step_embedding()
+        denoiser = approximator or self.approximator
 
         def denoise(x_s: Tensor, t: int) -> Tensor:
-            return self.reconstruct(history, x_s, step_embeddings[t : t + 1], noise.uncertainty(t))
+            return denoiser(history, x_s, step_embeddings[t : t + 1], noise.uncertainty(t))
 
         if self.reverse_start == "last_item":
             t = torch.full_like(last_item, self.process.n_steps - 1)

@@ -35,7 +35,7 @@ class FixedNoise:
         g = torch.Generator().manual_seed(seed)
         n, padded = batch["item_id_list"].shape
         d, n_steps = model.item_embedding.weight.shape[1], model.process.n_steps
-        self.length = batch["item_length"]
+        self.length, self.delta = batch["item_length"], model.lambda_uncertainty
         self.x_T = torch.randn(n, d, generator=g, dtype=torch.float64)
         self.steps = torch.randn(n_steps, n, d, generator=g, dtype=torch.float64)
         self.tokens = torch.randn(n_steps, n, padded, d, generator=g, dtype=torch.float64)
@@ -43,7 +43,7 @@ class FixedNoise:
     def packed(self, history, t: int) -> torch.Tensor:
         batch = history.batch
         position = (self.length[batch.row] - 1 - batch.age).clamp(min=0)
-        return self.tokens[t][batch.row, position]
+        return self.delta + self.delta * self.tokens[t][batch.row, position]
 
 
 def padded_loss(model, batch, noise: FixedNoise, t: torch.Tensor) -> torch.Tensor:
@@ -204,9 +204,10 @@ def test_one_sampling_step_is_one_denoising_from_noise():
     batch = make_batch([4, 9])
     with torch.no_grad():
         history = model.encode(batch)
-        noise = model.noise_table.draws(3, torch.tensor([8, 9]), history.batch.row, history.batch.age, torch.float64)
+        layout, dtypes = (history.batch.row, history.batch.age), (torch.float64, torch.float64)
+        noise = model.noise_table.draws(3, torch.tensor([8, 9]), *layout, 0.5, dtypes)
         last = model.process.n_steps - 1
-        expected = model.reconstruct(history, noise.start(), model.step_embedding()[last:], noise.uncertainty(last))
+        expected = model.approximator(history, noise.start(), model.step_embedding()[last:], noise.uncertainty(last))
         torch.testing.assert_close(model.reverse(history, batch["item_id"], noise), expected)
 
 
