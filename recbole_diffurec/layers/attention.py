@@ -1,6 +1,7 @@
 """Multi-head attention over ragged batches.
 
-Shapes: B sequences, N tokens, d hidden size, h heads; a slab holds n sequences of l tokens.
+Shapes: B sequences, N tokens, d hidden size, h heads; a slab holds n sequences of l tokens (l = 1 for queries of
+the last position alone).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_diffurec.layers.dropout import Dropout
-from recbole_diffurec.layers.ragged import RaggedBatch
+from recbole_diffurec.layers.ragged import RaggedBatch, Slab
 
 
 class MultiHeadAttention(nn.Module):
@@ -32,56 +33,67 @@ class MultiHeadAttention(nn.Module):
         self.output = nn.Linear(hidden_size, hidden_size)
         self.dropout = Dropout(dropout)
 
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [N, d] of the tokens ``x`` [N, d], as one matrix product."""
-        weight = torch.cat([self.key.weight, self.value.weight])
-        bias = torch.cat([self.key.bias, self.value.bias])
-        keys, values = F.linear(x, weight, bias).chunk(2, dim=-1)
-        return keys, values
+    def keys_values(self, x: Tensor, batch: RaggedBatch) -> list[Tensor]:
+        """Keys and values of the tokens ``x`` [N, d]: [2, n, h, l, d/h] for each slab."""
+        return self._project([self.key, self.value], x, batch)
 
-    def forward(self, query: Tensor, keys_values: tuple[Tensor, Tensor], batch: RaggedBatch) -> Tensor:
+    def self_attention(self, x: Tensor, batch: RaggedBatch) -> Tensor:
+        """Attend from every token of ``x`` [N, d] to those of its own history; [N, d]."""
+        heads = self._project([self.query, self.key, self.value], x, batch)
+        return self._gather([self._attend(*qkv, slab) for qkv, slab in zip(heads, batch.slabs)], x.dtype)
+
+    def forward(self, query: Tensor, keys_values: list[Tensor], batch: RaggedBatch) -> Tensor:
         """Attend from queries to the tokens of the same history.
 
         Parameters
         ----------
         query : [N, d], one query a token, or [B, d], one a history in sorted order.
-        keys_values : each [N, d], from ``keys_values``.
+        keys_values : from ``keys_values``.
         batch : the layout of the tokens.
 
         Returns
         -------
         Shaped like ``query``.
         """
-        q, (k, v) = self.query(query), keys_values
-        rows, tokens = [slab.n for slab in batch.slabs], [slab.n * slab.length for slab in batch.slabs]
+        queries = self._project([self.query], query, batch)
+        contexts = [self._attend(q[0], *kv, slab) for q, kv, slab in zip(queries, keys_values, batch.slabs)]
+        return self._gather(contexts, query.dtype)
+
+    def _project(self, layers: list[nn.Linear], x: Tensor, batch: RaggedBatch) -> list[Tensor]:
+        """Several linear layers as one product, cut into slabs and heads: [layers, n, h, l, d/h] for each slab."""
+        # The queries' scale is cheaper on the weights than on the tokens.
+        scales = [x.shape[-1] // self.n_heads if layer is self.query else 1 for layer in layers]
+        weight = torch.cat([layer.weight * scale**-0.5 for layer, scale in zip(layers, scales)])
+        bias = torch.cat([layer.bias * scale**-0.5 for layer, scale in zip(layers, scales)])
+        projected = F.linear(x, weight, bias)
+        per_row = len(x) == batch.n_sequences
         # Splitting, unlike slicing, has a backward pass that does not fill a whole tensor for every slab.
-        queries = q.split(rows if len(q) == batch.n_sequences else tokens)
+        parts = projected.split([slab.n if per_row else slab.n * slab.length for slab in batch.slabs])
         heads = []
-        for slab, q_slab, k_slab, v_slab in zip(batch.slabs, queries, k.split(tokens), v.split(tokens)):
-            context = self._attend(
-                self._split_heads(q_slab, slab.n),
-                self._split_heads(k_slab, slab.n),
-                self._split_heads(v_slab, slab.n),
-                None if slab.padding is None else slab.padding[:, None, None, :],
-            )
-            heads.append(context.transpose(1, 2).reshape(len(q_slab), -1))
-        return self.output(torch.cat(heads))
+        for slab, part in zip(batch.slabs, parts):
+            head = part.view(slab.n, -1, len(layers), self.n_heads, x.shape[-1] // self.n_heads).permute(2, 0, 3, 1, 4)
+            if head.device.type == "cpu":
+                # Small matrix products are slower in bf16 than in float32 there. One copy casts and reorders.
+                dtype = torch.float32 if head.dtype == torch.bfloat16 else head.dtype
+                head = head.to(dtype, memory_format=torch.contiguous_format).contiguous()
+            heads.append(head)
+        return heads
 
-    def _split_heads(self, x: Tensor, n: int) -> Tensor:
-        return x.view(n, -1, self.n_heads, x.shape[-1] // self.n_heads).transpose(1, 2)  # [n, h, l, d/h]
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None) -> Tensor:
-        """[n, h, l, d/h] each; ``padding`` is True at keys to leave out."""
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, slab: Slab) -> Tensor:
+        """Softmax attention over scaled queries, [n, h, l, d/h] each; returns [n l, d]."""
+        padding = None if slab.padding is None else slab.padding[:, None, None, :]
         if q.device.type != "cpu":
             mask = None if padding is None else ~padding
             p = self.dropout.p if self.training else 0.0
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
-        # On a CPU the textbook form is faster than PyTorch's fused one for histories of a few dozen items, and small
-        # matrix products are slower in bf16 than in float32.
-        with torch.autocast("cpu", enabled=False):
-            if q.dtype == torch.bfloat16:
-                return self._attend(q.float(), k.float(), v.float(), padding).bfloat16()
-            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-            if padding is not None:
-                scores.masked_fill_(padding, float("-inf"))
-            return self.dropout(scores.softmax(dim=-1)) @ v
+            context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, scale=1.0)
+        else:
+            # The textbook form is faster than PyTorch's fused one for histories of a few dozen items.
+            with torch.autocast("cpu", enabled=False):
+                scores = q @ k.transpose(-1, -2)
+                if padding is not None:
+                    scores.masked_fill_(padding, float("-inf"))
+                context = self.dropout(scores.softmax(dim=-1)) @ v
+        return context.transpose(1, 2).reshape(slab.n * q.shape[2], -1)
+
+    def _gather(self, contexts: list[Tensor], dtype: torch.dtype) -> Tensor:
+        return self.output(torch.cat(contexts).to(dtype))

@@ -63,9 +63,9 @@ class Block(nn.Module):
         self.dropout = Dropout(hidden_dropout)
         self.output_dropout = Dropout(hidden_dropout if output_dropout else 0.0)
 
-    def cross_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def cross_keys_values(self, x: Tensor, batch: RaggedBatch) -> list[Tensor]:
         """Keys and values of the cross-attention for the states ``x`` [N, d]."""
-        return self.cross_attention.keys_values(self.cross_attention_norm(x))
+        return self.cross_attention.keys_values(self.cross_attention_norm(x), batch)
 
     def forward(
         self,
@@ -73,7 +73,7 @@ class Block(nn.Module):
         injected: Tensor,
         batch: RaggedBatch,
         last_only: bool,
-        cross_keys_values: tuple[Tensor, Tensor] | None = None,
+        cross_keys_values: list[Tensor] | None = None,
     ) -> Tensor:
         """Transform the states of one batch.
 
@@ -91,12 +91,13 @@ class Block(nn.Module):
         [N, d], or [B, d] in sorted order with ``last_only``.
         """
         if self.has_cross_attention:
-            keys_values = cross_keys_values or self.cross_keys_values(x)
+            keys_values = cross_keys_values or self.cross_keys_values(x, batch)
             x = x + self.dropout(self.cross_attention(injected, keys_values, batch))
         normed = self.attention_norm(x)
-        keys_values = self.attention.keys_values(normed)
         if last_only:
-            x, normed = x[batch.last], normed[batch.last]
-        x = x + self.dropout(self.attention(normed, keys_values, batch))
+            keys_values = self.attention.keys_values(normed, batch)
+            x = x[batch.last] + self.dropout(self.attention(normed[batch.last], keys_values, batch))
+        else:
+            x = x + self.dropout(self.attention.self_attention(normed, batch))
         x = x + self.dropout(self.ffn(self.ffn_norm(x)))
         return self.output_dropout(x)

@@ -24,7 +24,7 @@ class EncodedHistory:
 
     batch: RaggedBatch
     states: Tensor  # [N, d], h_i
-    cross_keys_values: tuple[Tensor, Tensor] | None  # of the first block
+    cross_keys_values: list[Tensor] | None  # of the first block
 
 
 class Approximator(nn.Module):
@@ -92,7 +92,7 @@ class Approximator(nn.Module):
         """
         states = self.embedding_norm(self.embedding_dropout(embeddings).to(self.embedding_norm.weight.dtype))
         first_block = cast(Block, self.blocks[0])
-        keys_values = first_block.cross_keys_values(states) if self.cross_attention else None
+        keys_values = first_block.cross_keys_values(states, batch) if self.cross_attention else None
         return EncodedHistory(batch, states, keys_values)
 
     def forward(self, history: EncodedHistory, x_s: Tensor, step_embedding: Tensor, uncertainty: Tensor) -> Tensor:
