@@ -6,12 +6,16 @@ the last position alone).
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.ragged import RaggedBatch, Slab
+
+VECTOR_LENGTH = 16  # float32 numbers in the widest vector registers
 
 
 class MultiHeadAttention(nn.Module):
@@ -81,19 +85,26 @@ class MultiHeadAttention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, slab: Slab) -> Tensor:
         """Softmax attention over scaled queries, [n, h, l, d/h] each; returns [n l, d]."""
-        padding = None if slab.padding is None else slab.padding[:, None, None, :]
         if q.device.type != "cpu":
-            mask = None if padding is None else ~padding
+            bias = None if slab.key_bias is None else slab.key_bias.to(q.dtype)
             p = self.dropout.p if self.training else 0.0
-            context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, scale=1.0)
+            context = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=1.0)
         else:
             # The textbook form is faster than PyTorch's fused one for histories of a few dozen items.
             with torch.autocast("cpu", enabled=False):
                 scores = q @ k.transpose(-1, -2)
-                if padding is not None:
-                    scores.masked_fill_(padding, float("-inf"))
-                context = self.dropout(scores.softmax(dim=-1)) @ v
+                if slab.key_bias is not None:
+                    scores.add_(slab.key_bias)
+                context = self.dropout(_softmax(scores)) @ v
         return context.transpose(1, 2).reshape(slab.n * q.shape[2], -1)
 
     def _gather(self, contexts: list[Tensor], dtype: torch.dtype) -> Tensor:
         return self.output(torch.cat(contexts).to(dtype))
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Softmax over the last dimension; PyTorch's is slow on a CPU where that is shorter than a vector register."""
+    length = scores.shape[-1]
+    if length >= VECTOR_LENGTH:
+        return scores.softmax(dim=-1)
+    return F.pad(scores, (0, VECTOR_LENGTH - length), value=-math.inf).softmax(dim=-1)[..., :length]

@@ -11,6 +11,7 @@ positions that pad a slab are masked as keys and never read as results.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ class Slab:
     n: int
     first_token: int
     length: int
-    padding: Tensor | None  # bool [n, length], True at positions that pad the slab; None when there are none
+    key_bias: Tensor | None  # [n, 1, 1, length], minus infinity at positions that pad the slab; None without any
 
     @property
     def rows(self) -> slice:
@@ -109,9 +110,11 @@ class RaggedBatch:
             position = torch.arange(length, device=device)
             full = sorted_lengths[start] == length
             padded |= not full
-            self.slabs.append(
-                Slab(start, end - start, n_tokens, length, None if full else position >= slab_lengths),
-            )
+            bias = None
+            if not full:
+                pads = position >= slab_lengths
+                bias = torch.zeros(pads.shape, device=device).masked_fill_(pads, -math.inf)[:, None, None, :]
+            self.slabs.append(Slab(start, end - start, n_tokens, length, bias))
             items.append(item_seq[slab_rows, :length].reshape(-1))
             rows.append(slab_rows.repeat_interleave(length))
             ages.append((slab_lengths - 1 - position).reshape(-1))

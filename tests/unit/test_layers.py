@@ -33,7 +33,8 @@ def test_every_item_is_stored_once_in_its_place(lengths):
     last = batch.restore(batch.items[batch.last])
     assert last.tolist() == [length + 100 * row for row, length in enumerate(lengths)]
     for slab in batch.slabs:
-        inside = torch.zeros(slab.n, slab.length, dtype=torch.bool) if slab.padding is None else slab.padding
+        padded = slab.key_bias is not None
+        inside = slab.key_bias[:, 0, 0].isinf() if padded else torch.zeros(slab.n, slab.length, dtype=torch.bool)
         assert (inside.flatten() == ~real[slab.tokens]).all()
     assert sum(slab.n for slab in batch.slabs) == len(lengths)
 
@@ -91,10 +92,14 @@ ALLOWED = {
     "diffusion": {"diffusion"},
     "layers": {"layers"},
     "defaults": {"errors"},
-    "checkpoint": {"errors"},
+    "checkpoint": {"errors", "files"},
     "data": {"data", "errors"},
     "model": {"model", "diffusion", "layers"},
-    "trainer": {"data", "checkpoint"},
+    "trainer": {"data", "checkpoint", "resume", "errors"},
+    "resume": {"checkpoint", "config", "errors"},
+    "files": set(),
+    "experiments": {"experiments", "pipeline", "config", "data", "defaults", "diffusion", "model"}
+    | {"errors", "files", "registry", "resume"},
 }
 
 
