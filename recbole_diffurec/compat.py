@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 
 def apply() -> None:
@@ -22,6 +23,7 @@ def apply() -> None:
     _quiet_warnings()
     _pandas_3()
     _hyperopt()
+    _anomaly_detection()
 
 
 def _numpy_aliases() -> None:
@@ -156,3 +158,15 @@ def _hyperopt() -> None:
     from recbole.trainer import hyper_tuning
 
     hyper_tuning.np = _NumpyForTuning()
+
+
+def _anomaly_detection() -> None:
+    """Training at half speed, for every model, once RecBole has looked up one of its sequential models.
+
+    That imports all of them, SINE too, whose module turns autograd's anomaly detection on for the whole process
+    (sine.py:25). Can go with that line.
+    """
+    enabled = torch.is_anomaly_enabled()
+    import recbole.model.sequential_recommender  # noqa: F401
+
+    torch.autograd.set_detect_anomaly(enabled)

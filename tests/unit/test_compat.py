@@ -329,3 +329,11 @@ def test_import_without_ray_and_the_model_is_recboles(tmp_path: Path) -> None:
         "",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_recboles_models_leave_anomaly_detection_off():
+    """RecBole's SINE turns it on when it is imported, and with it every training is twice as slow."""
+    code = "import recbole_diffurec, torch; from recbole.utils import get_model; get_model('SASRec'); "
+    code += "import recbole.model.sequential_recommender.sine; assert not torch.is_anomaly_enabled()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
