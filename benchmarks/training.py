@@ -80,7 +80,7 @@ def main() -> None:
         "range",
         "÷ its padded oracle",
         "÷ RecBole's SASRec",
-        "÷ it, no anomaly d.",
+        "÷ it, no anomaly",
     )
     body = (
         f"Data: {source['dataset']}; d = 128, 4 blocks, 4 heads, L = 100, batch 512; one step is loss, gradients and "

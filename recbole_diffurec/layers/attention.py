@@ -44,7 +44,8 @@ class MultiHeadAttention(nn.Module):
     def self_attention(self, x: Tensor, batch: RaggedBatch) -> Tensor:
         """Attend from every token of ``x`` [N, d] to those of its own history; [N, d]."""
         heads = self._project([self.query, self.key, self.value], x, batch)
-        return self._gather([self._attend(*qkv, slab) for qkv, slab in zip(heads, batch.slabs)], x.dtype)
+        contexts = [self._attend(*qkv, slab, x.dtype) for qkv, slab in zip(heads, batch.slabs)]
+        return self.output(torch.cat(contexts))
 
     def forward(self, query: Tensor, keys_values: list[Tensor], batch: RaggedBatch) -> Tensor:
         """Attend from queries to the tokens of the same history.
@@ -60,8 +61,8 @@ class MultiHeadAttention(nn.Module):
         Shaped like ``query``.
         """
         queries = self._project([self.query], query, batch)
-        contexts = [self._attend(q[0], *kv, slab) for q, kv, slab in zip(queries, keys_values, batch.slabs)]
-        return self._gather(contexts, query.dtype)
+        slabs = zip(queries, keys_values, batch.slabs)
+        return self.output(torch.cat([self._attend(q[0], *kv, slab, query.dtype) for q, kv, slab in slabs]))
 
     def _project(self, layers: list[nn.Linear], x: Tensor, batch: RaggedBatch) -> list[Tensor]:
         """Several linear layers as one product, cut into slabs and heads: [layers, n, h, l, d/h] for each slab."""
@@ -83,8 +84,8 @@ class MultiHeadAttention(nn.Module):
             heads.append(head)
         return heads
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, slab: Slab) -> Tensor:
-        """Softmax attention over scaled queries, [n, h, l, d/h] each; returns [n l, d]."""
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, slab: Slab, dtype: torch.dtype) -> Tensor:
+        """Softmax attention over scaled queries, [n, h, l, d/h] each; returns [n l, d] of ``dtype``."""
         if q.device.type != "cpu":
             bias = None if slab.key_bias is None else slab.key_bias.to(q.dtype)
             p = self.dropout.p if self.training else 0.0
@@ -96,10 +97,10 @@ class MultiHeadAttention(nn.Module):
                 if slab.key_bias is not None:
                     scores.add_(slab.key_bias)
                 context = self.dropout(_softmax(scores)) @ v
-        return context.transpose(1, 2).reshape(slab.n * q.shape[2], -1)
-
-    def _gather(self, contexts: list[Tensor], dtype: torch.dtype) -> Tensor:
-        return self.output(torch.cat(contexts).to(dtype))
+        context = context.transpose(1, 2)
+        if context.dtype != dtype:
+            context = context.to(dtype, memory_format=torch.contiguous_format)
+        return context.reshape(slab.n * q.shape[2], -1)
 
 
 def _softmax(scores: Tensor) -> Tensor:
