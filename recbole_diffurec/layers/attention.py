@@ -44,7 +44,7 @@ class MultiHeadAttention(nn.Module):
     def self_attention(self, x: Tensor, batch: RaggedBatch) -> Tensor:
         """Attend from every token of ``x`` [N, d] to those of its own history; [N, d]."""
         heads = self._project([self.query, self.key, self.value], x, batch)
-        contexts = [self._attend(*qkv, slab, x.dtype) for qkv, slab in zip(heads, batch.slabs)]
+        contexts = [self._attend(q, k, v, slab, x.dtype) for (q, k, v), slab in zip(heads, batch.slabs)]
         return self.output(torch.cat(contexts))
 
     def forward(self, query: Tensor, keys_values: list[Tensor], batch: RaggedBatch) -> Tensor:
@@ -62,7 +62,7 @@ class MultiHeadAttention(nn.Module):
         """
         queries = self._project([self.query], query, batch)
         slabs = zip(queries, keys_values, batch.slabs)
-        return self.output(torch.cat([self._attend(q[0], *kv, slab, query.dtype) for q, kv, slab in slabs]))
+        return self.output(torch.cat([self._attend(q, k, v, slab, query.dtype) for (q,), (k, v), slab in slabs]))
 
     def _project(self, layers: list[nn.Linear], x: Tensor, batch: RaggedBatch) -> list[Tensor]:
         """Several linear layers as one product, cut into slabs and heads: [layers, n, h, l, d/h] for each slab."""
