@@ -28,7 +28,7 @@ setup(
     package_data={"recbole_diffurec": ["py.typed"], **{"recbole_diffurec.properties": ["*.yaml", "*/*.yaml"]}},
     install_requires=[
         "recbole>=1.2.0",
-        "torch>=2.2",
+        "torch>=2.4",
         "numpy>=1.22",
         "pandas>=1.5",
         "pyyaml>=6.0",

@@ -1,10 +1,15 @@
-"""How near training comes to the machine's matrix-product rate, and a profile of a training step and a reverse pass."""
+"""How near training comes to the machine's matrix-product rate, and profiles of a training step and a reverse pass.
+
+The profiles before are those of the padded oracle, which computes the same without any of the package's shortcuts.
+"""
 
 from __future__ import annotations
 
 import common
 import torch
+from inference import oracle_scores
 from torch.utils.flop_counter import FlopCounterMode
+from training import oracle_loss
 
 MATRIX = 2048  # side of the square product that measures the machine
 
@@ -53,6 +58,13 @@ def main() -> None:
                 users = common.batches(data.loaders[2], 1, trainer.device)[0]
                 with torch.no_grad():
                     shares["reverse pass of 32 steps"] = profile(lambda: network.full_sort_predict(users), 1)
+                if not amp:
+                    full = common.padded_batches(data.loaders[0], 1, trainer.device)[0]
+                    oracle_step = common.training_step(network, trainer, oracle_loss(network), False)
+                    shares["training step before (padded oracle)"] = profile(lambda: oracle_step(full), 1)
+                    network.eval()
+                    with torch.no_grad():
+                        shares["reverse pass before (padded oracle)"] = profile(lambda: oracle_scores(network, full), 1)
                 for what, top in shares.items():
                     results[f"{name}: {what}"] = top
                     lines = [(op, f"{100 * share:.1f}%") for op, share in top]

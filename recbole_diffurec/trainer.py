@@ -127,10 +127,14 @@ class PluginTrainer(Trainer):
         self.history: list[dict[str, Any]] = []
         self.id_tokens: dict[str, list[str]] = {}
         self.on_scores: Callable[..., None] | None = None
+        self._eval_bar: tqdm | None = None
         self.stop_request = StopRequest()
         self.keeps_state = False
         self._unfinished: dict[str, Any] | None = None
         self._saved_at = 0.0
+        if self.enable_amp and self.device.type == "cuda":
+            # RecBole's autocast takes the default, which is fp16 there and would need its loss scaled.
+            torch.set_autocast_dtype("cuda", torch.bfloat16)
         step = config["lr_decay_step"]
         self.lr_scheduler = StepLR(self.optimizer, step, config["lr_decay_gamma"]) if step else None
 

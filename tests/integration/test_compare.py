@@ -135,6 +135,12 @@ def test_a_failed_run_does_not_end_the_others(workdir, capsys):
     assert "1 failed" in Path("out/report.html").read_text()
 
 
+def test_runs_in_parallel_on_ray(workdir, capsys):
+    pytest.importorskip("ray", reason="parallel runs need Ray")
+    assert cli.main(["compare", "--models=SASRec@inner_size=32", "--seeds=2", "--parallel=2", *ARGUMENTS]) == 0
+    assert list(pd.read_csv("comparison/runs.csv")["seed"]) == [2020, 2021]
+
+
 def test_a_changed_parameter_is_another_run(workdir, monkeypatch):
     trained = []
 
