@@ -52,6 +52,8 @@ setup(
     extras_require={
         # Bayesian search; RecBole's own HyperTuning.
         "tune": ["optuna>=3", "hyperopt>=0.2.7"],
+        # Parquet files of histories and recommendations.
+        "parquet": ["pyarrow>=14"],
         "test": ["pytest>=7", "hypothesis>=6", "ruff>=0.6", "mypy>=1.8", "types-PyYAML", "types-requests"],
     },
     entry_points={"console_scripts": ["recbole-diffurec = recbole_diffurec.cli:main"]},

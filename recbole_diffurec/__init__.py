@@ -2,7 +2,7 @@
 
 Importing this package mends RecBole for today's Python stack (``compat``) and registers the models with it, so that
 RecBole's own ``get_model("DiffuRecSys")`` finds them. ``run`` trains and tests one model, ``evaluate`` tests a
-checkpoint.
+checkpoint, ``Recommender`` ranks items for any history.
 """
 
 from recbole_diffurec import compat
@@ -16,6 +16,7 @@ registry.register()
 from recbole_diffurec.errors import UserError  # noqa: E402
 from recbole_diffurec.model import DiffuRec, DiffuRecSys  # noqa: E402
 from recbole_diffurec.pipeline import evaluate, run  # noqa: E402
+from recbole_diffurec.recommend import Recommender  # noqa: E402
 from recbole_diffurec.version import __version__  # noqa: E402
 
-__all__ = ["DiffuRec", "DiffuRecSys", "UserError", "__version__", "evaluate", "run"]
+__all__ = ["DiffuRec", "DiffuRecSys", "Recommender", "UserError", "__version__", "evaluate", "run"]

@@ -1,4 +1,4 @@
-"""The command line: ``recbole-diffurec [run]``, ``evaluate``, ``compare`` and ``tune``.
+"""The command line: ``recbole-diffurec [run]``, ``evaluate``, ``compare``, ``tune`` and ``recommend``.
 
 ``run_recbole_diffurec.py`` calls the same ``main``.
 """
@@ -50,7 +50,7 @@ def _parsers() -> dict[str, _Parser]:
     run = parser(
         "run",
         "Train, validate and test a recommender; DiffuRecSys on ml-100k by default.\n"
-        "Other commands: recbole-diffurec evaluate CHECKPOINT, recbole-diffurec compare, tune.",
+        "Other commands: recbole-diffurec evaluate CHECKPOINT, recbole-diffurec compare, tune, recommend.",
     )
     run.add_argument("--model", default="DiffuRecSys", help="DiffuRec, DiffuRecSys or any model of RecBole")
     run.add_argument("--dataset", default="ml-100k", help="amazon-beauty, amazon-toys-games, ml-1m, ml-100k, yours")
@@ -109,7 +109,22 @@ def _parsers() -> dict[str, _Parser]:
     tune.add_argument("--resume", action="store_true", help="go on with the search in --output_dir")
     tune.add_argument("--ray_address", metavar="ADDRESS", help="a Ray cluster to run on; auto finds a local one")
     add_settings(tune)
-    return {"run": run, "evaluate": evaluate, "compare": compare, "tune": tune}
+
+    recommend = parser(
+        "recommend",
+        "Write the best items for each history in a file; without --input, for every user of the training data.",
+    )
+    recommend.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file that a run wrote")
+    recommend.add_argument("--output", required=True, metavar="FILE", help=".csv, .jsonl or .parquet")
+    recommend.add_argument(
+        "--input",
+        metavar="FILE",
+        help=".inter, .csv, .jsonl or .parquet with user_id, item_id, timestamp, or with user_id, items",
+    )
+    recommend.add_argument("--k", type=int, default=20, metavar="N", help="items for each user (20)")
+    recommend.add_argument("--exclude_seen", action="store_true", help="leave out the items of the history")
+    recommend.add_argument("--candidates", metavar="FILE", help="recommend only the items in this file, one a line")
+    return {"run": run, "evaluate": evaluate, "compare": compare, "tune": tune, "recommend": recommend}
 
 
 def parse_parameters(arguments: Sequence[str]) -> dict[str, Any]:
@@ -236,11 +251,23 @@ def _tune(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     return 0
 
 
+def _recommend(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    given = vars(options)
+    counts = pipeline.recommend(given.pop("checkpoint"), given.pop("output"), **given, **parameters)
+    print(f"{counts['users']:,} users, {counts['rows']:,} rows")
+    if counts["unknown_items"]:
+        print(f"{counts['unknown_items']:,} items of the histories are unknown to the model and were skipped")
+    if counts["popular_users"]:
+        print(f"{counts['popular_users']:,} users have no known item and got the most popular ones")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace, dict[str, Any]], int]] = {
     "run": _run,
     "evaluate": _evaluate,
     "compare": _compare,
     "tune": _tune,
+    "recommend": _recommend,
 }
 
 

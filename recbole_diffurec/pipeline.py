@@ -23,10 +23,12 @@ from recbole.data.utils import data_preparation
 from recbole.utils import ModelType, get_trainer, init_seed
 
 from recbole_diffurec import checkpoint, files
-from recbole_diffurec.config import RunConfig
+from recbole_diffurec.config import PLACES, RunConfig
 from recbole_diffurec.data import dataset_class
 from recbole_diffurec.data.batches import fitting_users, group_by_length
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.histories import USERS, Batch, read_histories, writing
+from recbole_diffurec.recommend import Recommender
 from recbole_diffurec.resume import find_state
 from recbole_diffurec.trainer import trainer_class
 from recbole_diffurec.version import __version__
@@ -105,7 +107,7 @@ def train(
         train_data, valid_data, test_data = data.loaders
         with _explained(f"building model '{model}'", log):
             network, trainer = build(config, train_data._dataset)
-        trainer.id_tokens = data.id_tokens
+        trainer.id_tokens, trainer.popularity = data.id_tokens, torch.from_numpy(data.popularity)
         trainer.on_validation = lambda epoch: logger.info(describe_epoch(epoch, config))
         if state is not None:
             done = f"{state['unfinished']['done']} batches of epoch {state['epoch'] + 1}"
@@ -178,7 +180,7 @@ def evaluate(
         except RuntimeError:
             raise UserError(
                 f"the weights of checkpoint '{checkpoint_file}' do not fit the parameters given "
-                f"({', '.join(parameters)}): leave out those that change the network's shape"
+                f"({', '.join(parameters.keys() - PLACES)}): leave out those that change the network's shape"
             ) from None
         test_result, eval_seconds = timed_test(trainer, test_data, config, load_best=False)
     result = {
@@ -190,6 +192,76 @@ def evaluate(
         "log": log,
     }
     return _deliver(result, result_file)
+
+
+def recommend(
+    checkpoint_file: str | Path,
+    output: str | Path,
+    input: str | Path | None = None,
+    *,
+    k: int = 20,
+    exclude_seen: bool = False,
+    candidates: str | Path | None = None,
+    **parameters: Any,
+) -> dict[str, int]:
+    """Write recommendations for histories in a file, or for all users of the training data, to a file.
+
+    Parameters
+    ----------
+    checkpoint_file : a ``.pth`` file of ``run``, of a sequential model.
+    output : ``.csv``, ``.jsonl`` or ``.parquet``: user_id, rank, item_id, score, popular.
+    input : ``.inter``, ``.csv``, ``.jsonl`` or ``.parquet``, see ``recbole_diffurec.histories``; None for every user of
+        the training data, the next item after all their interactions.
+    k : length of the lists.
+    exclude_seen : leave out the items of the history.
+    candidates : a text file with one item id a line; recommend these alone.
+    parameters : for inference, such as ``sampling_steps=4``.
+
+    Returns
+    -------
+    dict with the numbers of ``users``, ``rows``, ``unknown_items`` (skipped) and ``popular_users`` (no known item).
+
+    Raises
+    ------
+    UserError
+        A file cannot be read or written, or a parameter is wrong. Nothing is left half-written.
+    """
+    recommender = Recommender.load(checkpoint_file, **parameters)
+    allowed = None if candidates is None else _read_lines(candidates, "candidates")
+    batches = _training_histories(checkpoint_file, parameters) if input is None else read_histories(input)
+    counts = {"users": 0, "rows": 0, "unknown_items": 0, "popular_users": 0}
+    with writing(output) as append:
+        for users, sequences in batches:
+            table = recommender.recommend(sequences, k, exclude_seen, allowed, users)
+            append(table)
+            counts["users"] += len(users)
+            counts["rows"] += len(table)
+            counts["unknown_items"] += recommender.unknown(sequences)
+            counts["popular_users"] += table.loc[table["popular"], "user_id"].nunique()
+    return counts
+
+
+def _training_histories(checkpoint_file: str | Path, parameters: Mapping[str, Any]) -> Iterator[Batch]:
+    """Every user of the data that a checkpoint was trained on, with all interactions, oldest first."""
+    state = checkpoint.load(checkpoint_file)
+    config = RunConfig(state["model"], state["dataset"], {**state["config"], **parameters})
+    dataset = dataset_class(config)(config)
+    frame = dataset.inter_feat
+    users, items = frame[dataset.uid_field].to_numpy(), frame[dataset.iid_field].to_numpy()
+    names = {field: dataset.field2id_token[field].astype(str) for field in (dataset.uid_field, dataset.iid_field)}
+    starts = np.flatnonzero(np.append(True, users[1:] != users[:-1]))
+    histories = np.split(names[dataset.iid_field][items], starts[1:])
+    order = names[dataset.uid_field][users[starts]]
+    for start in range(0, len(order), USERS):
+        yield list(order[start : start + USERS]), [list(h) for h in histories[start : start + USERS]]
+
+
+def _read_lines(path: str | Path, what: str) -> list[str]:
+    try:
+        return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"{what} '{path}' cannot be read ({reason}): check the path") from None
 
 
 # Steps of a run

@@ -126,6 +126,7 @@ class PluginTrainer(Trainer):
         self.saved_model_file = os.path.join(self.checkpoint_dir, name)
         self.history: list[dict[str, Any]] = []
         self.id_tokens: dict[str, list[str]] = {}
+        self.popularity = torch.zeros(0, dtype=torch.long)
         self.on_scores: Callable[..., None] | None = None
         self._eval_bar: tqdm | None = None
         self.stop_request = StopRequest()
@@ -264,6 +265,7 @@ class PluginTrainer(Trainer):
                 "dataset": self.config["dataset"],
                 "config": self.plain_config(),
                 "id_tokens": self.id_tokens,
+                "popularity": self.popularity,
                 "epoch": epoch,
                 "cur_step": self.cur_step,
                 "best_valid_score": self.best_valid_score,

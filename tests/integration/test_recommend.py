@@ -1,0 +1,166 @@
+"""From a trained model to recommendations, by file and from Python."""
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from recbole_diffurec import Recommender, UserError, cli, pipeline, run
+
+TINY = {
+    "epochs": 1, "hidden_size": 16, "n_layers": 1, "n_heads": 2, "MAX_ITEM_LIST_LENGTH": 8, "show_progress": False,
+    "user_inter_num_interval": "[5,50]", "gpu_id": "", "sampling_steps": 2,
+}  # fmt: skip
+HISTORIES = [["50", "172", "1"], ["1"], ["7", "50", "nothing", "181", "7", "100", "98", "56", "12", "22", "64"], []]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = run("DiffuRecSys", **TINY)
+    return Path(result["checkpoint"]), Recommender.load(result["checkpoint"])
+
+
+def test_lists_for_invented_histories(trained, monkeypatch):
+    monkeypatch.setattr(pipeline, "dataset_class", None)  # a checkpoint is all that is needed
+    recommender = Recommender.load(trained[0])
+    table = recommender.recommend(HISTORIES, k=5)
+    assert list(table.columns) == ["user_id", "rank", "item_id", "score", "popular"]
+    assert table["user_id"].tolist() == [user for user in range(4) for _ in range(5)]
+    assert table["rank"].tolist() == [1, 2, 3, 4, 5] * 4
+    assert all(group["score"].is_monotonic_decreasing for _, group in table.groupby("user_id"))
+    assert set(table["item_id"]) <= set(recommender.items[1:])
+    assert table.groupby("user_id")["popular"].all().tolist() == [False, False, False, True]
+    assert recommender.unknown(HISTORIES) == 1
+    alone = pd.concat([recommender.recommend([history], k=5) for history in HISTORIES])
+    assert alone["item_id"].tolist() == table["item_id"].tolist()
+    np.testing.assert_allclose(alone["score"].astype(float), table["score"].astype(float), rtol=1e-4)
+
+
+def test_seen_items_and_candidates(trained):
+    _, recommender = trained
+    everything = recommender.recommend(HISTORIES, k=10_000, exclude_seen=True)
+    for user, history in enumerate(HISTORIES):
+        got = everything[everything["user_id"] == user]["item_id"]
+        known = {item for item in history if item in recommender.items[1:]}
+        assert len(got) == len(recommender.items) - 1 - len(known) and not known & set(got)
+    few = recommender.recommend(HISTORIES[:2], k=10, candidates=["50", "100", "no such item"], exclude_seen=True)
+    assert few["item_id"].tolist()[:1] == ["100"] and set(few[few["user_id"] == 1]["item_id"]) == {"50", "100"}
+
+
+def test_the_lists_are_those_of_the_evaluation(trained):
+    """A test user's history, given as ids, has the scores that RecBole's evaluation ranks."""
+    _, recommender = trained
+    data = pipeline.PreparedData(recommender.config)
+    test = data.loaders[2]._dataset
+    rows = test[np.arange(20)]
+    items = recommender.items
+    histories = [
+        [items[i] for i in sequence[:length]] for sequence, length in zip(rows["item_id_list"], rows["item_length"])
+    ]
+    table = recommender.recommend(histories, k=5)
+    scores = recommender.network.full_sort_predict(rows)
+    expected = scores.topk(5).indices
+    assert table["item_id"].tolist() == [items[i] for i in expected.flatten()]
+
+
+def test_many_threads_get_what_one_gets(trained):
+    _, recommender = trained
+    expected = recommender.recommend(HISTORIES, k=5)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(recommender.recommend(HISTORIES, k=5))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8 and all(table.equals(expected) for table in found)
+
+
+def write_inputs() -> None:
+    rows = [(f"u{i}", item, time) for i, history in enumerate(HISTORIES) for time, item in enumerate(history)]
+    shuffled = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"]).sample(frac=1, random_state=0)
+    shuffled.to_csv("events.csv", index=False)
+    shuffled.set_axis(["user_id:token", "item_id:token", "timestamp:float"], axis=1).to_csv(
+        "events.inter", index=False, sep="\t"
+    )
+    users = [f"u{i}" for i in range(4)]
+    lines = [json.dumps({"user_id": user, "items": history}) for user, history in zip(users, HISTORIES)]
+    Path("lists.jsonl").write_text("\n".join(lines) + "\n")
+    pd.DataFrame({"user_id": users, "items": [" ".join(h) for h in HISTORIES]}).to_csv("lists.csv", index=False)
+
+
+@pytest.mark.parametrize("source", ["events.csv", "events.inter", "lists.jsonl", "lists.csv", "lists.parquet"])
+def test_every_format_in_gives_the_same_lists(trained, source, workdir, capsys):
+    path, recommender = trained
+    write_inputs()
+    if source == "lists.parquet":
+        pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+        pd.DataFrame({"user_id": [f"u{i}" for i in range(4)], "items": HISTORIES}).to_parquet(source)
+    assert cli.main(["recommend", str(path), f"--input={source}", "--output=out.csv", "--k=5"]) == 0
+    written = pd.read_csv("out.csv", dtype={"item_id": str})
+    expected = recommender.recommend(HISTORIES, k=5, users=[f"u{i}" for i in range(4)])
+    if source.startswith("events"):  # a user without an interaction has no row there
+        expected = expected[expected["user_id"] != "u3"]
+    merged = written.merge(expected, on=["user_id", "rank"], suffixes=("", "_expected"))
+    assert len(merged) == len(expected) == len(written)
+    assert (merged["item_id"] == merged["item_id_expected"]).all()
+    assert "1 items of the histories are unknown to the model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_every_user_of_the_training_data(trained, kind, workdir, capsys):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    assert cli.main(["recommend", str(trained[0]), f"--output=out.{kind}", "--k=3", "--exclude_seen"]) == 0
+    read = {"csv": pd.read_csv, "jsonl": lambda p: pd.read_json(p, lines=True), "parquet": pd.read_parquet}[kind]
+    table = read(f"out.{kind}")
+    assert table["user_id"].nunique() == 380 and len(table) == 3 * 380
+    assert "380 users, 1,140 rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments,says",
+    [
+        (["--input=nothing.csv", "--output=o.csv"], "input 'nothing.csv' cannot be read (No such file or directory)"),
+        (["--input=a.txt", "--output=o.csv"], "input 'a.txt' must end in one of .inter, .csv, .jsonl, .parquet"),
+        (["--input=lists.csv", "--output=o.xlsx"], "output 'o.xlsx' must end in one of .csv, .jsonl, .parquet"),
+        (["--input=lists.csv", "--output=no/such/o.csv"], "cannot be written"),
+        (["--input=lists.csv", "--output=o.csv", "--k=0"], "k must be an integer of at least 1, got 0"),
+        (["--input=empty.csv", "--output=o.csv"], "cannot be read"),
+        (["--input=names.csv", "--output=o.csv"], "has the columns a, b: it needs user_id"),
+        (["--input=time.csv", "--output=o.csv"], "input 'time.csv' row 2: timestamp must be a number, got 'soon'"),
+        (["--input=lists.csv", "--output=o.csv", "--candidates=none.txt"], "none of the candidates"),
+        (["--input=lists.csv", "--output=o.csv", "--hidden_size=32"], "do not fit the parameters given (hidden_size)"),
+        (["--input=lists.csv"], "the following arguments are required: --output"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_write_nothing(trained, arguments, says, workdir, capsys):
+    write_inputs()
+    Path("empty.csv").write_text("")
+    Path("names.csv").write_text("a,b\n1,2\n")
+    Path("time.csv").write_text("user_id,item_id,timestamp\n1,50,3\n1,7,soon\n")
+    Path("none.txt").write_text("no-such-item\n")
+    assert cli.main(["recommend", str(trained[0]), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error and "Traceback" not in error
+    assert not Path("o.csv").exists() and not list(Path().glob(".*part"))
+
+
+def test_a_model_that_reads_no_histories_is_refused(workdir):
+    result = run("BPR", **{k: v for k, v in TINY.items() if k in ("epochs", "gpu_id", "user_inter_num_interval")})
+    with pytest.raises(UserError, match=r"model 'BPR' in .* reads no histories"):
+        Recommender.load(result["checkpoint"])
+
+
+@pytest.mark.parametrize("model", ["SASRec", "BERT4Rec", "GRU4Rec"])
+def test_recboles_sequential_models(model, workdir):
+    sizes = {"inner_size": 32, "n_layers": 1, "n_heads": 2} if model != "GRU4Rec" else {}
+    small = {k: v for k, v in TINY.items() if k not in ("n_layers", "n_heads", "sampling_steps")}
+    result = run(model, **small, **sizes)
+    table = Recommender.load(result["checkpoint"]).recommend(HISTORIES, k=4)
+    assert len(table) == 16 and np.isfinite(table["score"].astype(float)).all()
