@@ -83,8 +83,8 @@ class Recommender:
             ) from None
         except RuntimeError:
             raise UserError(
-                f"the weights of '{path}' do not fit the parameters given ({', '.join(parameters.keys() - PLACES)}): leave out those "
-                f"that change the network's shape"
+                f"the weights of '{path}' do not fit the parameters given ({', '.join(parameters.keys() - PLACES)}): "
+                f"leave out those that change the network's shape"
             ) from None
         return cls(network, config, tokens["items"], state["popularity"])
 
