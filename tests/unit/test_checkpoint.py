@@ -216,7 +216,7 @@ def interrupted(*_: Any) -> None:
 
 FAULTS = {
     "something unfit": (None, None, TypeError),
-    "full disk": ("torch.save", half_written, OSError),
+    "full disk": ("torch.save", half_written, UserError),
     "interruption while writing": ("torch.save", interrupted, KeyboardInterrupt),
     "interruption while flushing": ("os.fsync", interrupted, KeyboardInterrupt),
     "interruption before the last step": ("os.replace", interrupted, KeyboardInterrupt),

@@ -97,7 +97,7 @@ ALLOWED = {
     "model": {"model", "diffusion", "layers"},
     "trainer": {"data", "checkpoint", "resume", "errors"},
     "resume": {"checkpoint", "config", "errors"},
-    "files": set(),
+    "files": {"errors"},
     "experiments": {"experiments", "pipeline", "config", "data", "defaults", "diffusion", "model"}
     | {"errors", "files", "registry", "resume"},
 }
@@ -120,7 +120,7 @@ def test_imports_point_one_way():
 
 def test_only_data_and_pipeline_call_the_hosts_data_code():
     package = ROOT / "recbole_diffurec"
-    allowed = {"data", "pipeline.py", "compat.py", "registry.py", "trainer.py"}
+    allowed = {"data", "pipeline.py", "compat.py", "registry.py", "trainer.py", "recommend.py"}
     for path in package.rglob("*.py"):
         if path.relative_to(package).parts[0] not in allowed:
             assert "recbole.data" not in path.read_text(encoding="utf-8"), path
