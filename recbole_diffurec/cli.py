@@ -124,6 +124,15 @@ def _parsers() -> dict[str, _Parser]:
     recommend.add_argument("--k", type=int, default=20, metavar="N", help="items for each user (20)")
     recommend.add_argument("--exclude_seen", action="store_true", help="leave out the items of the history")
     recommend.add_argument("--candidates", metavar="FILE", help="recommend only the items in this file, one a line")
+    recommend.add_argument(
+        "--samples",
+        type=int,
+        metavar="S",
+        help="reconstructions drawn for each user: adds frequency and spread",
+    )
+    recommend.add_argument(
+        "--diversity", type=float, default=0.0, metavar="D", help="0 to 1: spread each list over the samples' own (0)"
+    )
     return {"run": run, "evaluate": evaluate, "compare": compare, "tune": tune, "recommend": recommend}
 
 

@@ -113,8 +113,10 @@ def train(
             done = f"{state['unfinished']['done']} batches of epoch {state['epoch'] + 1}"
             logger.info("resuming after %s from '%s'", done, os.path.relpath(state["state_file"]))
             trainer.resume(state)
-        trainer.keeps_state = True
-        with _explained(f"training model '{model}'", log), trainer.stop_request.listening():
+        # Some of RecBole's loaders are made of others and have no generator of their own, so no place to go on from.
+        trainer.keeps_state = hasattr(train_data, "generator")
+        listening = trainer.stop_request.listening() if trainer.keeps_state else contextlib.nullcontext()
+        with _explained(f"training model '{model}'", log), listening:
             _, best_valid_result = trainer.fit(
                 train_data, valid_data, verbose=False, show_progress=config["show_progress"]
             )
@@ -202,6 +204,8 @@ def recommend(
     k: int = 20,
     exclude_seen: bool = False,
     candidates: str | Path | None = None,
+    samples: int | None = None,
+    diversity: float = 0.0,
     **parameters: Any,
 ) -> dict[str, int]:
     """Write recommendations for histories in a file, or for all users of the training data, to a file.
@@ -215,6 +219,7 @@ def recommend(
     k : length of the lists.
     exclude_seen : leave out the items of the history.
     candidates : a text file with one item id a line; recommend these alone.
+    samples, diversity : see ``Recommender.recommend``; the output gets the columns frequency and spread.
     parameters : for inference, such as ``sampling_steps=4``.
 
     Returns
@@ -232,7 +237,7 @@ def recommend(
     counts = {"users": 0, "rows": 0, "unknown_items": 0, "popular_users": 0}
     with writing(output) as append:
         for users, sequences in batches:
-            table = recommender.recommend(sequences, k, exclude_seen, allowed, users)
+            table = recommender.recommend(sequences, k, exclude_seen, allowed, users, samples, diversity)
             append(table)
             counts["users"] += len(users)
             counts["rows"] += len(table)

@@ -18,6 +18,7 @@ from torch import Tensor
 from recbole_diffurec import checkpoint
 from recbole_diffurec.config import PLACES, RunConfig
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.model.base import DiffusionRecommender
 
 COLUMNS = ("user_id", "rank", "item_id", "score", "popular")
 
@@ -95,6 +96,8 @@ class Recommender:
         exclude_seen: bool = False,
         candidates: Iterable[Any] | None = None,
         users: Sequence[Any] | None = None,
+        samples: int | None = None,
+        diversity: float = 0.0,
     ) -> pd.DataFrame:
         """The ``k`` best items for each history, oldest item first.
 
@@ -108,27 +111,36 @@ class Recommender:
         exclude_seen : leave out the items of the history itself.
         candidates : recommend these items alone.
         users : names for the histories, their places by default.
+        samples : draw so many reconstructions of each history's next item (diffusion models); the score is their mean.
+        diversity : with samples, from 0 (the order of the scores) to 1 (cover as many samples' own lists as possible).
 
         Returns
         -------
-        DataFrame with ``user_id``, ``rank`` (from 1), ``item_id``, ``score``, ``popular``; fewer than ``k`` rows for a
-        history that leaves fewer items.
+        DataFrame with ``user_id``, ``rank`` (from 1), ``item_id``, ``score``, ``popular``; with ``samples`` also
+        ``frequency``, the share of samples with the item in their own top k, and ``spread``, how far the user's samples
+        lie from their mean, relative to its length. Fewer than ``k`` rows for a history that leaves fewer items.
 
         Raises
         ------
         UserError
-            ``k`` is no integer of at least 1, or no candidate is known.
+            ``k``, ``samples`` or ``diversity`` is out of range, the model draws nothing, or no candidate is known.
         """
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-            raise UserError(f"k must be an integer of at least 1, got {k!r}")
+        for name, count in (("k", k), ("samples", 1 if samples is None else samples)):
+            if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+                raise UserError(f"{name} must be an integer of at least 1, got {count!r}")
+        if not 0 <= diversity <= 1:
+            raise UserError(f"diversity must be a number from 0 to 1, got {diversity!r}")
+        if samples is None and diversity:
+            raise UserError("diversity spreads a list over samples: give --samples=20 or so with it")
+        if samples is not None and not isinstance(self.network, DiffusionRecommender):
+            raise UserError(f"model '{self.config['model']}' draws no samples: leave out --samples, or use DiffuRec")
         users = range(len(sequences)) if users is None else users
         allowed = self._allowed(candidates)
         frames = [pd.DataFrame({name: [] for name in COLUMNS})] if not len(sequences) else []
         size = self.config["eval_batch_size"]
         for start in range(0, len(sequences), size):
-            frames.append(
-                self._batch(sequences[start : start + size], users[start : start + size], int(k), exclude_seen, allowed)
-            )
+            part = slice(start, start + size)
+            frames.append(self._batch(sequences[part], users[part], int(k), exclude_seen, allowed, samples, diversity))
         return pd.concat(frames, ignore_index=True)
 
     def unknown(self, sequences: Iterable[Iterable[Any]]) -> int:
@@ -153,41 +165,91 @@ class Recommender:
         k: int,
         exclude_seen: bool,
         allowed: Tensor | None,
+        samples: int | None,
+        diversity: float,
     ) -> pd.DataFrame:
         histories = [[self._number[str(i)] for i in sequence if str(i) in self._number] for sequence in sequences]
-        scores = self._popularity.repeat(len(histories), 1)
-        scores[:, 0] = -torch.inf
-        known = [i for i, history in enumerate(histories) if history]
-        if known:
-            scores[known] = self._scores([histories[i] for i in known]).to(scores)
-        if allowed is not None:
-            scores[:, ~allowed] = -torch.inf
-        if exclude_seen:
-            for seen_by, history in enumerate(histories):
-                scores[seen_by, history] = -torch.inf
-        best = scores.topk(min(k, scores.shape[1] - 1), dim=-1)
-        row, rank = np.nonzero(np.isfinite(best.values.numpy()))
+        known = [row for row, history in enumerate(histories) if history]
+        batch = self._interaction([histories[row] for row in known]) if known else None
+        k = min(k, len(self.items) - 1)
+
+        def masked(scores_of_known: Tensor | None) -> Tensor:
+            scores = self._popularity.repeat(len(histories), 1)
+            if scores_of_known is not None:
+                scores[known] = scores_of_known.view(len(known), -1)[:, : len(self.items)].to(scores)
+            scores[:, 0] = -torch.inf
+            if allowed is not None:
+                scores[:, ~allowed] = -torch.inf
+            if exclude_seen:
+                for row, history in enumerate(histories):
+                    scores[row, history] = -torch.inf
+            return scores
+
+        extra: dict[str, np.ndarray] = {}
+        if samples is None or batch is None:
+            scores = masked(None if batch is None else self.network.full_sort_predict(batch))
+            values, lists = (part.numpy() for part in scores.topk(k))
+        else:
+            x_0 = torch.stack(self.network.reconstructions(batch, range(samples)))
+            own = np.stack([masked(self.network.logits(x)).topk(k).indices.numpy() for x in x_0])
+            scores = masked(self.network.logits(x_0.mean(dim=0)))
+            lists = _spread_over(own, scores.numpy(), diversity) if diversity else scores.topk(k).indices.numpy()
+            values = np.take_along_axis(scores.numpy(), lists, axis=1)
+            spread = np.zeros(len(histories))
+            centre = x_0.mean(dim=0)
+            spread[known] = ((x_0 - centre).norm(dim=-1).mean(dim=0) / centre.norm(dim=-1)).cpu()
+            extra["frequency"] = (own[:, :, None, :] == lists[None, :, :, None]).any(axis=-1).mean(axis=0)
+            extra["spread"] = np.broadcast_to(spread[:, None], lists.shape)
+        row, rank = np.nonzero(np.isfinite(values))
         popular = np.ones(len(histories), dtype=bool)
         popular[known] = False
         return pd.DataFrame(
             {
                 "user_id": np.asarray(users, dtype=object)[row],
                 "rank": rank + 1,
-                "item_id": self.items[best.indices.numpy()[row, rank]],
-                "score": best.values.numpy()[row, rank],
+                "item_id": self.items[lists[row, rank]],
+                "score": values[row, rank],
                 "popular": popular[row],
+                **{name: column[row, rank] for name, column in extra.items()},
             }
         )
 
-    def _scores(self, histories: list[list[int]]) -> Tensor:
-        """[B, I], on the CPU, the padding row at minus infinity."""
-        length = self.config["MAX_ITEM_LIST_LENGTH"]
-        lengths = torch.tensor([min(len(history), length) for history in histories])
-        padded = torch.zeros(len(histories), length, dtype=torch.long)
+    def _interaction(self, histories: list[list[int]]) -> Interaction:
+        """What the model reads: the most recent items of each history, padded on the right, on its device."""
+        longest = self.config["MAX_ITEM_LIST_LENGTH"]
+        lengths = torch.tensor([min(len(history), longest) for history in histories])
+        padded = torch.zeros(len(histories), longest, dtype=torch.long)
         for row, history in enumerate(histories):
-            padded[row, : lengths[row]] = torch.tensor(history[-length:])
+            padded[row, : lengths[row]] = torch.tensor(history[-longest:])
         columns = {self.network.ITEM_SEQ: padded, self.network.ITEM_SEQ_LEN: lengths}
-        scores = self.network.full_sort_predict(Interaction(columns).to(self.config["device"]))
-        scores = scores.view(len(histories), -1)[:, : len(self.items)].cpu()
-        scores[:, 0] = -torch.inf
-        return scores
+        return Interaction(columns).to(self.config["device"])
+
+
+def _spread_over(own: np.ndarray, scores: np.ndarray, diversity: float) -> np.ndarray:
+    """Lists that hold items of as many samples' own lists as possible: greedy maximum coverage.
+
+    Each place goes to the item with the largest (1 - diversity) q + diversity g: q is how the item's score stands
+    between the worst and the best of the candidates, g the share of samples whose own list has it, a sample counting
+    half as much with every item that it has in the list already.
+
+    Parameters
+    ----------
+    own : int [S, B, k], the samples' own lists.
+    scores : [B, I].
+    """
+    n_samples, n_rows, k = own.shape
+    lists = np.empty((n_rows, k), dtype=own.dtype)
+    for row in range(n_rows):
+        candidates = np.unique(own[:, row])
+        quality = scores[row, candidates]
+        low, high = quality[np.isfinite(quality)].min(initial=0.0), quality.max()
+        quality = (1 - diversity) * (quality - low) / (high - low if high > low else 1.0)
+        has = (own[:, row, :, None] == candidates).any(axis=1)  # [S, candidates]
+        weight = np.full(n_samples, 1 / n_samples)
+        free = np.ones(len(candidates), dtype=bool)
+        for place in range(k):
+            best = int(np.where(free, quality + diversity * (weight @ has), -np.inf).argmax())
+            lists[row, place] = candidates[best]
+            free[best] = False
+            weight[has[:, best]] /= 2
+    return lists

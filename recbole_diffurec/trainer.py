@@ -35,7 +35,6 @@ class _Epoch:
     def __init__(self, loader: Any, description: str, show: bool, before_batch: Callable[[_Epoch], None], start: Any):
         self._loader, self._description, self._show = loader, description, show
         self._before_batch, self._start = before_batch, start
-        # Some of RecBole's loaders are made of others and have no generator of their own; they cannot be resumed.
         self._generator = getattr(loader, "generator", None)
         self._loader_state = start["loader"] if start else self._generator and self._generator.get_state()
         self.losses: list[Any] = start["losses"] if start else []
@@ -77,10 +76,6 @@ class _Epoch:
         if self.bar is not None and self._show:
             self.bar.set_postfix(loss=f"{total:.4f}", refresh=False)
         return total
-
-    @property
-    def can_resume(self) -> bool:
-        return self._generator is not None
 
     @property
     def seconds(self) -> float:
@@ -186,7 +181,7 @@ class PluginTrainer(Trainer):
 
     def _between(self, epoch_idx: int, epoch: _Epoch) -> None:
         """Between two batches: keep the state when it is time or wanted, and stop when asked to."""
-        if not (self.keeps_state and epoch.can_resume):
+        if not self.keeps_state:
             return
         minutes = self.config["checkpoint_minutes"]
         due = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes

@@ -164,10 +164,8 @@ def diffusion_measures(run: TrainedRun) -> dict[str, np.ndarray]:
     network.eval()
     _, valid_data, test_data = run.data.loaders
     x_0 = [_reconstructions(network, batch)[0] for batch, *_ in subset_loader(test_data, SAMPLED_USERS)]
-    seeds, network.inference_seeds = network.inference_seeds, list(range(SPREAD_SEEDS))
     batch, *_ = next(iter(subset_loader(test_data, SPREAD_USERS)))
-    spread = torch.stack(_reconstructions(network, batch), dim=1)
-    network.inference_seeds = seeds
+    spread = torch.stack(_reconstructions(network, batch, range(SPREAD_SEEDS)), dim=1)
     steps = [s for s in SAMPLING_STEPS if s <= network.process.n_steps]
     return {
         "reconstructions": torch.cat(x_0).float().cpu().numpy(),
@@ -178,8 +176,8 @@ def diffusion_measures(run: TrainedRun) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def _reconstructions(network: DiffusionRecommender, batch: Any) -> list[Tensor]:
-    return network.reconstructions(batch.to(network.item_embedding.weight.device))
+def _reconstructions(network: DiffusionRecommender, batch: Any, seeds: Sequence[int] | None = None) -> list[Tensor]:
+    return network.reconstructions(batch.to(network.item_embedding.weight.device), seeds)
 
 
 def _quality_by_steps(run: TrainedRun, loader: Any, steps: Sequence[int]) -> list[float]:

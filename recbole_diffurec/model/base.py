@@ -9,7 +9,7 @@ Shapes: B batch, L padded history length, N tokens, d hidden size, T diffusion s
 from __future__ import annotations
 
 import math
-from typing import Callable
+from typing import Callable, Sequence
 
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
@@ -129,12 +129,12 @@ class DiffusionRecommender(SequentialRecommender):
         """
         reconstructions = self.reconstructions(interaction)
         if not self.is_ensemble:
-            return self._logits(reconstructions[0])
-        scores = torch.stack([self._logits(x_0).softmax(dim=-1) for x_0 in reconstructions]).mean(dim=0)
+            return self.logits(reconstructions[0])
+        scores = torch.stack([self.logits(x_0).softmax(dim=-1) for x_0 in reconstructions]).mean(dim=0)
         scores[:, 0] = -math.inf
         return scores
 
-    def _logits(self, x_0: Tensor) -> Tensor:
+    def logits(self, x_0: Tensor) -> Tensor:
         """x_0 . E^T, [B, I]; minus infinity for the padding row."""
         logits = x_0 @ self.item_embedding.weight.T
         logits[:, 0] = -math.inf
@@ -148,8 +148,8 @@ class DiffusionRecommender(SequentialRecommender):
         (x_0,) = self.reconstructions(interaction)
         return (x_0 * self.item_embedding(items)).sum(dim=-1)
 
-    def reconstructions(self, interaction) -> list[Tensor]:
-        """x_0 [B, d] of the reverse process for each inference seed.
+    def reconstructions(self, interaction, seeds: Sequence[int] | None = None) -> list[Tensor]:
+        """x_0 [B, d] of the reverse process for each of ``seeds``, by default those of the configuration.
 
         Under ``enable_amp`` the network runs in bf16; the state between the steps and the scores stay in full
         precision: in bf16 thousands of items would tie.
@@ -167,7 +167,7 @@ class DiffusionRecommender(SequentialRecommender):
                 self.noise_table.draws(seed, keys, batch.row, batch.age, self.lambda_uncertainty, dtypes),
                 approximator,
             )
-            for seed in self.inference_seeds
+            for seed in (self.inference_seeds if seeds is None else seeds)
         ]
 
     def reverse(

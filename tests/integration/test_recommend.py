@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from recbole_diffurec import Recommender, UserError, cli, pipeline, run
+from recbole_diffurec.recommend import _spread_over
 
 TINY = {
     "epochs": 1, "hidden_size": 16, "n_layers": 1, "n_heads": 2, "MAX_ITEM_LIST_LENGTH": 8, "show_progress": False,
@@ -67,6 +68,32 @@ def test_the_lists_are_those_of_the_evaluation(trained):
     scores = recommender.network.full_sort_predict(rows)
     expected = scores.topk(5).indices
     assert table["item_id"].tolist() == [items[i] for i in expected.flatten()]
+
+
+def test_samples_agree_where_lambda_is_small_and_spread_where_it_is_large(trained):
+    _, recommender = trained
+    plain = recommender.recommend(HISTORIES, k=5)
+    small = recommender.recommend(HISTORIES, k=5, samples=6)
+    assert small["item_id"].tolist()[:15] == plain["item_id"].tolist()[:15]
+    assert (small["frequency"] == 1).all() and (small["spread"] < 0.05).all()
+    large = Recommender.load(trained[0], lambda_uncertainty=30.0).recommend(HISTORIES, k=5, samples=6)
+    # With one item in the history, cross-attention has nothing to choose from, whatever the noise is.
+    longer = large["user_id"].isin([0, 2])
+    assert large[longer]["spread"].min() > 10 * small["spread"].max()
+    assert large["frequency"].between(0, 1).all() and large[longer]["frequency"].min() < 1
+    with pytest.raises(UserError, match="diversity spreads a list over samples"):
+        recommender.recommend(HISTORIES, diversity=0.5)
+
+
+def test_diversity_covers_more_samples():
+    """Two modes, five samples to one: the list of scores holds the first alone, the diverse one both."""
+    own = np.array([[[1, 2, 3]]] * 5 + [[[7, 8, 9]]])
+    scores = np.array([[-np.inf, 10.0, 9.0, 8.0, 0.0, 0.0, 0.0, 5.0, 4.0, 3.0]])
+    assert _spread_over(own, scores, 0.0).tolist() == [[1, 2, 3]]
+    assert _spread_over(own, scores, 1.0).tolist() == [[1, 2, 3]]  # the first mode still has most samples
+    balanced = np.array([[[1, 2, 3]]] * 3 + [[[7, 8, 9]]] * 3)
+    assert _spread_over(balanced, scores, 0.0).tolist() == [[1, 2, 3]]
+    assert _spread_over(balanced, scores, 0.9).tolist()[0][:2] == [1, 7]
 
 
 def test_many_threads_get_what_one_gets(trained):
@@ -136,6 +163,8 @@ def test_every_user_of_the_training_data(trained, kind, workdir, capsys):
         (["--input=time.csv", "--output=o.csv"], "input 'time.csv' row 2: timestamp must be a number, got 'soon'"),
         (["--input=lists.csv", "--output=o.csv", "--candidates=none.txt"], "none of the candidates"),
         (["--input=lists.csv", "--output=o.csv", "--hidden_size=32"], "do not fit the parameters given (hidden_size)"),
+        (["--input=lists.csv", "--output=o.csv", "--samples=0"], "samples must be an integer of at least 1, got 0"),
+        (["--input=lists.csv", "--output=o.csv", "--diversity=2"], "diversity must be a number from 0 to 1, got 2.0"),
         (["--input=lists.csv"], "the following arguments are required: --output"),
     ],
 )
