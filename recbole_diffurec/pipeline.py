@@ -330,16 +330,20 @@ class PreparedData:
             config["eval_batch_size"] = config["eval_batch_size"] * int(dataset.item_num)
         # RecBole would open a pickle of this name if it lay in the checkpoint folder (data/utils.py:108).
         config["dataloaders_save_path"] = os.path.join(os.devnull, "none")
-        self.loaders = data_preparation(config, dataset)
+        too_small = f"data set '{config['dataset']}' leaves no {{}} sample: users need at least 4 interactions"
+        try:
+            self.loaders = data_preparation(config, dataset)
+        except ValueError as error:
+            if "num_samples" not in str(error):  # which torch's sampler says of an empty training part
+                raise
+            raise UserError(too_small.format("training")) from None
         held_out = [loader._dataset.inter_feat[dataset.iid_field].numpy() for loader in self.loaders[1:]]
         self.popularity = item_counts - np.bincount(np.concatenate(held_out), minlength=len(item_counts))
         if config["batch_by_length"] and config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
             group_by_length(self.loaders[0])
         for name, loader in zip(("training", "validation", "test"), self.loaders):
             if len(loader) == 0:
-                raise UserError(
-                    f"data set '{config['dataset']}' leaves no {name} sample: users need at least 4 interactions"
-                )
+                raise UserError(too_small.format(name))
 
 
 def prepare_data(config: RunConfig, datasets: DatasetCache | None = None) -> PreparedData:

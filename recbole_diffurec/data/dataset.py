@@ -10,6 +10,7 @@ Shapes: n interactions, R rows (one per position that has a history), L = ``MAX_
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from recbole_diffurec.data.sources import ensure_dataset
 from recbole_diffurec.errors import UserError
+
+logger = logging.getLogger("recbole_diffurec")
 
 # Models that give the same scores, loss and gradients whether or not trailing all-padding columns are there (proven in
 # tests/unit/test_trimming.py). Others read the padded length: FEARec transforms it to frequencies, Caser convolves it.
@@ -68,6 +71,14 @@ class Chronological(Dataset):
         if not np.isfinite(times).all():
             line = int(np.flatnonzero(~np.isfinite(times))[0]) + 2
             raise UserError(f"'{path}' line {line} has no finite '{self.time_field}': fill it in or remove the line")
+        nameless = self.inter_feat[[self.uid_field, self.iid_field]].isnull().any(axis=1).to_numpy()
+        if nameless.any():
+            # RecBole removes them by label where it means position (dataset.py:835).
+            logger.warning(
+                "'%s': %s lines have no user or no item (the first is line %d) and are left out",
+                *(path, f"{nameless.sum():,}", np.flatnonzero(nameless)[0] + 2),
+            )
+            self.inter_feat = self.inter_feat[~nameless].reset_index(drop=True)
 
     def _check_header(self, path: str) -> None:
         with open(path, encoding=self.config["encoding"]) as file:
@@ -135,8 +146,9 @@ class PrefixRows(Interaction):
             return self._write_out(index) if index in self.flat else self.interaction[index]
         if isinstance(index, slice):
             index = np.arange(len(self))[index]
-        # RecBole goes through Python lists here, which costs more than the selection.
+        # RecBole goes through Python lists here, which costs more than the selection. An empty one has no dtype.
         index = torch.as_tensor(index)
+        index = index if index.numel() else index.long()
         return PrefixRows(
             {name: values[index] for name, values in self.interaction.items()},
             self.flat,
@@ -215,6 +227,8 @@ class SequenceDataset(Chronological, SequentialDataset):
     def _grouped_index(self, group_by_list: np.ndarray) -> list[list[int]]:
         """RecBole's groups, in order of their first rows, without its loop over the rows."""
         keys = np.asarray(group_by_list)
+        if not len(keys):
+            return []
         order = np.argsort(keys, kind="stable")
         groups = np.split(order, np.flatnonzero(np.diff(keys[order])) + 1)
         return [group.tolist() for group in sorted(groups, key=lambda group: group[0])]
