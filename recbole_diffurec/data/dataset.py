@@ -10,6 +10,7 @@ Shapes: n interactions, R rows (one per position that has a history), L = ``MAX_
 
 from __future__ import annotations
 
+import csv
 import logging
 import os
 from typing import Any
@@ -29,6 +30,9 @@ logger = logging.getLogger("recbole_diffurec")
 # Models that give the same scores, loss and gradients whether or not trailing all-padding columns are there (proven in
 # tests/unit/test_trimming.py). Others read the padded length: FEARec transforms it to frequencies, Caser convolves it.
 TRIMMED_MODELS = frozenset({"DiffuRec", "DiffuRecSys", "BERT4Rec", "GRU4Rec", "SASRec"})
+
+# Unix times from 2000 on, until they would be of the other unit.
+UNIX_SECONDS, UNIX_MILLISECONDS = (9.5e8, 1e10), (9.5e11, 1e13)
 
 # Columns that say where the items of a row's user begin and end, for ``mask_seen``.
 SEEN_FROM, SEEN_TO = "seen_from", "seen_to"
@@ -65,17 +69,15 @@ class Chronological(Dataset):
         except UserError:
             raise
         except (OSError, ValueError) as error:
+            self._check_numbers(path)
             reason = str(error).splitlines()[0]
             raise UserError(f"'{path}' cannot be read as an atomic file ({reason}): mend the file") from None
-        times = self.inter_feat[self.time_field].to_numpy(dtype=np.float64)
-        if not np.isfinite(times).all():
-            line = int(np.flatnonzero(~np.isfinite(times))[0]) + 2
-            raise UserError(f"'{path}' line {line} has no finite '{self.time_field}': fill it in or remove the line")
+        self._check_times(path)
         nameless = self.inter_feat[[self.uid_field, self.iid_field]].isnull().any(axis=1).to_numpy()
         if nameless.any():
             # RecBole removes them by label where it means position (dataset.py:835).
             logger.warning(
-                "'%s': %s lines have no user or no item (the first is line %d) and are left out",
+                "'%s': lines without a user or an item are left out: %s, the first is line %d",
                 *(path, f"{nameless.sum():,}", np.flatnonzero(nameless)[0] + 2),
             )
             self.inter_feat = self.inter_feat[~nameless].reset_index(drop=True)
@@ -89,6 +91,38 @@ class Chronological(Dataset):
                     f"'{path}' has no column '{field}:{kind}' but {columns}: name the columns of users, items and "
                     f"times with --USER_ID_FIELD, --ITEM_ID_FIELD and --TIME_FIELD, or mend the file's first line"
                 )
+
+    def _check_numbers(self, path: str) -> None:
+        """Name the first line whose time is no number."""
+        options = {
+            "sep": self.config["field_separator"],
+            "encoding": self.config["encoding"],
+            "quoting": csv.QUOTE_NONE,
+        }
+        try:
+            times = pd.read_csv(path, usecols=[f"{self.time_field}:float"], dtype=str, **options).iloc[:, 0]
+        except (OSError, ValueError):
+            return
+        wrong = np.flatnonzero(times.notna() & pd.to_numeric(times, errors="coerce").isna())
+        if len(wrong):
+            raise UserError(
+                f"'{path}' line {wrong[0] + 2} has '{times.iloc[wrong[0]]}' where '{self.time_field}' should be a "
+                f"number: mend or remove the line"
+            )
+
+    def _check_times(self, path: str) -> None:
+        times = self.inter_feat[self.time_field].to_numpy(dtype=np.float64)
+        if not np.isfinite(times).all():
+            line = int(np.flatnonzero(~np.isfinite(times))[0]) + 2
+            raise UserError(f"'{path}' line {line} has no finite '{self.time_field}': fill it in or remove the line")
+        seconds, milliseconds = (
+            np.flatnonzero((times >= low) & (times < high)) for low, high in (UNIX_SECONDS, UNIX_MILLISECONDS)
+        )
+        if len(seconds) and len(milliseconds):
+            raise UserError(
+                f"'{path}' has times in seconds (line {seconds[0] + 2}) and in milliseconds (line "
+                f"{milliseconds[0] + 2}), which would put histories out of order: bring '{self.time_field}' to one unit"
+            )
 
     def _data_filtering(self) -> None:
         super()._data_filtering()
