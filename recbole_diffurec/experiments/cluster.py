@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
         import ray
     except ImportError:
         raise UserError("running in parallel needs Ray, which is not installed: pip install 'ray[tune]'") from None
+    _check_address(address)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "recbole_diffurec"
         shutil.copytree(Path(__file__).resolve().parents[1], package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -39,13 +41,26 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
         options: dict[str, Any] = {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
         try:
             ray.init(**options, runtime_env=environment, logging_level=logging.WARNING, log_to_driver=False)
-        except ConnectionError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"no Ray cluster answers at '{address}' ({reason}): check --ray_address") from None
+        except ConnectionError:
+            raise UserError(_NO_CLUSTER.format(address)) from None
         try:
             yield ray
         finally:
             ray.shutdown()
+
+
+_NO_CLUSTER = "no Ray cluster answers at '{}': check --ray_address, or start one with 'ray start --head'"
+
+
+def _check_address(address: str | None) -> None:
+    """Ray itself waits for minutes where nobody answers."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError, OverflowError):
+        raise UserError(_NO_CLUSTER.format(address)) from None
 
 
 def run_parallel(

@@ -174,6 +174,7 @@ def test_dry_run_estimates_and_stops(workdir, capsys):
         (["--models=SASRec", "--parallel=x"], "argument --parallel: invalid int value"),
         (["--models=SASRec", "--dataset=nothing-here"], "recbole-diffurec: dataset 'nothing-here' is neither"),
         (["--models=SASRec", "--dataset=../ml-100k"], "ml-100k"),
+        (["--models=GRU4Rec", "--ray_address=127.0.0.1:9"], "no Ray cluster answers at '127.0.0.1:9'"),
         (["--models=Nothing"], "unknown model 'Nothing'"),
         (["--models=SASRec", "--output_dir=file"], "output_dir 'file' cannot be made"),
         (["--experiment=nothing"], "unknown experiment 'nothing'"),
