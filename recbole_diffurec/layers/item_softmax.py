@@ -14,6 +14,8 @@ from torch import Tensor, nn
 # Logits that exist at once. On a CPU a chunk stays in the cache between the passes over it; on a GPU it is as large as
 # keeps the matrix products efficient.
 CHUNK_LOGITS = {"cpu": 2**20, "cuda": 2**26}
+# Rows at least, because every chunk goes through the whole item table and its gradient.
+CHUNK_ROWS = 64
 
 
 class _FullCrossEntropy(torch.autograd.Function):
@@ -23,7 +25,7 @@ class _FullCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, items: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         chunk = CHUNK_LOGITS.get(x.device.type, CHUNK_LOGITS["cuda"])
-        n_rows = max(1, chunk // len(items))
+        n_rows = max(CHUNK_ROWS, chunk // len(items))
         losses = torch.empty(len(x), dtype=items.dtype, device=x.device)
         grad_x = torch.empty_like(x) if needs_grad else None
         grad_items = torch.zeros_like(items) if needs_grad else None
