@@ -91,13 +91,20 @@ def main() -> None:
     names = [name for name in ("amazon-beauty", "ml-1m") if (Path(options.data_path or ".") / name).is_dir()]
     for dataset in names or ["ml-100k"]:
         path = {"data_path": options.data_path} if names else {}
-        for model, ours in (("DiffuRecSys", True), ("SASRec", True), ("SASRec", False)):
-            case = {"model": model, "dataset": dataset, "ours": ours, "parameters": path, "stage": "train"}
+        for model, ours, extra in (
+            ("DiffuRecSys", True, {}),
+            ("DiffuRecSys", True, {"gradient_checkpointing": True}),
+            ("SASRec", True, {}),
+            ("SASRec", False, {}),
+        ):
+            parameters = {**path, **extra}
+            case = {"model": model, "dataset": dataset, "ours": ours, "parameters": parameters, "stage": "train"}
             prepare = [in_new_process({**case, "stage": "prepare"})["prepare_seconds"] for _ in range(options.rounds)]
             figures = in_new_process(case)
             figures["prepare_seconds"] = float(np.median(prepare))
-            results[f"{dataset}, {model}, {'ours' if ours else 'RecBole'}"] = figures
-            rows.append(row(f"{dataset}, {model}", "ours" if ours else "RecBole's", figures))
+            name = ", ".join([dataset, model, *extra])
+            results[f"{name}, {'ours' if ours else 'RecBole'}"] = figures
+            rows.append(row(name, "ours" if ours else "RecBole's", figures))
     with tempfile.TemporaryDirectory() as folder:
         parameters = {
             "data_path": folder,

@@ -156,6 +156,7 @@ MODEL_RULES: dict[str, Rule] = {
     "sampled_softmax": Rule("int", 1, optional=True),
     "negative_distribution": Rule("str", choices=["log_uniform", "uniform"]),
     "compile": Rule("bool"),
+    "gradient_checkpointing": Rule("bool"),
 }
 
 # What RecBole takes for intervals of counts; it skips anything else with a line in its log.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from recbole_diffurec.layers.blocks import LAYER_NORM_EPS, Block
 from recbole_diffurec.layers.dropout import Dropout
@@ -39,6 +40,7 @@ class Approximator(nn.Module):
     embedding_dropout, hidden_dropout, attn_dropout : probabilities for item embeddings, sublayers, attention weights.
     cross_attention : see above.
     block_output_dropout : one more dropout after each block.
+    checkpointing : keep only what enters a block for the backward pass, and compute the rest of it again there.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class Approximator(nn.Module):
         attn_dropout: float,
         cross_attention: bool,
         block_output_dropout: bool,
+        checkpointing: bool,
     ):
         super().__init__()
+        self.checkpointing = checkpointing
         self.cross_attention = cross_attention
         self.embedding_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
         self.embedding_dropout = Dropout(embedding_dropout)
@@ -82,6 +86,9 @@ class Approximator(nn.Module):
     def in_bfloat16(self) -> Approximator:
         """A copy with all weights in bf16, for inference: no casts between the layers, as autocast has them."""
         return copy.deepcopy(self).bfloat16()
+
+    def _checkpoints(self) -> bool:
+        return self.checkpointing and self.training
 
     def encode(self, embeddings: Tensor, batch: RaggedBatch) -> EncodedHistory:
         """Everything that does not depend on the state: h_i = LayerNorm(Dropout(e_i)), and what follows from it alone.
@@ -115,6 +122,7 @@ class Approximator(nn.Module):
             x = x + injected
         keys_values = history.cross_keys_values
         for block in self.blocks:
-            x = block(x, injected, batch, last_only=block is self.blocks[-1], cross_keys_values=keys_values)
+            inputs = x, injected, batch, block is self.blocks[-1], keys_values
+            x = checkpoint(block, *inputs, use_reentrant=False) if self._checkpoints() else block(*inputs)
             keys_values = None
         return batch.restore(self.output_norm(self.output_dropout(x))).to(x_s.dtype)

@@ -63,6 +63,7 @@ class DiffusionRecommender(SequentialRecommender):
             attn_dropout=config["attn_dropout_prob"],
             cross_attention=config["cross_attention"],
             block_output_dropout=self.block_output_dropout,
+            checkpointing=config["gradient_checkpointing"],
         )
         n_steps = config["diffusion_steps"]
         self.step_embedding = StepEmbedding(hidden_size, n_steps)

@@ -294,6 +294,21 @@ def test_bf16_changes_scores_little_and_keeps_them_distinct():
     assert b[0].unique().numel() == b.shape[1], "scores in bf16 would tie"
 
 
+@pytest.mark.parametrize("name", ["DiffuRec", "DiffuRecSys"])
+def test_gradient_checkpointing_changes_nothing(name):
+    """Loss and gradients are the same numbers, dropout included, which the second computation draws again."""
+    found = []
+    plain = make_model(name)
+    for checkpointing in (False, True):
+        model = make_model(name, gradient_checkpointing=checkpointing).train()
+        model.load_state_dict(plain.state_dict())
+        torch.manual_seed(3)
+        loss = model.calculate_loss(make_batch([3, 12, 1, 7]))
+        loss.backward()
+        found.append((loss.detach(), [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
+
+
 def test_noise_table_rows_are_standard_normal():
     rows = NoiseTable(64).rows
     assert abs(rows.mean().item()) < 0.005 and abs(rows.std().item() - 1) < 0.005
