@@ -9,6 +9,7 @@ import common
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.ticker import NullLocator
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -121,6 +122,8 @@ def plot(results: dict[str, dict[int, dict[str, float]]]) -> None:
     for ax, (axis, points) in zip(axes, results.items()):
         ax.loglog(list(points), [p["train_ms"] for p in points.values()], "o-", color="#0072B2", label="training step")
         ax.loglog(list(points), [p["infer_ms"] for p in points.values()], "s--", color="#D55E00", label="batch scored")
+        ax.set_xticks(list(points), [f"{value:g}" for value in points], rotation=40)
+        ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel(LABELS[axis])
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("milliseconds")
