@@ -85,7 +85,8 @@ MISTAKES = {
     "option without a value": (["--model"], "--model", "--help"),
     "unknown model": (["--model=DifuRec"], "'DifuRec'", "'DiffuRec'"),
     "unknown data set folder": (["--dataset=../secret"], "'../secret'", "plain folder name"),
-    "unknown experiment": (["--experiment=paper"], "'paper'", "diffurec_paper"),
+    "unknown experiment": (["--experiment=papers"], "'papers'", "diffurec_paper"),
+    "experiment of a comparison": (["--experiment=paper"], "'paper'", "recbole-diffurec compare"),
     "unknown parameter": (["--lerning_rate=0.1"], "'lerning_rate'", "'learning_rate'"),
     "abbreviated option": (["--exper=diffurec_paper"], "'exper'", "unknown parameter"),
     "parameter of another model": (["--model=BPR", "--diffusion_steps=5"], "'diffusion_steps'", "BPR"),
@@ -267,13 +268,15 @@ def test_run_gets_what_was_given(calls: list, capsys: pytest.CaptureFixture[str]
             "config_files": ["a.yaml", "b.yaml", "c.yaml"],
             "experiment": "x",
             "result_file": "r.json",
+            "resume": False,
             "epochs": 5,
             "topk": [1],
             "show_progress": False,
         },
     )
     assert bare[1] == ("DiffuRecSys", "ml-100k")
-    assert bare[2] == {"config_files": [], "experiment": None, "result_file": None, "show_progress": False}
+    untold = {"config_files": [], "experiment": None, "result_file": None, "resume": False}
+    assert bare[2] == {**untold, "show_progress": False}
     out, err = capsys.readouterr()
     assert out == f"{pipeline.format_result(RESULT)}\n" * 2 and "HR@10" in out and err == ""
 
@@ -336,6 +339,7 @@ def test_every_name_in_the_help_exists(capsys: pytest.CaptureFixture[str]) -> No
         main(["--help"])
     named = set(re.findall(r"--(\w+)", capsys.readouterr().out))
     options = {"model", "dataset", "config_files", "experiment", "result_file", "list_models", "version", "help"}
+    options |= {"resume"}
     assert named - options - {"NAME"} <= config.RULES.keys() | config.MODEL_RULES.keys()
     assert named >= options
 

@@ -64,7 +64,8 @@ def test_histories_and_targets_equal_a_float64_sort(tmp_path_factory, unit, seed
     n = 120
     frame = pd.DataFrame(
         {
-            "user_id": rng.integers(0, 8, n) + 100,
+            # Four each at least: with fewer, RecBole has nothing to leave out.
+            "user_id": rng.permutation(np.append(np.repeat(np.arange(8), 4), rng.integers(0, 8, n - 32))) + 100,
             "item_id": rng.integers(0, 12, n),
             "timestamp": (1_400_000_000 + rng.integers(0, spread, n)) * unit,
         }
