@@ -43,6 +43,12 @@ def _parsers() -> dict[str, _Parser]:
             epilog=_PARAMETERS_HELP,
         )
 
+    def add_subject(command: _Parser) -> None:
+        command.add_argument("--model", default="DiffuRecSys", help="DiffuRec, DiffuRecSys or any model of RecBole")
+        command.add_argument(
+            "--dataset", default="ml-100k", help="amazon-beauty, amazon-toys-games, ml-1m, ml-100k, yours"
+        )
+
     def add_settings(command: _Parser) -> None:
         command.add_argument("--config_files", default="", metavar="'A B'", help="YAML files, later ones stronger")
         command.add_argument("--experiment", help="settings from properties/experiment, such as diffurec_paper")
@@ -52,8 +58,7 @@ def _parsers() -> dict[str, _Parser]:
         "Train, validate and test a recommender; DiffuRecSys on ml-100k by default.\n"
         "Other commands: recbole-diffurec evaluate CHECKPOINT, recbole-diffurec compare, tune, recommend.",
     )
-    run.add_argument("--model", default="DiffuRecSys", help="DiffuRec, DiffuRecSys or any model of RecBole")
-    run.add_argument("--dataset", default="ml-100k", help="amazon-beauty, amazon-toys-games, ml-1m, ml-100k, yours")
+    add_subject(run)
     add_settings(run)
     run.add_argument("--result_file", metavar="PATH", help="write the result as JSON")
     run.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
@@ -92,8 +97,7 @@ def _parsers() -> dict[str, _Parser]:
         "Search hyper-parameters on validation data, with Ray Tune; then train the best again and test it once.\n"
         "Trials, the best configuration and a plot lie in --output_dir.",
     )
-    tune.add_argument("--model", default="DiffuRecSys", help="DiffuRec, DiffuRecSys or any model of RecBole")
-    tune.add_argument("--dataset", default="ml-100k", help="as for run")
+    add_subject(tune)
     tune.add_argument("--params_file", required=True, metavar="FILE", help="the search space, such as hyper.test")
     tune.add_argument("--output_dir", default="tuning", metavar="DIR", help="folder of all output")
     tune.add_argument("--num_trials", type=int, default=20, metavar="N", help="configurations to try (20)")

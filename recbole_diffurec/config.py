@@ -235,12 +235,7 @@ class RunConfig(Config):
         check_name(dataset)
         self._our_model = model in MODELS
         cls = model_class(model)
-        layers: dict[str, Any] = defaults.experiment(experiment) if experiment else {}
-        if "models" in layers:
-            raise UserError(f"experiment '{experiment}' is of many runs: give it to 'recbole-diffurec compare'")
-        for path in config_files:
-            layers.update(defaults.read_yaml(path))
-        layers.update(overrides or {})
+        layers = defaults.settings(experiment, config_files, overrides)
         for name, used in (("model", model), ("dataset", dataset)):
             other = layers.pop(name, used)
             if other != used:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Mapping, Sequence
 
 import yaml
 
@@ -65,6 +65,27 @@ def default_layers(model: str, dataset: str) -> list[dict[str, Any]]:
     """Our defaults for a model on a data set, weakest first: overall, model, data set."""
     files = [Path("overall.yaml"), Path("model") / f"{model}.yaml", Path("dataset") / f"{dataset}.yaml"]
     return [read_yaml(properties_dir() / file) if (properties_dir() / file).is_file() else {} for file in files]
+
+
+def settings(
+    experiment_name: str | None,
+    config_files: Sequence[str | Path] = (),
+    overrides: Mapping[str, Any] | None = None,
+    many_runs: bool = False,
+) -> dict[str, Any]:
+    """What a user sets, weakest first: an experiment, files, single parameters.
+
+    Parameters
+    ----------
+    many_runs : whether the experiment may name models, data sets and seeds.
+    """
+    layers = experiment(experiment_name) if experiment_name else {}
+    if "models" in layers and not many_runs:
+        raise UserError(f"experiment '{experiment_name}' is of many runs: give it to 'recbole-diffurec compare'")
+    for path in config_files:
+        layers.update(read_yaml(path))
+    layers.update(overrides or {})
+    return layers
 
 
 def experiment(name: str) -> dict[str, Any]:

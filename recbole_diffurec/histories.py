@@ -8,14 +8,13 @@ first; in CSV the items of a history are separated by spaces.
 from __future__ import annotations
 
 import contextlib
-import os
-import uuid
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, BinaryIO, Callable, Iterator
 
 import numpy as np
 import pandas as pd
 
+from recbole_diffurec import files
 from recbole_diffurec.errors import UserError
 
 INPUTS, OUTPUTS = (".inter", ".csv", ".jsonl", ".parquet"), (".csv", ".jsonl", ".parquet")
@@ -137,19 +136,12 @@ def writing(path: str | Path) -> Iterator[Callable[[pd.DataFrame], None]]:
     path = Path(path)
     if path.suffix not in OUTPUTS:
         raise UserError(f"output '{path}' must end in one of {', '.join(OUTPUTS)}")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with _appender(temporary, path.suffix) as append:
-            yield append
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"output '{path}' cannot be written ({error.strerror or error}): give another one") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.whole(path) as file, _appender(file, path.suffix) as append:
+        yield append
 
 
 @contextlib.contextmanager
-def _appender(path: Path, kind: str) -> Iterator[Callable[[pd.DataFrame], None]]:
+def _appender(file: BinaryIO, kind: str) -> Iterator[Callable[[pd.DataFrame], None]]:
     if kind == ".parquet":
         parquet = _pyarrow("writing")
         import pyarrow
@@ -160,20 +152,20 @@ def _appender(path: Path, kind: str) -> Iterator[Callable[[pd.DataFrame], None]]
             def append_parquet(table: pd.DataFrame) -> None:
                 data = pyarrow.Table.from_pandas(table, preserve_index=False)
                 if not writers:
-                    writers.append(stack.enter_context(parquet.ParquetWriter(path, data.schema)))
+                    writers.append(stack.enter_context(parquet.ParquetWriter(file, data.schema)))
                 writers[0].write_table(data)
 
             yield append_parquet
         return
-    with open(path, "x", encoding="utf-8", newline="") as file:
 
-        def append(table: pd.DataFrame) -> None:
-            if kind == ".jsonl":
-                table.to_json(file, orient="records", lines=True)
-            else:
-                table.to_csv(file, index=False, header=file.tell() == 0)
+    def append(table: pd.DataFrame) -> None:
+        if kind == ".jsonl":
+            text = table.to_json(orient="records", lines=True)
+        else:
+            text = table.to_csv(index=False, header=file.tell() == 0, lineterminator="\n")
+        file.write(text.encode("utf-8"))
 
-        yield append
+    yield append
 
 
 def _pyarrow(what: str) -> Any:

@@ -79,10 +79,7 @@ def compare(
     UserError
         Anything given is wrong; raised before the first run starts.
     """
-    layers = defaults.experiment(experiment) if experiment else {}
-    for path in config_files:
-        layers.update(defaults.read_yaml(path))
-    layers.update(parameters)
+    layers = defaults.settings(experiment, config_files, parameters, many_runs=True)
     models = models or layers.get("models") or ["DiffuRec", "DiffuRecSys", "SASRec", "BERT4Rec"]
     datasets = datasets or layers.get("datasets") or ["ml-100k"]
     seeds = layers.get("seeds", 1) if seeds is None else seeds

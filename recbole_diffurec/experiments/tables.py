@@ -103,8 +103,7 @@ class Results:
         """One row per data set and model: the number of seeds, and mean and standard deviation of every column."""
         values = self.runs.drop(columns=["seed", "device", "checkpoint", "key"])
         groups = values.groupby(["dataset", "model"], sort=False)
-        table = groups.agg(["mean", "std"])
-        table.columns = ["_".join(column) for column in table.columns]
+        table = _mean_and_deviation(groups)
         table.insert(0, "seeds", groups.size())
         return table.reset_index()
 
@@ -123,8 +122,11 @@ class Results:
         return "ndcg@10" if "ndcg@10" in self.metrics else next(m for m in self.metrics if m.startswith("ndcg"))
 
     def mean(self, dataset: str, label: str, column: str) -> float:
-        rows = self.runs[(self.runs["dataset"] == dataset) & (self.runs["model"] == label)]
-        return float(rows[column].mean())
+        return float(self._values(dataset, label, column).mean())
+
+    def _values(self, dataset: str, label: str, column: str) -> pd.Series:
+        """One column over the seeds."""
+        return self.runs.loc[(self.runs["dataset"] == dataset) & (self.runs["model"] == label), column]
 
     @functools.cached_property
     def significance(self) -> pd.DataFrame:
@@ -171,9 +173,7 @@ class Results:
                         | {"users": int(members.sum()), f"hit@{k}": values["hit"], f"ndcg@{k}": values["ndcg"]}
                     )
         keys = ["dataset", "split", "group", "users", "model"]
-        table = pd.DataFrame(rows).groupby(keys, sort=False).agg(["mean", "std"])
-        table.columns = ["_".join(column) for column in table.columns]
-        return table.reset_index()
+        return _mean_and_deviation(pd.DataFrame(rows).groupby(keys, sort=False)).reset_index()
 
     # For people
 
@@ -229,8 +229,15 @@ class Results:
         return table
 
     def _cell(self, dataset: str, label: str, column: str) -> str:
-        values = self.runs[(self.runs["dataset"] == dataset) & (self.runs["model"] == label)][column]
+        values = self._values(dataset, label, column)
         return f"{values.mean():.4f}" + (f" ± {values.std():.4f}" if len(values) > 1 else "")
+
+
+def _mean_and_deviation(groups: Any) -> pd.DataFrame:
+    """``NAME_mean`` and ``NAME_std`` of every column of grouped rows."""
+    table = groups.agg(["mean", "std"])
+    table.columns = ["_".join(column) for column in table.columns]
+    return table
 
 
 def write(results: Results, folder: Path) -> None:

@@ -94,10 +94,7 @@ def tune(
         },
     )
     space = read_space(params_file, model)
-    fixed = defaults.experiment(experiment) if experiment else {}
-    for path in config_files:
-        fixed.update(defaults.read_yaml(path))
-    fixed.update(parameters)
+    fixed = defaults.settings(experiment, config_files, parameters)
     if max_epochs is not None:
         fixed["epochs"] = max_epochs
     config = _check_space(model, dataset, space, fixed, params_file, search)

@@ -66,17 +66,20 @@ class MultiHeadAttention(nn.Module):
 
     def _project(self, layers: list[nn.Linear], x: Tensor, batch: RaggedBatch) -> list[Tensor]:
         """Several linear layers as one product, cut into slabs and heads: [layers, n, h, l, d/h] for each slab."""
-        # The queries' scale is cheaper on the weights than on the tokens.
-        scales = [x.shape[-1] // self.n_heads if layer is self.query else 1 for layer in layers]
-        weight = torch.cat([layer.weight * scale**-0.5 for layer, scale in zip(layers, scales)])
-        bias = torch.cat([layer.bias * scale**-0.5 for layer, scale in zip(layers, scales)])
-        projected = F.linear(x, weight, bias)
+        head_size = x.shape[-1] // self.n_heads
+
+        def joined(parts: list[Tensor]) -> Tensor:
+            # The queries' scale is cheaper on the weights than on the tokens.
+            scaled = [p * head_size**-0.5 if layer is self.query else p for layer, p in zip(layers, parts)]
+            return torch.cat(scaled)
+
+        projected = F.linear(x, joined([layer.weight for layer in layers]), joined([layer.bias for layer in layers]))
         per_row = len(x) == batch.n_sequences
         # Splitting, unlike slicing, has a backward pass that does not fill a whole tensor for every slab.
         parts = projected.split([slab.n if per_row else slab.n * slab.length for slab in batch.slabs])
         heads = []
         for slab, part in zip(batch.slabs, parts):
-            head = part.view(slab.n, -1, len(layers), self.n_heads, x.shape[-1] // self.n_heads).permute(2, 0, 3, 1, 4)
+            head = part.view(slab.n, -1, len(layers), self.n_heads, head_size).permute(2, 0, 3, 1, 4)
             if head.device.type == "cpu":
                 # Small matrix products are slower in bf16 than in float32 there. One copy casts and reorders.
                 dtype = torch.float32 if head.dtype == torch.bfloat16 else head.dtype
