@@ -233,7 +233,7 @@ def recommend(
     """
     recommender = Recommender.load(checkpoint_file, **parameters)
     allowed = None if candidates is None else _read_lines(candidates, "candidates")
-    batches = _training_histories(checkpoint_file, parameters) if input is None else read_histories(input)
+    batches = _training_histories(recommender.config) if input is None else read_histories(input)
     counts = {"users": 0, "rows": 0, "unknown_items": 0, "popular_users": 0}
     with writing(output) as append:
         for users, sequences in batches:
@@ -246,10 +246,8 @@ def recommend(
     return counts
 
 
-def _training_histories(checkpoint_file: str | Path, parameters: Mapping[str, Any]) -> Iterator[Batch]:
-    """Every user of the data that a checkpoint was trained on, with all interactions, oldest first."""
-    state = checkpoint.load(checkpoint_file)
-    config = RunConfig(state["model"], state["dataset"], {**state["config"], **parameters})
+def _training_histories(config: RunConfig) -> Iterator[Batch]:
+    """Every user of a configuration's data, with all interactions, oldest first."""
     dataset = dataset_class(config)(config)
     frame = dataset.inter_feat
     users, items = frame[dataset.uid_field].to_numpy(), frame[dataset.iid_field].to_numpy()
