@@ -8,6 +8,11 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "recbole_diffurec" / "version.py").read_text()).group(1)
 
+# Models as files for other runtimes; an index of the items.
+EXPORT = ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18", "safetensors>=0.4", "faiss-cpu>=1.8"]
+# Recommendations over HTTP.
+SERVE = ["fastapi>=0.110", "uvicorn>=0.29", "prometheus-client>=0.20"]
+
 setup(
     name="recbole-diffurec",
     version=VERSION,
@@ -25,7 +30,10 @@ setup(
         "recbole_diffurec.properties.experiment",
     ],
     package_dir={"recbole_diffurec.properties": "properties"},
-    package_data={"recbole_diffurec": ["py.typed"], **{"recbole_diffurec.properties": ["*.yaml", "*/*.yaml"]}},
+    package_data={
+        "recbole_diffurec": ["py.typed", "static/*.html"],
+        **{"recbole_diffurec.properties": ["*.yaml", "*/*.yaml"]},
+    },
     install_requires=[
         "recbole>=1.2.0",
         "torch>=2.4",
@@ -54,7 +62,18 @@ setup(
         "tune": ["optuna>=3", "hyperopt>=0.2.7"],
         # Parquet files of histories and recommendations.
         "parquet": ["pyarrow>=14"],
-        "test": ["pytest>=7", "hypothesis>=6", "ruff>=0.6", "mypy>=1.8", "types-PyYAML", "types-requests"],
+        "export": EXPORT,
+        "serve": SERVE,
+        "test": [
+            *EXPORT,
+            *SERVE,
+            "pytest>=7",
+            "hypothesis>=6",
+            "ruff>=0.6",
+            "mypy>=1.8",
+            "types-PyYAML",
+            "types-requests",
+        ],
     },
     entry_points={"console_scripts": ["recbole-diffurec = recbole_diffurec.cli:main"]},
     classifiers=[

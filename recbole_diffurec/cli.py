@@ -1,4 +1,4 @@
-"""The command line: ``recbole-diffurec [run]``, ``evaluate``, ``compare``, ``tune`` and ``recommend``.
+"""The command line: ``recbole-diffurec [run]`` and its subcommands (``COMMANDS``).
 
 ``run_recbole_diffurec.py`` calls the same ``main``.
 """
@@ -56,7 +56,8 @@ def _parsers() -> dict[str, _Parser]:
     run = parser(
         "run",
         "Train, validate and test a recommender; DiffuRecSys on ml-100k by default.\n"
-        "Other commands: recbole-diffurec evaluate CHECKPOINT, recbole-diffurec compare, tune, recommend.",
+        "Other commands: recbole-diffurec evaluate CHECKPOINT, recbole-diffurec compare, tune, recommend,\n"
+        "export, serve.",
     )
     add_subject(run)
     add_settings(run)
@@ -137,7 +138,32 @@ def _parsers() -> dict[str, _Parser]:
     recommend.add_argument(
         "--diversity", type=float, default=0.0, metavar="D", help="0 to 1: spread each list over the samples' own (0)"
     )
-    return {"run": run, "evaluate": evaluate, "compare": compare, "tune": tune, "recommend": recommend}
+
+    export = parser("export", "Write a trained model for another runtime, and its item ids beside it.")
+    export.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file that a run wrote")
+    export.add_argument(
+        "--format",
+        default="onnx",
+        help="onnx (default) or torch: inference with the whole reverse process; safetensors: the weights; faiss: an "
+        "index of the item vectors",
+    )
+    export.add_argument("--output", metavar="FILE", help="by default the checkpoint's name with the format's ending")
+    export.add_argument("--input", metavar="FILE", help="histories to measure the faiss index's recall on")
+
+    serve = parser("serve", "Answer requests for recommendations over HTTP; a page to try it at /, its API at /docs.")
+    serve.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file that a run wrote")
+    serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on (8000); 0 for a free one")
+    serve.add_argument("--max_batch", type=int, default=256, metavar="N", help="histories scored at once (256)")
+    return {
+        "run": run,
+        "evaluate": evaluate,
+        "compare": compare,
+        "tune": tune,
+        "recommend": recommend,
+        "export": export,
+        "serve": serve,
+    }
 
 
 def parse_parameters(arguments: Sequence[str]) -> dict[str, Any]:
@@ -275,12 +301,40 @@ def _recommend(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     return 0
 
 
+def _export(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    from recbole_diffurec.export import export
+
+    given = vars(options)
+    result = export(given.pop("checkpoint"), **given, **parameters)
+    if "difference" in result:
+        print(f"scores differ from PyTorch's by at most {result['difference']:.1e} of the largest")
+    if "recall" in result:
+        print(f"recall      {result['recall']:.4f} of the exact top 20")
+    print(f"output      {os.path.relpath(result['output'])}\nitems       {os.path.relpath(result['description'])}")
+    return 0
+
+
+def _serve(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    try:
+        from recbole_diffurec.serve import serve
+    except ImportError as error:
+        raise UserError(
+            f"serve needs {error.name}, which is not installed: pip install 'recbole-diffurec[serve]'"
+        ) from None
+
+    given = vars(options)
+    serve(given.pop("checkpoint"), **given, **parameters)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace, dict[str, Any]], int]] = {
     "run": _run,
     "evaluate": _evaluate,
     "compare": _compare,
     "tune": _tune,
     "recommend": _recommend,
+    "export": _export,
+    "serve": _serve,
 }
 
 

@@ -233,7 +233,7 @@ def recommend(
     """
     recommender = Recommender.load(checkpoint_file, **parameters)
     allowed = None if candidates is None else _read_lines(candidates, "candidates")
-    batches = _training_histories(recommender.config) if input is None else read_histories(input)
+    batches = training_histories(recommender.config) if input is None else read_histories(input)
     counts = {"users": 0, "rows": 0, "unknown_items": 0, "popular_users": 0}
     with writing(output) as append:
         for users, sequences in batches:
@@ -246,7 +246,7 @@ def recommend(
     return counts
 
 
-def _training_histories(config: RunConfig) -> Iterator[Batch]:
+def training_histories(config: RunConfig) -> Iterator[Batch]:
     """Every user of a configuration's data, with all interactions, oldest first."""
     dataset = dataset_class(config)(config)
     frame = dataset.inter_feat

@@ -5,6 +5,7 @@ Shapes: B histories, I items with padding row 0, L the longest history that the 
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from recbole_diffurec import checkpoint
 from recbole_diffurec.config import PLACES, RunConfig
+from recbole_diffurec.diffusion import schedules
+from recbole_diffurec.diffusion.process import DiffusionProcess
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.model.base import DiffusionRecommender
 
@@ -46,7 +49,7 @@ class Recommender:
     def __init__(self, network: Any, config: RunConfig, items: Sequence[str], popularity: Tensor):
         self.network, self.config, self.items = network.eval(), config, np.asarray(items, dtype=object)
         self._number = {item: number for number, item in enumerate(items) if number}
-        self._popularity = popularity.to(torch.get_default_dtype())
+        self.popularity = popularity.to(torch.get_default_dtype())
 
     @classmethod
     def load(cls, path: str | Path, **parameters: Any) -> Recommender:
@@ -88,6 +91,26 @@ class Recommender:
                 f"leave out those that change the network's shape"
             ) from None
         return cls(network, config, tokens["items"], state["popularity"])
+
+    def with_sampling_steps(self, steps: int) -> Recommender:
+        """The same diffusion model, its weights shared, with another number of reverse steps.
+
+        Raises
+        ------
+        UserError
+            ``steps`` is no integer from 1 to the diffusion steps, or the model is no diffusion model.
+        """
+        if not isinstance(self.network, DiffusionRecommender):
+            raise UserError(f"model '{self.config['model']}' has no sampling steps: leave them out")
+        total = self.network.process.n_steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= total:
+            raise UserError(f"sampling_steps must be an integer from 1 to {total}, got {steps!r}")
+        shared = {id(tensor): tensor for tensor in (*self.network.parameters(), *self.network.buffers())}
+        network = copy.deepcopy(self.network, shared)
+        network.process = DiffusionProcess(schedules.betas(self.config["noise_schedule"], total), steps)
+        other = copy.copy(self)
+        other.network = network.to(self.config["device"])
+        return other
 
     def recommend(
         self,
@@ -147,6 +170,26 @@ class Recommender:
         """How many of the items in the histories the model does not know."""
         return sum(str(item) not in self._number for sequence in sequences for item in sequence)
 
+    @torch.no_grad()
+    def vectors(self, sequences: Sequence[Sequence[Any]]) -> np.ndarray:
+        """Reconstructed targets of a diffusion model, for a search among item vectors: float32 [B, d].
+
+        A history without any item that the model knows has the vector of zeros.
+        """
+        found = np.zeros((len(sequences), self.network.hidden_size), dtype=np.float32)
+        size = self.config["eval_batch_size"]
+        for start in range(0, len(sequences), size):
+            histories = self._numbers(sequences[start : start + size])
+            known = [row for row, history in enumerate(histories) if history]
+            if known:
+                (x_0, *_) = self.network.reconstructions(self._interaction([histories[row] for row in known]))
+                found[start + np.array(known)] = x_0.cpu().numpy()
+        return found
+
+    def _numbers(self, sequences: Iterable[Iterable[Any]]) -> list[list[int]]:
+        """The histories in item numbers, without the items that the model does not know."""
+        return [[self._number[str(i)] for i in sequence if str(i) in self._number] for sequence in sequences]
+
     def _allowed(self, candidates: Iterable[Any] | None) -> Tensor | None:
         if candidates is None:
             return None
@@ -168,13 +211,13 @@ class Recommender:
         samples: int | None,
         diversity: float,
     ) -> pd.DataFrame:
-        histories = [[self._number[str(i)] for i in sequence if str(i) in self._number] for sequence in sequences]
+        histories = self._numbers(sequences)
         known = [row for row, history in enumerate(histories) if history]
         batch = self._interaction([histories[row] for row in known]) if known else None
         k = min(k, len(self.items) - 1)
 
         def masked(scores_of_known: Tensor | None) -> Tensor:
-            scores = self._popularity.repeat(len(histories), 1)
+            scores = self.popularity.repeat(len(histories), 1)
             if scores_of_known is not None:
                 scores[known] = scores_of_known.view(len(known), -1)[:, : len(self.items)].to(scores)
             scores[:, 0] = -torch.inf

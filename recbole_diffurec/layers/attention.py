@@ -74,7 +74,7 @@ class MultiHeadAttention(nn.Module):
             return torch.cat(scaled)
 
         projected = F.linear(x, joined([layer.weight for layer in layers]), joined([layer.bias for layer in layers]))
-        per_row = len(x) == batch.n_sequences
+        per_row = x.shape[0] == batch.n_sequences  # not len(x), which an export would make a constant
         # Splitting, unlike slicing, has a backward pass that does not fill a whole tensor for every slab.
         parts = projected.split([slab.n if per_row else slab.n * slab.length for slab in batch.slabs])
         heads = []
@@ -109,6 +109,6 @@ class MultiHeadAttention(nn.Module):
 def _softmax(scores: Tensor) -> Tensor:
     """Softmax over the last dimension; PyTorch's is slow on a CPU where that is shorter than a vector register."""
     length = scores.shape[-1]
-    if length >= VECTOR_LENGTH:
+    if torch.compiler.is_compiling() or length >= VECTOR_LENGTH:  # an exported program's length is open
         return scores.softmax(dim=-1)
     return F.pad(scores, (0, VECTOR_LENGTH - length), value=-math.inf).softmax(dim=-1)[..., :length]

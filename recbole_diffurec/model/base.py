@@ -42,7 +42,7 @@ class DiffusionRecommender(SequentialRecommender):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        hidden_size = config["hidden_size"]
+        self.hidden_size = hidden_size = config["hidden_size"]
         self.lambda_uncertainty: float = config["lambda_uncertainty"]
         self.offset: float = OFFSET_NOISE_MEAN * config["offset_scale"] if config["offset_noise"] else 0.0
         self.reverse_start: str = config["reverse_start"]

@@ -1,0 +1,142 @@
+"""The service as its clients see it: a process of its own, asked over HTTP."""
+
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from recbole_diffurec import Recommender, cli, run
+
+pytest.importorskip("fastapi", reason="the service needs fastapi")
+
+TINY = {
+    "epochs": 1, "hidden_size": 16, "n_layers": 1, "n_heads": 2, "MAX_ITEM_LIST_LENGTH": 8, "show_progress": False,
+    "user_inter_num_interval": "[5,50]", "gpu_id": "", "sampling_steps": 2,
+}  # fmt: skip
+HISTORIES = [["50", "172", "1"], ["1"], ["7", "50", "nothing", "181", "7", "100"], []]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return Path(run("DiffuRecSys", **TINY)["checkpoint"]).resolve()
+
+
+@pytest.fixture(scope="module")
+def service(trained):
+    """The address of a running service, whose end is checked as well."""
+    command = [sys.executable, "-m", "recbole_diffurec.cli", "serve", str(trained), "--port=0", "--max_batch=8"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = process.stdout.readline()
+    assert line.startswith("serving"), process.stderr.read()
+    yield line.split()[1].rstrip("/")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")
+
+
+def ask(service, **request):
+    return requests.post(f"{service}/recommend", json={"histories": HISTORIES, "k": 5, **request}, timeout=60)
+
+
+def test_lists_are_those_of_python(trained, service):
+    expected = Recommender.load(trained).recommend(HISTORIES, k=5, exclude_seen=True)
+    lists = ask(service, exclude_seen=True).json()["lists"]
+    assert [item["item_id"] for one in lists for item in one["items"]] == expected["item_id"].tolist()
+    scores = [item["score"] for one in lists for item in one["items"]]
+    assert scores == pytest.approx(expected["score"].astype(float).tolist(), rel=1e-4)
+    assert [one["popular"] for one in lists] == [False, False, False, True]
+    assert [one["unknown_items"] for one in lists] == [0, 0, 1, 0]
+
+
+def test_steps_and_samples_of_a_request(trained, service):
+    one_step = Recommender.load(trained, sampling_steps=1).recommend(HISTORIES, k=5, samples=3)
+    lists = ask(service, sampling_steps=1, samples=3).json()["lists"]
+    assert [item["item_id"] for one in lists for item in one["items"]] == one_step["item_id"].tolist()
+    assert [item["frequency"] for one in lists for item in one["items"]] == one_step["frequency"].tolist()
+    assert lists[0]["spread"] == pytest.approx(one_step["spread"].iloc[0], rel=1e-3)
+
+
+def test_many_clients_are_scored_together(trained, service):
+    """Equal requests share batches, unequal ones do not mix, and everybody gets the own list."""
+    recommender = Recommender.load(trained)
+    wanted = [{"histories": [HISTORIES[i % 4]], "k": 3 + i % 2} for i in range(64)]
+    with ThreadPoolExecutor(32) as threads:
+        responses = list(threads.map(lambda request: ask(service, **request).json(), wanted))
+    for request, response in zip(wanted, responses):
+        expected = recommender.recommend(request["histories"], k=request["k"])["item_id"].tolist()
+        assert [item["item_id"] for item in response["lists"][0]["items"]] == expected
+    text = requests.get(f"{service}/metrics", timeout=10).text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    batches, histories = (float(values[f"recbole_diffurec_batch_histories_{part}"]) for part in ("count", "sum"))
+    assert histories >= 64 and batches < histories
+    assert float(values['recbole_diffurec_responses_total{path="/recommend",status="200"}']) >= 64
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "message"),
+    [
+        ({"k": 0}, 422, "greater than or equal to 1"),
+        ({"k": 1001}, 422, "less than or equal to 1000"),
+        ({"histories": []}, 422, "at least 1 item"),
+        ({"histories": [["1"] * 1001]}, 422, "at most 1000 items"),
+        ({"histories": [["1"]] * 257}, 422, "at most 256 items"),
+        ({"histories": [[{"a": 1}]]}, 422, "valid string"),
+        ({"sampling_steps": 33}, 400, "sampling_steps must be an integer from 1 to 32, got 33"),
+        ({"diversity": 0.5}, 400, "diversity spreads a list over samples"),
+        ({"histories": [["x" * 1_000_000]]}, 413, "larger than 1,000,000 bytes"),
+    ],
+)
+def test_what_is_refused(service, request_, status, message):
+    response = ask(service, **request_)
+    assert response.status_code == status and message in response.text
+    assert ask(service).status_code == 200
+
+
+def test_an_unannounced_body_is_limited_too(service):
+    chunks = (b"x" * 100_000 for _ in range(20))
+    response = requests.post(f"{service}/recommend", data=chunks, timeout=10)
+    assert response.status_code == 413
+
+
+def test_the_other_paths(trained, service):
+    health = requests.get(f"{service}/healthz", timeout=10).json()
+    assert (health["status"], health["model"], health["sampling_steps"]) == ("ok", "DiffuRecSys", 2)
+    found = requests.get(f"{service}/items", params={"query": "17", "limit": 3}, timeout=10).json()
+    recommender = Recommender.load(trained)
+    popularity = dict(zip(recommender.items, recommender.popularity.tolist()))
+    expected = sorted((i for i in recommender.items[1:] if "17" in i), key=lambda i: -popularity[i])
+    assert [popularity[i] for i in found] == [popularity[i] for i in expected[:3]]
+    page = requests.get(f"{service}/", timeout=10)
+    assert page.headers["content-type"].startswith("text/html") and "recommend" in page.text
+    assert "/recommend" in requests.get(f"{service}/openapi.json", timeout=10).json()["paths"]
+    assert requests.get(f"{service}/nothing", timeout=10).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port=65536"], "port must be from 0 to 65535, got 65536"),
+        (["--max_batch=0"], "max_batch must be at least 1, got 0"),
+        (["--host=192.0.2.1"], "cannot listen on '192.0.2.1' port 8000"),
+        (["--sampling_steps=99"], "sampling_steps"),
+    ],
+)
+def test_mistakes(trained, arguments, message, capsys):
+    assert cli.main(["serve", str(trained), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_taken_port(trained, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["serve", str(trained), f"--port={port}"]) == 2
+    assert f"cannot listen on '127.0.0.1' port {port} (Address already in use)" in capsys.readouterr().err
