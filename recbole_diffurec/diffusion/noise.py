@@ -6,6 +6,8 @@ the reverse process, and the noise of its steps; and lambda from N(delta, delta^
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +39,14 @@ def history_keys(items: Tensor, age: Tensor, real: Tensor | None, row: Tensor, n
     if real is not None:
         token_hash = token_hash * real
     return _mix(torch.zeros(n_rows, dtype=torch.int64, device=items.device).index_add_(0, row, token_hash))
+
+
+class ReverseNoise(Protocol):
+    """What the reverse process draws from, by 0-based diffusion step."""
+
+    def start(self) -> Tensor: ...
+    def step(self, t: int) -> Tensor: ...
+    def uncertainty(self, t: int) -> Tensor: ...
 
 
 class FreshNoise:

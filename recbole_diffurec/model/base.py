@@ -17,7 +17,7 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 
 from recbole_diffurec.diffusion import schedules
-from recbole_diffurec.diffusion.noise import FreshNoise, NoiseTable, TableNoise, history_keys
+from recbole_diffurec.diffusion.noise import FreshNoise, NoiseTable, ReverseNoise, history_keys
 from recbole_diffurec.diffusion.process import DiffusionProcess
 from recbole_diffurec.diffusion.step_samplers import STEP_SAMPLERS
 from recbole_diffurec.layers.item_softmax import SampledCrossEntropy, full_cross_entropy
@@ -175,7 +175,7 @@ class DiffusionRecommender(SequentialRecommender):
         self,
         history: EncodedHistory,
         last_item: Tensor,
-        noise: TableNoise,
+        noise: ReverseNoise,
         approximator: Approximator | None = None,
     ) -> Tensor:
         """The reverse process (Algorithm 2), or with ``reverse_start: last_item`` one step from it (Algorithm 3).

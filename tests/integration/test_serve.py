@@ -125,7 +125,8 @@ def test_the_other_paths(trained, service):
     [
         (["--port=65536"], "port must be from 0 to 65535, got 65536"),
         (["--max_batch=0"], "max_batch must be at least 1, got 0"),
-        (["--host=192.0.2.1"], "cannot listen on '192.0.2.1' port 8000"),
+        (["--host=192.0.2.1"], "cannot listen on '192.0.2.1' port 8000 (Cannot assign"),
+        (["--host=no.such.host.invalid"], "cannot listen on 'no.such.host.invalid' port 8000 ("),
         (["--sampling_steps=99"], "sampling_steps"),
     ],
 )
