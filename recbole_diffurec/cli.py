@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any, Callable, Sequence
 
-from recbole_diffurec import pipeline
+from recbole_diffurec import distributed, pipeline
 from recbole_diffurec.config import known_models, parse_value
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.experiments.grid import split_list
@@ -63,6 +63,11 @@ def _parsers() -> dict[str, _Parser]:
     add_settings(run)
     run.add_argument("--result_file", metavar="PATH", help="write the result as JSON")
     run.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
+    run.add_argument("--nproc", type=int, default=1, metavar="N", help="processes to train with on this machine (1)")
+    run.add_argument("--world_size", type=int, metavar="N", help="processes on all machines; by default --nproc")
+    run.add_argument("--group_offset", type=int, default=0, metavar="N", help="number of the first process here (0)")
+    run.add_argument("--ip", default="localhost", metavar="ADDRESS", help="of the machine with process 0")
+    run.add_argument("--port", type=int, default=5678, metavar="N", help="there, for several machines (5678)")
     run.add_argument("--list_models", action="store_true", help="print the names that --model takes, and exit")
     run.add_argument("--version", action="version", version=f"recbole-diffurec {__version__}")
 
@@ -198,9 +203,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(list(arguments))
     except UserError as error:
-        print(f"recbole-diffurec: {error}", file=sys.stderr)
+        if distributed.local_rank() == 0:  # once a machine
+            print(f"recbole-diffurec: {error}", file=sys.stderr)
         return 2
     except Interrupted as stop:
+        if distributed.rank() > 0:
+            return 128 + stop.signal
         how = "goes on" if arguments[:1] == ["compare"] else "and --resume goes on"
         where = os.path.relpath(stop.state_file)
         print(f"recbole-diffurec: interrupted; the same command {how} from '{where}'", file=sys.stderr)
@@ -216,7 +224,18 @@ def _dispatch(arguments: list[str]) -> int:
         raise UserError(f"unknown command '{command}': choose one of {', '.join(COMMANDS)}")
     options, rest = _parsers()[command].parse_known_args(arguments)
     parameters = parse_parameters(rest)
-    if not sys.stderr.isatty():
+    if distributed.size() > 1 and command not in ("run", "evaluate"):
+        raise UserError(f"'recbole-diffurec {command}' works in one process: start it without torchrun")
+    if command == "run" and distributed.size() == 1 and (options.nproc != 1 or options.world_size not in (None, 1)):
+        return distributed.launch(
+            ["run", *arguments],
+            options.nproc,
+            options.world_size,
+            options.group_offset,
+            options.ip,
+            options.port,
+        )
+    if not sys.stderr.isatty() or distributed.rank() > 0:
         parameters["show_progress"] = False
     return COMMANDS[command](options, parameters)
 
@@ -234,7 +253,8 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
         resume=options.resume,
         **parameters,
     )
-    print(pipeline.format_result(result))
+    if distributed.rank() == 0:
+        print(pipeline.format_result(result))
     return 0
 
 
@@ -242,7 +262,8 @@ def _evaluate(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     for name in {"checkpoint_file", "config_files", "experiment"} & parameters.keys():
         raise UserError(f"'recbole-diffurec evaluate' takes no --{name}: give single parameters as --name=value")
     result = pipeline.evaluate(options.checkpoint, result_file=options.result_file, **parameters)
-    print(pipeline.format_result(result))
+    if distributed.rank() == 0:
+        print(pipeline.format_result(result))
     return 0
 
 
@@ -349,7 +370,7 @@ def _log_to_terminal() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     # Replaced rather than kept: sys.stderr may be another one than last time.
     logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if distributed.rank() == 0 else logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -170,3 +170,17 @@ def _anomaly_detection() -> None:
     import recbole.model.sequential_recommender  # noqa: F401
 
     torch.autograd.set_detect_anomaly(enabled)
+
+
+class _NoWriter:
+    """A TensorBoard writer that writes nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+
+def no_tensorboard() -> None:
+    """Keep RecBole's trainers in this process from writing event files, as each of several processes would."""
+    from recbole.trainer import trainer
+
+    trainer.get_tensorboard = lambda logger: _NoWriter()

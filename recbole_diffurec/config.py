@@ -28,7 +28,7 @@ from recbole.utils.argument_list import (
     training_arguments,
 )
 
-from recbole_diffurec import defaults
+from recbole_diffurec import defaults, distributed
 from recbole_diffurec.data.sources import check_name
 from recbole_diffurec.diffusion import schedules
 from recbole_diffurec.diffusion.step_samplers import STEP_SAMPLERS
@@ -157,6 +157,7 @@ MODEL_RULES: dict[str, Rule] = {
     "negative_distribution": Rule("str", choices=["log_uniform", "uniform"]),
     "compile": Rule("bool"),
     "gradient_checkpointing": Rule("bool"),
+    "keyed_noise": Rule("bool"),
 }
 
 # What RecBole takes for intervals of counts; it skips anything else with a line in its log.
@@ -297,6 +298,10 @@ class RunConfig(Config):
         # RecBole ignores use_gpu; only an empty gpu_id keeps it on the CPU (configurator.py:492).
         if not self.final_config_dict["use_gpu"]:
             self.final_config_dict["gpu_id"] = ""
+        devices = str(self.final_config_dict["gpu_id"]).split(",")
+        if distributed.size() > 1 and devices != [""]:  # each process its own
+            own = distributed.local_rank()
+            self.final_config_dict["gpu_id"] = devices[own] if own < len(devices) > 1 else str(own)
         super()._init_device()
 
     # Checks

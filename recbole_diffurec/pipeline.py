@@ -22,7 +22,7 @@ import torch
 from recbole.data.utils import data_preparation
 from recbole.utils import ModelType, get_trainer, init_seed
 
-from recbole_diffurec import checkpoint, files
+from recbole_diffurec import checkpoint, distributed, files
 from recbole_diffurec.config import PLACES, RunConfig
 from recbole_diffurec.data import dataset_class
 from recbole_diffurec.data.batches import fitting_users, group_by_length
@@ -71,10 +71,12 @@ def run(
     """
     config = RunConfig(model, dataset, parameters, config_files, experiment)
     result_file = _writable(result_file)
-    state = find_state(config) if resume else None
-    if resume and state is None:
-        logger.info("nothing to resume in '%s': starting afresh", config["checkpoint_dir"])
-    return _deliver(train(config, state=state).result, result_file)
+    with distributed.joined(config["device"]):
+        # Asked by all processes before any of them can write a state.
+        state = distributed.from_first(lambda: find_state(config) if resume else None)
+        if resume and state is None:
+            logger.info("nothing to resume in '%s': starting afresh", config["checkpoint_dir"])
+        return _deliver(train(config, state=state).result, result_file)
 
 
 @dataclass
@@ -102,11 +104,16 @@ def train(
     model, dataset = config["model"], config["dataset"]
     make_folder(config["checkpoint_dir"], "checkpoint_dir")
     with _log_file(config) as log:
-        with _explained(f"preparing data set '{dataset}'", log):
+        with _explained(f"preparing data set '{dataset}'", log), distributed.one_after_the_first():
             data = prepare_data(config, datasets)
         train_data, valid_data, test_data = data.loaders
+        distributed.share_training(train_data)
+        for loader in (valid_data, test_data):
+            distributed.share_evaluation(loader)
         with _explained(f"building model '{model}'", log):
             network, trainer = build(config, train_data._dataset)
+        if distributed.rank() > 0:  # equal weights, other draws
+            init_seed(config["seed"] + distributed.rank(), config["reproducibility"])
         trainer.id_tokens, trainer.popularity = data.id_tokens, torch.from_numpy(data.popularity)
         trainer.on_validation = lambda epoch: logger.info(describe_epoch(epoch, config))
         if state is not None:
@@ -134,7 +141,8 @@ def train(
         "log": log,
         "history": trainer.history,
     }
-    Path(trainer.state_file).unlink(missing_ok=True)
+    if distributed.rank() == 0:
+        Path(trainer.state_file).unlink(missing_ok=True)
     return TrainedRun(config, data, network, trainer, result)
 
 
@@ -166,10 +174,11 @@ def evaluate(
         )
     config = RunConfig(state["model"], state["dataset"], {**state["config"], **parameters})
     result_file = _writable(result_file)
-    with _log_file(config) as log:
-        with _explained(f"preparing data set '{state['dataset']}'", log):
+    with distributed.joined(config["device"]), _log_file(config) as log:
+        with _explained(f"preparing data set '{state['dataset']}'", log), distributed.one_after_the_first():
             data = prepare_data(config)
         train_data, _, test_data = data.loaders
+        distributed.share_evaluation(test_data)
         if data.id_tokens != state["id_tokens"]:
             raise UserError(
                 f"data set '{state['dataset']}' under '{config['data_path']}' is not the one that checkpoint "
@@ -380,7 +389,7 @@ def build(config: RunConfig, train_dataset: Any) -> tuple[Any, Any]:
 def timed_test(trainer: Any, test_data: Any, config: RunConfig, load_best: bool = True) -> tuple[dict, float]:
     """Test metrics and the seconds they took, the loading of the weights not counted."""
     if load_best:
-        trainer.load_weights(checkpoint.load(trainer.saved_model_file, config["device"]))
+        trainer.load_best()
     started = time.perf_counter()
     result = trainer.evaluate(test_data, load_best_model=False, show_progress=config["show_progress"])
     return _plain_metrics(result), time.perf_counter() - started
@@ -460,6 +469,9 @@ def _plain_metrics(result: Mapping[str, Any]) -> dict[str, float]:
 @contextlib.contextmanager
 def _log_file(config: RunConfig) -> Iterator[str]:
     """RecBole's log lines go to a file of this run's own, its warnings to the terminal as well."""
+    if distributed.rank() > 0:
+        yield os.devnull
+        return
     folder = os.path.join("log", config["model"])
     make_folder(folder, "the folder for logs")
     name = f"{config['model']}-{config['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}.log"
@@ -520,7 +532,7 @@ def _writable(path: str | Path | None) -> Path | None:
 
 def _deliver(result: dict[str, Any], path: Path | None) -> dict[str, Any]:
     """Write the result as JSON, whole or not at all, and return it."""
-    if path is not None:
+    if path is not None and distributed.rank() == 0:
         files.write_text(path, json.dumps(result, indent=2))
         result = {**result, "result_file": str(path.resolve())}
     return result

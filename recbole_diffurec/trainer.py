@@ -16,7 +16,7 @@ from recbole.trainer import Trainer
 from torch.optim.lr_scheduler import StepLR
 from tqdm import tqdm
 
-from recbole_diffurec import checkpoint
+from recbole_diffurec import checkpoint, distributed
 from recbole_diffurec.data.dataset import SequenceDataset
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.resume import EXTENSION, Interrupted, StopRequest, random_states, set_random_states
@@ -50,7 +50,7 @@ class _Epoch:
         for _ in range(self.done):  # the loader has to go through them to come to the same next one
             next(batches)
         if self._start:
-            set_random_states(self._start["random"])
+            set_random_states(self._start["random"][distributed.rank()])
         options: dict[str, Any] = {"desc": self._description, "disable": not self._show, "leave": False}
         with tqdm(total=len(self._loader), initial=self.done, unit="batch", **options) as self.bar:
             while True:
@@ -69,10 +69,9 @@ class _Epoch:
         return getattr(self._loader, name)
 
     def record(self, losses: Any) -> float:
-        """Take in the loss of a batch, or its parts; returns their sum."""
-        parts = [float(loss.detach()) for loss in losses] if isinstance(losses, tuple) else float(losses.detach())
-        self.losses.append(parts)
-        total = sum(parts) if isinstance(parts, list) else parts
+        """Take in the loss of a batch, a number or a tuple of its parts; returns their sum."""
+        self.losses.append(list(losses) if isinstance(losses, tuple) else losses)
+        total = sum(losses) if isinstance(losses, tuple) else losses
         if self.bar is not None and self._show:
             self.bar.set_postfix(loss=f"{total:.4f}", refresh=False)
         return total
@@ -96,7 +95,6 @@ class _Epoch:
             "losses": self.losses,
             "done": self.done,
             "seconds": self.seconds,
-            "random": random_states(),
         }
 
 
@@ -118,7 +116,8 @@ class PluginTrainer(Trainer):
     def __init__(self, config: Any, model: Any):
         super().__init__(config, model)
         name = f"{config['model']}-{config['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}.pth"
-        self.saved_model_file = os.path.join(self.checkpoint_dir, name)
+        self.saved_model_file = os.path.join(self.checkpoint_dir, distributed.from_first(lambda: name))
+        self._synchronised_loss: distributed.SynchronisedLoss | None = None
         self.history: list[dict[str, Any]] = []
         self.id_tokens: dict[str, list[str]] = {}
         self.popularity = torch.zeros(0, dtype=torch.long)
@@ -133,6 +132,8 @@ class PluginTrainer(Trainer):
             torch.set_autocast_dtype("cuda", torch.bfloat16)
         step = config["lr_decay_step"]
         self.lr_scheduler = StepLR(self.optimizer, step, config["lr_decay_gamma"]) if step else None
+        collected = self.eval_collector.get_data_struct
+        self.eval_collector.get_data_struct = lambda: distributed.put_together(collected())
 
     @property
     def train_seconds(self) -> float:
@@ -151,13 +152,19 @@ class PluginTrainer(Trainer):
         start, self._unfinished = self._unfinished, None
         description = f"train {epoch_idx + 1}/{self.epochs}"
         epoch = _Epoch(train_data, description, show_progress, functools.partial(self._between, epoch_idx), start)
-        loss_func = loss_func or self.model.calculate_loss
+        if loss_func and distributed.size() > 1:
+            raise UserError(
+                f"model '{self.config['model']}' has several losses: train it in one process, without --nproc"
+            )
+        if loss_func or self._synchronised_loss is None:
+            self._synchronised_loss = distributed.SynchronisedLoss(self.model, loss_func, self.device)
+        synchronised_loss = self._synchronised_loss
+        self.model.training_epoch = epoch_idx
 
-        # RecBole calls the name that it is given, so a wrapper sees every loss.
-        @functools.wraps(loss_func)
+        # RecBole calls the function that it is given, so this one sees every loss.
         def recorded(interaction: Any) -> Any:
-            losses = loss_func(interaction)
-            total = epoch.record(losses)
+            losses, values = synchronised_loss(interaction)
+            total = epoch.record(values)
             if not math.isfinite(total):
                 raise UserError(self._describe_divergence(total, epoch_idx, len(epoch.losses)))
             return losses
@@ -185,15 +192,14 @@ class PluginTrainer(Trainer):
             return
         minutes = self.config["checkpoint_minutes"]
         due = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
-        asked = self.stop_request.signal
-        if due or asked is not None or epoch.done == len(epoch):
+        # All processes must come to the same decision.
+        wishes = distributed.numbers_of_all([due, self.stop_request.signal or 0], self.device)
+        due, asked = (int(wish) for wish in wishes.amax(dim=0))
+        if due or asked or epoch.done == len(epoch):
             self._save_state(epoch, epoch_idx)
             self._saved_at = time.monotonic()
-        self._stop_if_asked()
-
-    def _stop_if_asked(self) -> None:
-        if self.keeps_state and self.stop_request.signal is not None:
-            raise Interrupted(self.stop_request.signal, self.state_file)
+        if asked:
+            raise Interrupted(asked, self.state_file)
 
     def _describe_divergence(self, loss: float, epoch_idx: int, batch: int) -> str:
         rate = self.optimizer.param_groups[0]["lr"]
@@ -224,7 +230,7 @@ class PluginTrainer(Trainer):
         self, eval_data: Any, load_best_model: bool = True, model_file: str | None = None, show_progress: bool = False
     ) -> Any:
         if load_best_model:
-            self.load_weights(checkpoint.load(model_file or self.saved_model_file, self.device))
+            self.load_best(model_file)
         self._evaluated = eval_data._dataset if eval_data else None
         full_sort = isinstance(eval_data, FullSortEvalDataLoader)
         # RecBole asks the class of the loader, so the bar goes around the loader's own iteration.
@@ -240,7 +246,8 @@ class PluginTrainer(Trainer):
             seen = None
         elif seen is None and isinstance(self._evaluated, SequenceDataset):
             seen = self._evaluated.seen_items(interaction)
-        self._stop_if_asked()
+        if self.keeps_state and self.stop_request.signal is not None and distributed.size() == 1:
+            raise Interrupted(self.stop_request.signal, self.state_file)
         scored = super()._full_sort_batch_eval((interaction, seen, positive_u, positive_i))
         if self.on_scores is not None:
             self.on_scores(*scored)
@@ -251,7 +258,7 @@ class PluginTrainer(Trainer):
     # Checkpoints
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        if not self.config["single_spec"] and self.config["local_rank"] != 0:
+        if distributed.rank() > 0:
             return
         checkpoint.save(
             kwargs.get("saved_model_file", self.saved_model_file),
@@ -278,6 +285,9 @@ class PluginTrainer(Trainer):
         return os.path.splitext(self.saved_model_file)[0] + EXTENSION
 
     def _save_state(self, epoch: _Epoch, epoch_idx: int) -> None:
+        random = distributed.from_all(random_states())
+        if distributed.rank() > 0:
+            return
         checkpoint.save(
             self.state_file,
             {
@@ -285,6 +295,7 @@ class PluginTrainer(Trainer):
                 "checkpoint": os.path.basename(self.saved_model_file),
                 "epoch": epoch_idx,
                 "unfinished": epoch.state(),
+                "random": random,
                 "cur_step": self.cur_step,
                 "best_valid_score": float(self.best_valid_score),
                 "best_valid_result": dict(self.best_valid_result) if self.best_valid_result else None,
@@ -298,6 +309,11 @@ class PluginTrainer(Trainer):
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a state of ``find_state`` with the next call of ``fit``, to the same weights and figures."""
+        if len(state["random"]) != distributed.size():
+            raise UserError(
+                f"the training in '{state['state_file']}' ran in {len(state['random'])} processes, not in "
+                f"{distributed.size()}: start as many, or leave out --resume to start afresh"
+            )
         self.saved_model_file = os.path.join(os.path.dirname(state["state_file"]), state["checkpoint"])
         self.load_weights(state)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -306,7 +322,7 @@ class PluginTrainer(Trainer):
         self.start_epoch, self.cur_step = state["epoch"], state["cur_step"]
         self.best_valid_score, self.best_valid_result = state["best_valid_score"], state["best_valid_result"]
         self.history = state["history"]
-        self._unfinished = state["unfinished"]
+        self._unfinished = {**state["unfinished"], "random": state["random"]}
 
     def plain_config(self) -> dict[str, Any]:
         """The configuration as plain values; under RecBole's own ``Config``, those of its values that are plain."""
@@ -314,6 +330,12 @@ class PluginTrainer(Trainer):
             return self.config.plain()
         kinds = (bool, int, float, str, list, dict, type(None))
         return {k: v for k, v in self.config.final_config_dict.items() if isinstance(v, kinds)}
+
+    def load_best(self, path: str | None = None) -> None:
+        """Put the weights of the best epoch, or of the checkpoint ``path``, into the model."""
+        path = path or self.saved_model_file
+        # Process 0 wrote the file; the others need not see its disk.
+        self.load_weights(distributed.from_first(lambda: checkpoint.load(path)))
 
     def load_weights(self, state: dict[str, Any]) -> None:
         """Put the weights of an opened checkpoint into the model."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 # splitmix64 (Steele et al. 2014), whose constants are written as signed 64-bit numbers.
 _GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
-_START, _STEP, _UNCERTAINTY = 1, 2, 3
+_START, _STEP, _UNCERTAINTY, _UNIFORM = 1, 2, 3, 0
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -22,6 +22,15 @@ def _mix(x: Tensor) -> Tensor:
     x = (x ^ (x >> 30)) * _MIX_1
     x = (x ^ (x >> 27)) * _MIX_2
     return x ^ (x >> 31)
+
+
+def _seeded(keys: Tensor, seed: int) -> Tensor:
+    return _mix(keys + _mix(torch.tensor(seed, device=keys.device)))
+
+
+def uniforms(keys: Tensor, seed: int) -> Tensor:
+    """Uniform numbers in [0, 1) that depend on (key, seed) alone; float64, shaped like ``keys``."""
+    return (_mix(_seeded(keys, seed) + _UNIFORM) & (2**53 - 1)).double() / 2**53
 
 
 def history_keys(items: Tensor, age: Tensor, real: Tensor | None, row: Tensor, n_rows: int) -> Tensor:
@@ -115,7 +124,7 @@ class NoiseTable(nn.Module):
         delta : mean and standard deviation of lambda.
         dtypes : of the noise, and of lambda.
         """
-        seeded = _mix(row_keys + _mix(torch.tensor(seed, device=row_keys.device)))
+        seeded = _seeded(row_keys, seed)
         normal, uncertain = self.rows.to(dtypes[0]), self.rows.add(1.0).mul(delta).to(dtypes[1])
         return TableNoise(normal, uncertain, seeded, _mix(seeded[row] + age))
 

@@ -13,9 +13,15 @@ class UniformStepSampler(nn.Module):
         super().__init__()
         self.n_steps = n_steps
 
-    def sample(self, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Draw ``n`` 0-based steps, int [n], and their loss weights, float [n]."""
-        return torch.randint(self.n_steps, (n,), device=device), torch.ones(n, device=device)
+    def sample(self, n: int, device: torch.device, uniform: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Draw ``n`` 0-based steps, int [n], and their loss weights, float [n].
+
+        Parameters
+        ----------
+        uniform : float64 [n] in [0, 1) to make the steps from; torch's generator where it is None.
+        """
+        t = torch.randint(self.n_steps, (n,), device=device) if uniform is None else (uniform * self.n_steps).long()
+        return t, torch.ones(n, device=device)
 
     def update(self, t: Tensor, loss: Tensor) -> None:
         """Nothing to learn."""
@@ -47,11 +53,14 @@ class LossAwareStepSampler(nn.Module):
         rms = self.history.square().mean(dim=-1).sqrt()
         return rms / rms.sum() * (1.0 - self.UNIFORM_SHARE) + self.UNIFORM_SHARE / self.n_steps
 
-    def sample(self, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Draw ``n`` 0-based steps, int [n], and their loss weights 1 / (T p), float [n]."""
+    def sample(self, n: int, device: torch.device, uniform: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Draw ``n`` 0-based steps, int [n], and their loss weights 1 / (T p), float [n]; ``uniform`` as above."""
         p = self.weights()
         p = p / p.sum()
-        t = torch.multinomial(p, n, replacement=True)
+        if uniform is None:
+            t = torch.multinomial(p, n, replacement=True)
+        else:
+            t = torch.searchsorted(p.cumsum(dim=0), uniform.to(p.device), right=True).clamp(max=self.n_steps - 1)
         return t.to(device), (1.0 / (self.n_steps * p[t])).to(device, torch.get_default_dtype())
 
     def update(self, t: Tensor, loss: Tensor) -> None:

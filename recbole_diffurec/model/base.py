@@ -17,7 +17,7 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 
 from recbole_diffurec.diffusion import schedules
-from recbole_diffurec.diffusion.noise import FreshNoise, NoiseTable, ReverseNoise, history_keys
+from recbole_diffurec.diffusion.noise import FreshNoise, NoiseTable, ReverseNoise, history_keys, uniforms
 from recbole_diffurec.diffusion.process import DiffusionProcess
 from recbole_diffurec.diffusion.step_samplers import STEP_SAMPLERS
 from recbole_diffurec.layers.item_softmax import SampledCrossEntropy, full_cross_entropy
@@ -49,6 +49,9 @@ class DiffusionRecommender(SequentialRecommender):
         self.inference_seeds: list[int] = config["ensemble_seeds"] or [config["noise_seed"]]
         self.is_ensemble = bool(config["ensemble_seeds"])
         self.enable_amp = bool(config["enable_amp"])
+        self.keyed_noise: bool = config["keyed_noise"]
+        self.training_seed: int = config["seed"]
+        self.training_epoch = 0  # told by the trainer
 
         self.item_embedding = nn.Embedding(self.n_items, hidden_size, padding_idx=0)
         self.position_embedding = nn.Embedding(self.max_seq_length, hidden_size) if config["use_position"] else None
@@ -98,8 +101,16 @@ class DiffusionRecommender(SequentialRecommender):
         history = self.encode(interaction)
         target = interaction[self.POS_ITEM_ID]
         x_0 = self.item_embedding(target)
-        noise = FreshNoise(len(target), len(history.states), x_0.shape[-1], x_0, self.lambda_uncertainty)
-        t, weight = self.step_sampler.sample(len(target), target.device)
+        noise: ReverseNoise = FreshNoise(len(target), len(history.states), x_0.shape[-1], x_0, self.lambda_uncertainty)
+        uniform = None
+        if self.keyed_noise:
+            batch = history.batch
+            keys = history_keys(batch.items, batch.age, batch.real, batch.row, len(target)) + target
+            seed = self.training_seed + self.training_epoch * 2**32
+            dtypes = x_0.dtype, history.states.dtype
+            noise = self.noise_table.draws(seed, keys, batch.row, batch.age, self.lambda_uncertainty, dtypes)
+            uniform = uniforms(keys, seed)
+        t, weight = self.step_sampler.sample(len(target), target.device, uniform)
         x_s = self.process.q_sample(x_0, t, noise.start() + self.offset)
         x_0_hat = self.approximator(history, x_s, self.step_embedding()[t], noise.uncertainty(0))
         loss, losses = self.cross_entropy(

@@ -1,0 +1,126 @@
+"""One training in two processes (gloo): the same losses and figures as in one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from recbole_diffurec import checkpoint, cli, evaluate
+
+TINY = [
+    "--epochs=2", "--user_inter_num_interval=[5,30]", "--gpu_id=", "--train_batch_size=501", "--hidden_size=16",
+    "--n_layers=2", "--n_heads=2", "--hidden_dropout_prob=0", "--attn_dropout_prob=0",
+]  # fmt: skip
+OURS = [*TINY, "--embedding_dropout_prob=0", "--sampling_steps=2", "--keyed_noise=True"]
+MODELS = {
+    "DiffuRecSys": OURS,
+    "DiffuRec": [*OURS, "--use_position=True"],
+    "SASRec": [*TINY, "--inner_size=32", "--MAX_ITEM_LIST_LENGTH=8"],
+}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def command(model: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "recbole_diffurec.cli", f"--model={model}", *MODELS[model], *arguments]
+
+
+def started(*arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def finished(*arguments: str) -> str:
+    process = started(*arguments)
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    return output + errors
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_two_processes_train_what_one_trains(model, workdir):
+    finished(*command(model, "--nproc=1", "--result_file=one.json"))
+    # 4,079 rows in batches of 501: the batches of the processes differ in size, and so do their shares of the users.
+    said = finished(*command(model, "--nproc=2", "--result_file=two.json"))
+    one, two = (json.loads(Path(name).read_text()) for name in ("one.json", "two.json"))
+    for epoch, other in zip(one["history"], two["history"], strict=True):
+        assert other["train_loss"] == pytest.approx(epoch["train_loss"], rel=1e-5)
+        assert other["valid_result"] == pytest.approx(epoch["valid_result"], abs=1e-4)
+    assert two["test_result"] == pytest.approx(one["test_result"], abs=1e-4)
+    # One process writes, and talks.
+    assert len(list(Path("saved").iterdir())) == len(list(Path("log").rglob("*.log"))) == 2
+    assert len(list(Path("log_tensorboard").iterdir())) == 2
+    assert said.count("epoch 2/2") == said.count("HR@10") == 1 and "Warning" not in said
+    assert evaluate(two["checkpoint"])["test_result"] == pytest.approx(two["test_result"], abs=1e-6)
+
+
+def test_torchrun_and_evaluate(workdir):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    trained = finished(*torchrun, *command("DiffuRecSys", "--result_file=a.json")[2:])
+    assert trained.count("HR@10") == 1
+    result = json.loads(Path("a.json").read_text())
+    finished(*torchrun, "recbole_diffurec.cli", "evaluate", result["checkpoint"], "--result_file=b.json")
+    again = json.loads(Path("b.json").read_text())
+    assert again["test_result"] == pytest.approx(result["test_result"], abs=1e-6)
+
+
+def test_without_keyed_noise_the_processes_draw_differently(workdir):
+    """Equal draws in all processes would be one sample's noise used twice."""
+    program = Path("draws.py")
+    program.write_text(
+        "import pathlib, torch\n"
+        "from recbole_diffurec import distributed, run\n"
+        "run('DiffuRecSys', epochs=1, hidden_size=16, n_layers=1, n_heads=2, user_inter_num_interval='[5,30]',\n"
+        "    gpu_id='', show_progress=False, sampling_steps=1)\n"
+        "pathlib.Path(f'draw{distributed.rank()}').write_text(str(float(torch.randn(()))))\n"
+    )
+    finished(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(program))
+    assert Path("draw0").read_text() != Path("draw1").read_text()
+
+
+def test_interrupted_and_resumed(workdir):
+    arguments = command("DiffuRecSys", "--nproc=2", "--keyed_noise=False", "--hidden_dropout_prob=0.1", "--epochs=6")
+    arguments = [a for a in arguments if a not in ("--keyed_noise=True", "--hidden_dropout_prob=0", "--epochs=2")]
+    finished(*arguments, "--result_file=whole.json")
+    process = started(*arguments, "--result_file=resumed.json", "--checkpoint_dir=again")
+    while not list(Path("again").glob("*.state")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM and errors.count("--resume goes on") == 1, errors
+    assert "Traceback" not in errors
+    finished(*arguments, "--result_file=resumed.json", "--checkpoint_dir=again", "--resume")
+    whole, resumed = (json.loads(Path(name).read_text()) for name in ("whole.json", "resumed.json"))
+    assert [e["train_loss"] for e in resumed["history"]] == [e["train_loss"] for e in whole["history"]]
+    weights = [checkpoint.load(result["checkpoint"])["state_dict"] for result in (whole, resumed)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nproc=0"], "0 processes from number 0 of 0 do not fit together"),
+        (["--nproc=2", "--world_size=3"], "2 processes from number 0 of 3 do not fit together"),
+        (["--nproc=2", "--learning_rat=1"], "unknown parameter 'learning_rat'"),
+        (["--nproc=2", "--dataset=nothing"], "nothing"),
+    ],
+)
+def test_mistakes_are_told_once(arguments, message, workdir):
+    process = started(sys.executable, "-m", "recbole_diffurec.cli", *arguments)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 2 and message in errors
+    assert errors.count("recbole-diffurec: ") == 1 and "Traceback" not in errors
+
+
+def test_other_commands_refuse_several_processes(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert cli.main(["compare", "--models=SASRec"]) == 2
+    assert "'recbole-diffurec compare' works in one process" in capsys.readouterr().err
