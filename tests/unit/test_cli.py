@@ -339,7 +339,7 @@ def test_every_name_in_the_help_exists(capsys: pytest.CaptureFixture[str]) -> No
         main(["--help"])
     named = set(re.findall(r"--(\w+)", capsys.readouterr().out))
     options = {"model", "dataset", "config_files", "experiment", "result_file", "list_models", "version", "help"}
-    options |= {"resume"}
+    options |= {"resume", "nproc", "world_size", "group_offset", "ip", "port"}
     assert named - options - {"NAME"} <= config.RULES.keys() | config.MODEL_RULES.keys()
     assert named >= options
 

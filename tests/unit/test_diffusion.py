@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_diffurec.diffusion import schedules
+from recbole_diffurec.diffusion.noise import uniforms
 from recbole_diffurec.diffusion.process import DiffusionProcess
 from recbole_diffurec.diffusion.step_samplers import LossAwareStepSampler, UniformStepSampler
 from recbole_diffurec.layers.step_embedding import StepEmbedding, sinusoid
@@ -127,6 +128,21 @@ def test_uniform_sampler():
     t, weight = UniformStepSampler(8).sample(80_000, torch.device("cpu"))
     assert (weight == 1).all()
     assert (torch.bincount(t, minlength=8) / 80_000 - 1 / 8).abs().max() < 0.01
+
+
+def test_keyed_numbers_are_uniform_and_steps_follow_from_them():
+    keys = torch.arange(200_000)
+    u = uniforms(keys, seed=5)
+    assert u.min() >= 0 and u.max() < 1 and not torch.equal(u, uniforms(keys, seed=6))
+    assert (torch.bincount((u * 10).long()) / len(u) - 0.1).abs().max() < 0.005
+    assert torch.corrcoef(torch.stack([u[1:], u[:-1]]))[0, 1].abs() < 0.01
+    t, _ = UniformStepSampler(8).sample(len(u), torch.device("cpu"), u)
+    assert torch.equal(t, (u * 8).long())
+    sampler = LossAwareStepSampler(4)
+    sampler.update(torch.arange(4).repeat(10), torch.tensor([1.0, 2.0, 4.0, 1.0]).repeat(10))
+    t, weight = sampler.sample(len(u), torch.device("cpu"), u)
+    assert (torch.bincount(t) / len(t) - sampler.weights()).abs().max() < 0.005
+    torch.testing.assert_close(weight, (1 / (4 * sampler.weights()[t])).float())
 
 
 def test_loss_aware_sampling_follows_the_losses_and_keeps_the_objective():

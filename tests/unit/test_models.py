@@ -64,7 +64,7 @@ def packed_loss(model, batch, noise: FixedNoise, t: torch.Tensor, monkeypatch: p
     history = model.encode(batch)
     monkeypatch.setattr(FreshNoise, "start", lambda self: noise.x_T)
     monkeypatch.setattr(FreshNoise, "uncertainty", lambda self, _: noise.packed(history, 0))
-    monkeypatch.setattr(model.step_sampler, "sample", lambda n, device: (t, torch.ones(n)))
+    monkeypatch.setattr(model.step_sampler, "sample", lambda n, device, uniform: (t, torch.ones(n)))
     return model.calculate_loss(batch)
 
 
@@ -272,6 +272,27 @@ def test_loss_aware_training_updates_the_sampler():
     assert (model.step_sampler.counts == 10).all()
     weights = model.step_sampler.weights()
     assert weights.sum().item() == pytest.approx(1.0) and weights.unique().numel() == 4
+
+
+@pytest.mark.parametrize("name", ["DiffuRec", "DiffuRecSys"])
+@given(lengths=st.lists(st.integers(1, 12), min_size=2, max_size=9), seed=st.integers(0, 10**6), data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_keyed_noise_does_not_depend_on_the_batch(name, lengths, seed, data):
+    """The loss of a batch is the mean of its parts' losses, however it is split: what several processes rest on."""
+    model = make_model(name, keyed_noise=True, lambda_uncertainty=0.5)
+    batch = make_batch(lengths, seed=seed)
+    cut = data.draw(st.integers(1, len(lengths) - 1))
+    order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed))
+    parts = batch[order[:cut]], batch[order[cut:]]
+    model.training_epoch = 3
+    with torch.no_grad():
+        whole = model.calculate_loss(batch).item()
+        mean = sum(len(part) * model.calculate_loss(part).item() for part in parts) / len(lengths)
+        model.training_epoch = 4
+        later = model.calculate_loss(batch).item()
+    assert mean == pytest.approx(whole, rel=1e-9)
+    # DiffuRecSys attends from the state to the history: with one item in it there is nothing to choose.
+    assert later != whole or max(lengths) == 1
 
 
 def test_a_model_can_be_copied_and_keeps_its_scores():
