@@ -1,7 +1,7 @@
 """The HTTP service under load: users/s and latency at 1 and 32 connections, each request one user's list.
 
-A model is trained for one epoch (its size decides the speed, not its quality), served by ``recbole-diffurec serve`` in a
-process of its own, and asked by threads that each wait for an answer before they ask again.
+A model is trained for one epoch (its size decides the speed, not its quality) and served by ``recbole-diffurec serve``
+in a process of its own. Threads ask it, each waiting for an answer before it asks again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import common

@@ -7,7 +7,7 @@ import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -68,7 +68,31 @@ def from_plain(value: Any) -> Any:
 def save(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write ``state`` to ``path``: a temporary file beside it, flushed and renamed when complete."""
     with files.whole(path) as file:
-        torch.save(to_plain({"format": FORMAT, **state}), file)
+        output = _Output(file)
+        try:
+            torch.save(to_plain({"format": FORMAT, **state}), cast(Any, output))
+        except RuntimeError:
+            if output.error is None:
+                raise
+            raise output.error from None
+
+
+class _Output:
+    """A file that remembers why writing failed: torch turns a full disk into a RuntimeError without its reason."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:

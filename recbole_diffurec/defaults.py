@@ -10,6 +10,8 @@ import yaml
 
 from recbole_diffurec.errors import UserError
 
+MAX_TEXT, MAX_VALUES = 1_000_000, 100_000
+
 
 class Loader(yaml.SafeLoader):
     """YAML as data only, with 1e-3 a number (YAML 1.1 calls it a string)."""
@@ -21,8 +23,30 @@ Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML text without ever executing anything; raises ``yaml.YAMLError``."""
-    return yaml.load(text, Loader=Loader)
+    """Parse YAML text without ever executing anything; raises ``yaml.YAMLError``.
+
+    Text above ``MAX_TEXT`` characters is refused, and so are aliases that would grow to more than ``MAX_VALUES`` values
+    once somebody copies or prints them.
+    """
+    if len(text) > MAX_TEXT:
+        raise yaml.MarkedYAMLError(problem=f"it is longer than {MAX_TEXT:,} characters")
+    try:
+        value = yaml.load(text, Loader=Loader)
+        if _values(value, {}) > MAX_VALUES:
+            raise yaml.MarkedYAMLError(problem=f"its aliases stand for more than {MAX_VALUES:,} values")
+    except RecursionError:
+        raise yaml.MarkedYAMLError(problem="it is nested too deeply, or contains itself") from None
+    return value
+
+
+def _values(value: Any, known: dict[int, int]) -> int:
+    """How many values are in ``value``, one that several aliases stand for counted each time."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(value)]
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

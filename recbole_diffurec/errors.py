@@ -5,5 +5,13 @@ class UserError(ValueError):
     """A mistake in what the user supplied: a flag, a file, a name.
 
     The message is one sentence that names the thing, its value, what is allowed and what to do. The command line
-    prints it without a traceback and exits with code 2; from Python it is an ordinary ``ValueError``.
+    prints it without a traceback and exits with code 2; from Python it is an ordinary ``ValueError``. Of a value that
+    makes it longer than ``LONGEST`` characters the middle is left out.
     """
+
+    LONGEST = 2000
+
+    def __init__(self, message: str):
+        if len(message) > self.LONGEST:
+            message = f"{message[: self.LONGEST // 2]} … {message[-self.LONGEST // 2 :]}"
+        super().__init__(message)

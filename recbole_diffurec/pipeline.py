@@ -30,7 +30,7 @@ from recbole_diffurec.errors import UserError
 from recbole_diffurec.histories import USERS, Batch, read_histories, writing
 from recbole_diffurec.recommend import Recommender
 from recbole_diffurec.resume import find_state
-from recbole_diffurec.trainer import trainer_class
+from recbole_diffurec.trainer import out_of_memory, trainer_class
 from recbole_diffurec.version import __version__
 
 logger = logging.getLogger("recbole_diffurec")
@@ -497,9 +497,13 @@ def _explained(what: str, log: str) -> Iterator[None]:
     """Turn what RecBole raises over its many parameters into one sentence; the traceback goes to the log file."""
     try:
         yield
-    except (UserError, MemoryError):
+    except UserError:
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise UserError(
+                f"{what} ran out of memory: use a machine with more, a smaller data set or a smaller model"
+            ) from error
         logging.getLogger().info("%s failed", what, exc_info=True)
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(

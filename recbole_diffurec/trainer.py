@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
 import time
@@ -20,6 +21,15 @@ from recbole_diffurec import checkpoint, distributed
 from recbole_diffurec.data.dataset import SequenceDataset
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.resume import EXTENSION, Interrupted, StopRequest, random_states, set_random_states
+
+logger = logging.getLogger("recbole_diffurec")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that a GPU's or the machine's memory is used up."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # of torch's CPU allocator
 
 
 class _Epoch:
@@ -132,8 +142,8 @@ class PluginTrainer(Trainer):
             torch.set_autocast_dtype("cuda", torch.bfloat16)
         step = config["lr_decay_step"]
         self.lr_scheduler = StepLR(self.optimizer, step, config["lr_decay_gamma"]) if step else None
-        collected = self.eval_collector.get_data_struct
-        self.eval_collector.get_data_struct = lambda: distributed.put_together(collected())
+        self._take_collected = self.eval_collector.get_data_struct
+        self.eval_collector.get_data_struct = lambda: distributed.put_together(self._take_collected())
 
     @property
     def train_seconds(self) -> float:
@@ -171,8 +181,18 @@ class PluginTrainer(Trainer):
 
         learning_rate = self.optimizer.param_groups[0]["lr"]
         self._saved_at = time.monotonic()
-        with torch.autograd.set_detect_anomaly(bool(self.config["detect_anomaly"])):
-            losses = super()._train_epoch(epoch, epoch_idx, loss_func=recorded)
+        try:
+            with torch.autograd.set_detect_anomaly(bool(self.config["detect_anomaly"])):
+                losses = super()._train_epoch(epoch, epoch_idx, loss_func=recorded)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise UserError(
+                f"training ran out of memory at batch {epoch.done + 1} of epoch {epoch_idx + 1}: lower "
+                f"train_batch_size (now {self.config['train_batch_size']}) or MAX_ITEM_LIST_LENGTH (now "
+                f"{self.config['MAX_ITEM_LIST_LENGTH']}), or with our models give --gradient_checkpointing=True, and "
+                f"--sampled_softmax=2048 for many items"
+            ) from None
         if epoch.losses:  # trainers with loss functions of their own leave them empty
             losses = epoch.total
         total = (sum(losses) if isinstance(losses, tuple) else losses) / max(len(train_data), 1)
@@ -231,14 +251,34 @@ class PluginTrainer(Trainer):
     ) -> Any:
         if load_best_model:
             self.load_best(model_file)
-        self._evaluated = eval_data._dataset if eval_data else None
+        if not eval_data:
+            return None
+        self._evaluated = eval_data._dataset
         full_sort = isinstance(eval_data, FullSortEvalDataLoader)
-        # RecBole asks the class of the loader, so the bar goes around the loader's own iteration.
-        if full_sort and show_progress:
-            with tqdm(total=len(eval_data), desc="evaluate", leave=False, unit="batch") as self._eval_bar:
-                return super().evaluate(eval_data, load_best_model=False)
-        self._eval_bar = None
-        return super().evaluate(eval_data, load_best_model=False)
+        batches = eval_data.batch_sampler  # its batch size may be changed, the loader's not
+        while True:
+            # RecBole asks the class of the loader, so the bar goes around the loader's own iteration.
+            options: dict[str, Any] = {"disable": not (full_sort and show_progress), "leave": False, "unit": "batch"}
+            try:
+                with tqdm(total=len(eval_data), desc="evaluate", **options) as self._eval_bar:
+                    return super().evaluate(eval_data, load_best_model=False)
+            except (MemoryError, RuntimeError) as error:
+                # Whoever is told of the scores must not be told twice.
+                if not out_of_memory(error) or self.on_scores is not None:
+                    raise
+            if batches.batch_size == 1:
+                raise UserError(
+                    "evaluation ran out of memory with a single user at a time: use a machine or GPU with more"
+                )
+            batches.batch_size = max(1, batches.batch_size // 2)
+            self._take_collected()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            logger.info(
+                "evaluation ran out of memory: going on with %d users at a time "
+                "(--eval_batch_size=%d avoids the detour)",
+                *(batches.batch_size, batches.batch_size),
+            )
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
         interaction, seen, positive_u, positive_i = batched_data

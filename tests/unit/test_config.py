@@ -471,6 +471,36 @@ def test_code_as_a_value_is_text_and_refused(name: str, workdir: Path) -> None:
     assert list(workdir.iterdir()) == []
 
 
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join(['*' + before] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, "its aliases stand for more than 100,000 values"),
+        (LAUGHS.replace("i: ", "topk: "), "its aliases stand for more than 100,000 values"),
+        ("topk: &a [1, *a]\n", "nested too deeply, or contains itself"),
+        ("topk: " + "[" * 50_000, "nested too deeply"),
+        ("data_path: " + "x" * 10_000_000, "longer than 1,000,000 characters"),
+    ],
+)
+def test_yaml_bombs_are_refused_at_once(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bomb.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as refused:
+        config.RunConfig("DiffuRecSys", "ml-100k", {}, [path])
+    assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "hidden_size", "noise_schedule", "topk", "no_such_parameter"])
+def test_a_huge_value_makes_no_huge_message(name: str) -> None:
+    with pytest.raises(UserError) as refused:
+        config.RunConfig("DiffuRecSys", "ml-100k", {name: "x" * 10_000_000})
+    assert name in str(refused.value) and len(str(refused.value)) <= 2100
+
+
 def test_code_as_a_text_stays_text(workdir: Path) -> None:
     # RecBole itself would make 2 of the first, and a file of the second.
     built = make(checkpoint_dir="1+1", data_path=PAYLOAD)
