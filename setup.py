@@ -37,8 +37,8 @@ setup(
     install_requires=[
         "recbole>=1.2.0",
         "torch>=2.4",
-        "numpy>=1.22",
-        "pandas>=1.5",
+        "numpy>=1.26",
+        "pandas>=2.0",
         "pyyaml>=6.0",
         "scipy>=1.11",
         "tqdm>=4.60",
@@ -46,7 +46,7 @@ setup(
         "psutil>=5.9",
         # Figures and clusters of comparisons.
         "matplotlib>=3.7",
-        "scikit-learn>=1.2",
+        "scikit-learn>=1.3",
         # The data sets' originals are fetched with it.
         "pooch>=1.8",
         "requests>=2.28",

@@ -178,7 +178,7 @@ def publish(name: str, title: str, results: Mapping[str, Any], body: str) -> Non
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps({**about, **results}, indent=1) + "\n")
     command = " ".join(
-        ["python", f"benchmarks/{name}.py", *(a for a in sys.argv[1:] if not a.startswith("--data_path"))]
+        ["python", f"benchmarks/{name}.py", *(Path(a).name for a in sys.argv[1:] if not a.startswith("--data_path"))]
     )
     page = (
         f"# {title}\n\n{about['date']}, {about['processor']}, torch {about['torch']}, Python {about['python']}. "

@@ -284,6 +284,7 @@ def _spread_over(own: np.ndarray, scores: np.ndarray, diversity: float) -> np.nd
     lists = np.empty((n_rows, k), dtype=own.dtype)
     for row in range(n_rows):
         candidates = np.unique(own[:, row])
+        candidates = candidates[np.argsort(-scores[row, candidates], kind="stable")]  # ties go to the higher score
         quality = scores[row, candidates]
         low, high = quality[np.isfinite(quality)].min(initial=0.0), quality.max()
         quality = (1 - diversity) * (quality - low) / (high - low if high > low else 1.0)

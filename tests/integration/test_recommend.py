@@ -91,6 +91,8 @@ def test_diversity_covers_more_samples():
     scores = np.array([[-np.inf, 10.0, 9.0, 8.0, 0.0, 0.0, 0.0, 5.0, 4.0, 3.0]])
     assert _spread_over(own, scores, 0.0).tolist() == [[1, 2, 3]]
     assert _spread_over(own, scores, 1.0).tolist() == [[1, 2, 3]]  # the first mode still has most samples
+    agreeing = np.array([[[3, 1, 2]]] * 4)
+    assert _spread_over(agreeing, scores, 1.0).tolist() == [[1, 2, 3]]  # nothing to spread: the order of the scores
     balanced = np.array([[[1, 2, 3]]] * 3 + [[[7, 8, 9]]] * 3)
     assert _spread_over(balanced, scores, 0.0).tolist() == [[1, 2, 3]]
     assert _spread_over(balanced, scores, 0.9).tolist()[0][:2] == [1, 7]
