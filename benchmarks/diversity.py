@@ -1,7 +1,7 @@
 """What samples and the diversity setting of recommendations do to HR, NDCG and coverage.
 
-Give checkpoints that ``run`` wrote, such as one trained with the published lambda and one with a larger. The histories of
-their test users go through ``Recommender`` as anybody's would.
+Give checkpoints that ``run`` wrote, such as one trained with the published lambda and one with a larger. The histories
+of their test users go through ``Recommender`` as anybody's would.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def main() -> None:
             print(*rows[-1], flush=True)
     header = ["model", "samples", "diversity", f"HR@{K}", f"NDCG@{K}", f"coverage@{K}", "spread", "agreement"]
     text = (
-        f"{len(targets):,} test users of {recommender.config['dataset']}, {given.sampling_steps} reverse steps. Spread: "
-        f"mean distance of a user's samples from their mean, relative to its length. Agreement: share of samples whose "
-        f"own top {K} has a listed item.\n\n{common.table(header, rows)}"
+        f"{len(targets):,} test users of {recommender.config['dataset']}, {given.sampling_steps} reverse steps. "
+        f"Spread: mean distance of a user's samples from their mean, relative to its length. "
+        f"Agreement: share of samples whose own top {K} has a listed item.\n\n{common.table(header, rows)}"
     )
     common.publish("diversity", "Samples and diversity", {"figures": figures}, text)
 

@@ -158,6 +158,7 @@ MODEL_RULES: dict[str, Rule] = {
     "compile": Rule("bool"),
     "gradient_checkpointing": Rule("bool"),
     "keyed_noise": Rule("bool"),
+    "cosine_temperature": Rule("number", 0, 1, open_low=True, optional=True),
 }
 
 # What RecBole takes for intervals of counts; it skips anything else with a line in its log.

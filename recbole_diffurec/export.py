@@ -268,7 +268,7 @@ def _program(network: DiffusionRecommender, recommender: Recommender, format: st
 def _index(recommender: Recommender, input: str | Path | None) -> tuple[bytes, float]:
     """An HNSW index of the item vectors, place 0 being item 1, and its recall of the exact top 20."""
     faiss = _library("faiss", "faiss-cpu", "faiss")
-    vectors = recommender.network.item_embedding.weight.detach()[1:].numpy()
+    vectors = recommender.network.item_vectors().detach()[1:].numpy()
     index = faiss.IndexHNSWFlat(vectors.shape[1], HNSW_NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction, index.hnsw.efSearch = HNSW_CONSTRUCTION, HNSW_SEARCH
     index.add(vectors)

@@ -172,7 +172,7 @@ class Recommender:
 
     @torch.no_grad()
     def vectors(self, sequences: Sequence[Sequence[Any]]) -> np.ndarray:
-        """Reconstructed targets of a diffusion model, for a search among item vectors: float32 [B, d].
+        """Reconstructed targets of a diffusion model, for a search among its ``item_vectors``: float32 [B, d].
 
         A history without any item that the model knows has the vector of zeros.
         """
@@ -183,7 +183,7 @@ class Recommender:
             known = [row for row, history in enumerate(histories) if history]
             if known:
                 (x_0, *_) = self.network.reconstructions(self._interaction([histories[row] for row in known]))
-                found[start + np.array(known)] = x_0.cpu().numpy()
+                found[start + np.array(known)] = self.network.query(x_0).cpu().numpy()
         return found
 
     def _numbers(self, sequences: Iterable[Iterable[Any]]) -> list[list[int]]:

@@ -12,6 +12,7 @@ import math
 from typing import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
@@ -49,6 +50,7 @@ class DiffusionRecommender(SequentialRecommender):
         self.inference_seeds: list[int] = config["ensemble_seeds"] or [config["noise_seed"]]
         self.is_ensemble = bool(config["ensemble_seeds"])
         self.enable_amp = bool(config["enable_amp"])
+        self.cosine_temperature: float | None = config["cosine_temperature"]
         self.keyed_noise: bool = config["keyed_noise"]
         self.training_seed: int = config["seed"]
         self.training_epoch = 0  # told by the trainer
@@ -114,7 +116,7 @@ class DiffusionRecommender(SequentialRecommender):
         x_s = self.process.q_sample(x_0, t, noise.start() + self.offset)
         x_0_hat = self.approximator(history, x_s, self.step_embedding()[t], noise.uncertainty(0))
         loss, losses = self.cross_entropy(
-            x_0_hat, self.item_embedding.weight, target, weight.to(x_0.dtype) / len(target)
+            self.query(x_0_hat), self.item_vectors(), target, weight.to(x_0.dtype) / len(target)
         )
         self.step_sampler.update(t, losses)
         return loss
@@ -147,10 +149,19 @@ class DiffusionRecommender(SequentialRecommender):
         return scores
 
     def logits(self, x_0: Tensor) -> Tensor:
-        """x_0 . E^T, [B, I]; minus infinity for the padding row."""
-        logits = x_0 @ self.item_embedding.weight.T
+        """x_0 . E^T, [B, I], or their cosines over the temperature; minus infinity for the padding row."""
+        logits = self.query(x_0) @ self.item_vectors().T
         logits[:, 0] = -math.inf
         return logits
+
+    def item_vectors(self) -> Tensor:
+        """What a query's inner product with is an item's score, [I, d]: E, or with ``cosine_temperature`` unit rows."""
+        table = self.item_embedding.weight
+        return table if self.cosine_temperature is None else F.normalize(table, dim=-1)
+
+    def query(self, x_0: Tensor) -> Tensor:
+        """What is scored against ``item_vectors``, [B, d]: x_0, or with ``cosine_temperature`` x_0 / (|x_0| tau)."""
+        return x_0 if self.cosine_temperature is None else F.normalize(x_0, dim=-1) / self.cosine_temperature
 
     def predict(self, interaction) -> Tensor:
         """Scores of the given items, [B]; those of ``full_sort_predict``."""
@@ -158,7 +169,7 @@ class DiffusionRecommender(SequentialRecommender):
         if self.is_ensemble:
             return self.full_sort_predict(interaction).gather(1, items.unsqueeze(1)).squeeze(1)
         (x_0,) = self.reconstructions(interaction)
-        return (x_0 * self.item_embedding(items)).sum(dim=-1)
+        return (self.query(x_0) * self.item_vectors()[items]).sum(dim=-1)
 
     def reconstructions(self, interaction, seeds: Sequence[int] | None = None) -> list[Tensor]:
         """x_0 [B, d] of the reverse process for each of ``seeds``, by default those of the configuration.

@@ -295,6 +295,30 @@ def test_keyed_noise_does_not_depend_on_the_batch(name, lengths, seed, data):
     assert later != whole or max(lengths) == 1
 
 
+def test_cosine_scores():
+    """Scores are cosines over tau, for the loss, all items and given ones alike."""
+    plain, model = make_model(), make_model(cosine_temperature=0.1)
+    model.load_state_dict(plain.state_dict())
+    batch = make_batch([3, 6, 12])
+    with torch.no_grad():
+        (x_0,) = plain.reconstructions(batch)
+        expected = torch.cosine_similarity(x_0.unsqueeze(1), plain.item_embedding.weight.unsqueeze(0), dim=-1) / 0.1
+        scores = model.full_sort_predict(batch)
+        torch.testing.assert_close(scores[:, 1:], expected[:, 1:])
+        torch.testing.assert_close(model.predict(batch), scores.gather(1, batch["item_id"].unsqueeze(1)).squeeze(1))
+        torch.manual_seed(0)
+        loss = model.calculate_loss(batch)
+        torch.manual_seed(0)
+        history = model.encode(batch)
+        noise = FreshNoise(3, len(history.states), x_0.shape[-1], x_0, model.lambda_uncertainty)
+        t, _ = model.step_sampler.sample(3, x_0.device)
+        x_s = model.process.q_sample(model.item_embedding(batch["item_id"]), t, noise.start() + model.offset)
+        x_0_hat = model.approximator(history, x_s, model.step_embedding()[t], noise.uncertainty(0))
+        assert loss.item() == pytest.approx(
+            torch.nn.functional.cross_entropy(model.logits(x_0_hat), batch["item_id"]).item()
+        )
+
+
 def test_a_model_can_be_copied_and_keeps_its_scores():
     """RecBole deep-copies the model to count its operations."""
     model = make_model()
