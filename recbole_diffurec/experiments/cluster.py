@@ -49,7 +49,10 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
             ray.shutdown()
 
 
-_NO_CLUSTER = "no Ray cluster answers at '{}': check --ray_address, or start one with 'ray start --head'"
+_NO_CLUSTER = (
+    "no Ray cluster answers at '{}': check --ray_address, start one with 'ray start --head', or set RAY_AUTH_MODE=token "
+    "where the cluster wants its token ('ray get-auth-token')"
+)
 
 
 def _check_address(address: str | None) -> None:
