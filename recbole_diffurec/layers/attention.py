@@ -6,6 +6,7 @@ the last position alone).
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -95,7 +96,9 @@ class MultiHeadAttention(nn.Module):
             context = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=1.0)
         else:
             # The textbook form is faster than PyTorch's fused one for histories of a few dozen items.
-            with torch.autocast("cpu", enabled=False):
+            # Only where there is one to leave: torch.export spends most of its time on such contexts.
+            autocast = torch.is_autocast_enabled("cpu")
+            with torch.autocast("cpu", enabled=False) if autocast else contextlib.nullcontext():
                 scores = q @ k.transpose(-1, -2)
                 if slab.key_bias is not None:
                     scores.add_(slab.key_bias)
