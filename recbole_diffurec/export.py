@@ -241,7 +241,7 @@ def _program(network: DiffusionRecommender, recommender: Recommender, format: st
         _library("onnx", "onnx", format)
         _library("onnxscript", "onnxscript", format)
         runtime = _library("onnxruntime", "onnxruntime", format)
-        names = {"input_names": INPUTS, "output_names": [OUTPUT]}
+        names: dict[str, Any] = {"input_names": INPUTS, "output_names": [OUTPUT]}
         with _quiet():
             # Runtimes optimise a program when they load it; doing it here takes most of an export's time.
             program = torch.onnx.export(exported, dynamo=True, optimize=False, verbose=False, **names)
