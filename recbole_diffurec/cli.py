@@ -13,7 +13,7 @@ from typing import Any, Callable, Sequence
 
 from recbole_diffurec import distributed, pipeline
 from recbole_diffurec.config import known_models, parse_value
-from recbole_diffurec.errors import UserError
+from recbole_diffurec.errors import ProcessError, UserError
 from recbole_diffurec.experiments.grid import split_list
 from recbole_diffurec.resume import Interrupted
 from recbole_diffurec.version import __version__
@@ -203,8 +203,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(list(arguments))
     except UserError as error:
-        if distributed.local_rank() == 0:  # once a machine
-            print(f"recbole-diffurec: {error}", file=sys.stderr)
+        own = isinstance(error, ProcessError) and distributed.size() > 1
+        if own or distributed.local_rank() == 0:  # others are told once a machine
+            who = f"process {distributed.rank()}: " if own else ""
+            print(f"recbole-diffurec: {who}{error}", file=sys.stderr)
         return 2
     except Interrupted as stop:
         if distributed.rank() > 0:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
 
 import recbole
+import torch
 import yaml
 from recbole.config import Config
 from recbole.evaluator import metric_types
@@ -301,8 +302,15 @@ class RunConfig(Config):
             self.final_config_dict["gpu_id"] = ""
         devices = str(self.final_config_dict["gpu_id"]).split(",")
         if distributed.size() > 1 and devices != [""]:  # each process its own
-            own = distributed.local_rank()
-            self.final_config_dict["gpu_id"] = devices[own] if own < len(devices) > 1 else str(own)
+            wanted = distributed.local_size()
+            if devices == ["0"]:  # the default
+                devices = [str(i) for i in range(torch.cuda.device_count() or wanted)]
+            if len(devices) < wanted:
+                raise UserError(
+                    f"gpu_id has {len(devices)} GPUs for {wanted} processes on this machine: start fewer, name more "
+                    f"(--gpu_id=0,1), or use the processors alone (--gpu_id=)"
+                )
+            self.final_config_dict["gpu_id"] = devices[distributed.local_rank()]
         super()._init_device()
 
     # Checks

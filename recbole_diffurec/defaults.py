@@ -31,22 +31,24 @@ def parse_yaml(text: str) -> Any:
     if len(text) > MAX_TEXT:
         raise yaml.MarkedYAMLError(problem=f"it is longer than {MAX_TEXT:,} characters")
     try:
-        value = yaml.load(text, Loader=Loader)
-        if _values(value, {}) > MAX_VALUES:
+        node = yaml.compose(text, Loader)
+        # Counted before anything is made of it: a merge key copies what its alias stands for.
+        if node is not None and _values(node, {}) > MAX_VALUES:
             raise yaml.MarkedYAMLError(problem=f"its aliases stand for more than {MAX_VALUES:,} values")
+        return yaml.load(text, Loader)
     except RecursionError:
         raise yaml.MarkedYAMLError(problem="it is nested too deeply, or contains itself") from None
-    return value
 
 
-def _values(value: Any, known: dict[int, int]) -> int:
-    """How many values are in ``value``, one that several aliases stand for counted each time."""
-    if not isinstance(value, (dict, list)):
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values are in ``node``, one that several aliases stand for counted each time."""
+    if isinstance(node, yaml.ScalarNode):
         return 1
-    if id(value) not in known:
-        parts = [*value, *value.values()] if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_values(part, known) for part in parts)
-    return known[id(value)]
+    if id(node) not in known:
+        pairs = isinstance(node, yaml.MappingNode)
+        parts = [part for pair in node.value for part in pair] if pairs else node.value
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Every process goes through the same batches in the same order and works on its o
 such that the step is that of the whole batch. In evaluation each process scores its share of the users, and what is
 collected of them is put together before the metrics are computed. Process 0 alone writes files and talks.
 
-Without several processes every function here does nothing, at no cost.
+Without several processes every function here does nothing.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import sys
 import uuid
 import warnings
+from datetime import timedelta
 from typing import Any, Callable, Iterator, Sequence
 
 import torch
@@ -41,6 +43,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0)) if size() > 1 else 0
 
 
+def local_size() -> int:
+    """How many of the processes are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if size() > 1 else 1
+
+
 def size() -> int:
     """How many processes train together."""
     return int(os.environ.get("WORLD_SIZE", 1))
@@ -55,25 +62,26 @@ def joined(device: torch.device) -> Iterator[None]:
     if rank() > 0:
         compat.no_tensorboard()
     try:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # Preparing large data takes its time, while the other processes wait.
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=timedelta(days=1))
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{size()} processes cannot be connected ({reason}): start them with torchrun, or with --nproc"
         ) from None
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
+    yield
+    # Not after an error: it would wait for processes that wait for this one.
+    distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
 def one_after_the_first() -> Iterator[None]:
-    """Process 0 goes first, so that what it downloads or makes is there for the others."""
-    if size() > 1 and rank() > 0:
+    """The first process of each machine goes first, so that what it downloads or makes is there for the others."""
+    if size() > 1 and local_rank() > 0:
         distributed.barrier()
     yield
-    if size() > 1 and rank() == 0:
+    if size() > 1 and local_rank() == 0:
         distributed.barrier()
 
 
@@ -106,7 +114,7 @@ def from_all(value: Any) -> list[Any]:
 
 
 def _packed(value: Any) -> bytes:
-    # PyTorch's own way with objects fails for tensors that share a storage, and would run what a pickle holds.
+    # PyTorch's own way with objects fails for tensors that share a storage.
     buffer = io.BytesIO()
     torch.save(checkpoint.to_plain(value), buffer)
     return buffer.getvalue()
@@ -116,14 +124,19 @@ def _unpacked(content: bytes) -> Any:
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
-def numbers_of_all(numbers: Sequence[float], device: torch.device) -> Tensor:
+def _numbers_of_all(numbers: Sequence[float], device: torch.device) -> Tensor:
     """A few ``numbers`` [m] of every process, float64 [processes, m]."""
     own = torch.tensor(numbers, dtype=torch.float64, device=device)
-    if size() == 1:
-        return own.unsqueeze(0)
     rows = [torch.empty_like(own) for _ in range(size())]
     distributed.all_gather(rows, own)
     return torch.stack(rows)
+
+
+def largest_of_all(numbers: Sequence[int], device: torch.device) -> list[int]:
+    """The largest of every process's ``numbers`` [m], at each place."""
+    if size() == 1:
+        return list(numbers)
+    return [int(number) for number in _numbers_of_all(numbers, device).amax(dim=0)]
 
 
 class _Share(Sampler[list[int]]):
@@ -134,7 +147,7 @@ class _Share(Sampler[list[int]]):
 
     def __init__(self, batches: Any):
         self._batches = batches
-        # RecBole's loaders and ``batches.group_by_length`` ask for these.
+        # As a ``BatchSampler`` has them.
         self.sampler, self.batch_size = batches.sampler, batches.batch_size
 
     def __len__(self) -> int:
@@ -155,6 +168,10 @@ def share_training(loader: Any) -> None:
 def share_evaluation(loader: Any) -> None:
     """Let a loader for evaluation give this process's users."""
     if size() > 1:
+        if len(loader.batch_sampler.sampler) < size():
+            raise UserError(
+                f"there are {len(loader.batch_sampler.sampler)} users to evaluate and {size()} processes: start fewer"
+            )
         loader.batch_sampler.sampler = range(len(loader.batch_sampler.sampler))[rank() :: size()]
 
 
@@ -198,10 +215,12 @@ class SynchronisedLoss:
         """The loss to differentiate and the value for the whole batch, each a number or a tuple of parts."""
         losses = self._loss(interaction)
         parts = losses if isinstance(losses, tuple) else (losses,)
-        n = len(interaction)
-        table = numbers_of_all([n, *(n * float(part.detach()) for part in parts)], self._device).sum(dim=0).tolist()
-        values = tuple(value / table[0] for value in table[1:])
-        if size() > 1:  # the gradients of the processes are averaged, whatever number of rows each had
+        values = tuple(float(part.detach()) for part in parts)
+        if size() > 1:
+            n = len(interaction)
+            table = _numbers_of_all([n, *(n * value for value in values)], self._device).sum(dim=0).tolist()
+            values = tuple(value / table[0] for value in table[1:])
+            # The gradients of the processes are averaged, whatever number of rows each had.
             parts = tuple(part * (n * size() / table[0]) for part in parts)
         return (parts, values) if isinstance(losses, tuple) else (parts[0], values[0])
 
@@ -232,6 +251,7 @@ def launch(arguments: list[str], nproc: int, world_size: int | None, group_offse
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     world_size = nproc if world_size is None else world_size
@@ -260,7 +280,20 @@ def launch(arguments: list[str], nproc: int, world_size: int | None, group_offse
     try:
         elastic_launch(config, sys.executable)("-m", "recbole_diffurec.cli", *arguments)
     except ChildFailedError as error:
-        return min(error.failures.values(), key=lambda failure: failure.timestamp).exitcode
+        first = min(error.failures.values(), key=lambda failure: failure.timestamp)
+        if first.exitcode >= 0:
+            return first.exitcode
+        name = signal.Signals(-first.exitcode).name
+        print(
+            f"recbole-diffurec: process {group_offset + first.local_rank} was killed ({name}); out of memory, perhaps",
+            file=sys.stderr,
+        )
+        return 128 - first.exitcode
     except SignalException as stop:
         return 128 + int(stop.sigval)
+    except (RendezvousError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"the processes cannot be connected over '{ip}' port {port} ({reason}): check --ip and --port"
+        ) from None
     return 0

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The exceptions that mean "the user can mend this"."""
 
 
 class UserError(ValueError):
@@ -15,3 +15,7 @@ class UserError(ValueError):
         if len(message) > self.LONGEST:
             message = f"{message[: self.LONGEST // 2]} … {message[-self.LONGEST // 2 :]}"
         super().__init__(message)
+
+
+class ProcessError(UserError):
+    """A ``UserError`` that, of several processes of one training, this one alone may have."""

@@ -143,6 +143,7 @@ def program_inputs(network: DiffusionRecommender, item_seq: Tensor, seed: int | 
 
 def export(
     checkpoint_file: str | Path,
+    /,
     output: str | Path | None = None,
     format: str = "onnx",
     input: str | Path | None = None,
@@ -152,7 +153,8 @@ def export(
 
     Parameters
     ----------
-    checkpoint_file : a ``.pth`` file of ``run``, of DiffuRec or DiffuRecSys (``safetensors``: of any sequential model).
+    checkpoint_file : a ``.pth`` file of ``run``, of DiffuRec or DiffuRecSys (``safetensors``: of every model that
+        ``recommend`` takes).
     output : the file; by default the checkpoint's name with the format's ending.
     format : ``onnx``, ``torch`` (torch.export), ``safetensors`` (the weights), ``faiss`` (an index of item vectors).
     input : with ``faiss``, a file of histories to measure the recall on (see ``recbole_diffurec.histories``); the first
@@ -178,10 +180,17 @@ def export(
     if format != "safetensors" and not isinstance(network, DiffusionRecommender):
         raise UserError(
             f"model '{recommender.config['model']}' cannot be exported as {format}: DiffuRec and DiffuRecSys can, and "
-            f"--format=safetensors takes the weights of any model"
+            f"--format=safetensors takes the weights of this one as well"
         )
     network.enable_amp = False  # programs are in full precision
+    if format in ("onnx", "torch") and network.is_ensemble:
+        raise UserError(
+            "ensemble_seeds cannot be exported: give --ensemble_seeds= and average the softmax of the program's scores "
+            "over several draws of its noise"
+        )
     path = Path(checkpoint_file).with_suffix(SUFFIXES[format]) if output is None else Path(output)
+    if path.resolve() == Path(checkpoint_file).resolve():
+        raise UserError(f"output '{path}' is the checkpoint itself: give another file")
     description = {
         "model": recommender.config["model"],
         "format": format,
@@ -200,7 +209,8 @@ def export(
     else:
         description |= {
             "inputs": {
-                "item_seq": "int64 [batch, length]: item numbers (places in 'items'), oldest first, 0 after the last",
+                "item_seq": "int64 [batch, length], length from 2 to max_length: item numbers (places in 'items'), the "
+                "oldest first, 0 after the last",
                 "noise": f"float32 [{len(_visits(network))}, batch, {network.hidden_size}] of N(0, 1)",
                 "uncertainty": f"float32 [{len(_visits(network))}, batch, length, {network.hidden_size}] of "
                 f"N({network.lambda_uncertainty}, {network.lambda_uncertainty}^2)",
@@ -218,6 +228,13 @@ def export(
 def _program(network: DiffusionRecommender, recommender: Recommender, format: str) -> tuple[bytes, float]:
     """The serialised program and how far its scores on other shapes than the traced ones are from ours."""
     longest = recommender.config["MAX_ITEM_LIST_LENGTH"]
+    if longest < 3:
+        raise UserError(
+            f"a program's length is open, and MAX_ITEM_LIST_LENGTH of {longest} leaves it nothing to choose"
+        )
+    if format == "onnx":
+        for library in ("onnx", "onnxscript", "onnxruntime"):
+            _library(library, library, format)
     generator = torch.Generator().manual_seed(0)
 
     def example(n: int, length: int) -> dict[str, Tensor]:
@@ -238,8 +255,6 @@ def _program(network: DiffusionRecommender, recommender: Recommender, format: st
         def run(inputs: dict[str, Tensor]) -> Tensor:
             return module(**inputs)
     else:
-        _library("onnx", "onnx", format)
-        _library("onnxscript", "onnxscript", format)
         runtime = _library("onnxruntime", "onnxruntime", format)
         names: dict[str, Any] = {"input_names": INPUTS, "output_names": [OUTPUT]}
         with _quiet():
@@ -253,15 +268,15 @@ def _program(network: DiffusionRecommender, recommender: Recommender, format: st
             (scores,) = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
             return torch.from_numpy(scores)
 
-    difference = 0.0
+    errors = []
     with torch.no_grad():
         for n, length in ((1, 2), (7, longest)):
             inputs = example(n, length)
             lengths = (inputs["item_seq"] != 0).sum(dim=1)
             sequence = {network.ITEM_SEQ: inputs["item_seq"], network.ITEM_SEQ_LEN: lengths}
-            expected = network.logits(network.reconstructions(sequence)[0])[:, 1:]
-            error = (run(inputs)[:, 1:] - expected).abs().max() / expected.abs().max()
-            difference = max(difference, float(error))
+            expected = network.full_sort_predict(sequence)[:, 1:]
+            errors.append((run(inputs)[:, 1:] - expected).abs().max() / expected.abs().max())
+    difference = float(torch.stack(errors).max())  # which, unlike Python's, is NaN if one of them is
     if not difference <= TOLERANCE:
         raise RuntimeError(f"the exported program's scores differ by {difference:.1e} of the largest; nothing written")
     return buffer.getvalue(), difference
@@ -276,8 +291,13 @@ def _index(recommender: Recommender, input: str | Path | None) -> tuple[bytes, f
     index.add(vectors)
     _, histories = next(training_histories(recommender.config) if input is None else read_histories(input))
     queries = recommender.vectors(histories[:RECALL_USERS])
+    queries = queries[queries.any(axis=1)]  # without the histories that have no known item
+    if not len(queries):
+        raise UserError("no history holds an item that the model knows: give others with --input")
     k = min(RECALL_AT, len(vectors))
-    exact = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :k]
+    flat = faiss.IndexFlatIP(vectors.shape[1])
+    flat.add(vectors)
+    _, exact = flat.search(queries, k)
     _, found = index.search(queries, k)
     recall = np.mean([len(set(a) & set(b)) / k for a, b in zip(exact, found)])
     return faiss.serialize_index(index).tobytes(), float(recall)

@@ -107,21 +107,27 @@ def train(
         with _explained(f"preparing data set '{dataset}'", log), distributed.one_after_the_first():
             data = prepare_data(config, datasets)
         train_data, valid_data, test_data = data.loaders
-        distributed.share_training(train_data)
-        for loader in (valid_data, test_data):
-            distributed.share_evaluation(loader)
         with _explained(f"building model '{model}'", log):
             network, trainer = build(config, train_data._dataset)
-        if distributed.rank() > 0:  # equal weights, other draws
-            init_seed(config["seed"] + distributed.rank(), config["reproducibility"])
+        if distributed.size() > 1:
+            if not (trainer.goes_through_once and hasattr(train_data, "batch_sampler")):
+                raise UserError(
+                    f"model '{model}' trains in a way of its own: train it in one process, without --nproc or torchrun"
+                )
+            distributed.share_training(train_data)
+            for loader in (valid_data, test_data):
+                distributed.share_evaluation(loader)
+            # Equal weights until here, other draws from here on.
+            init_seed((config["seed"] + 1 + distributed.rank()) % 2**32, config["reproducibility"])
         trainer.id_tokens, trainer.popularity = data.id_tokens, torch.from_numpy(data.popularity)
         trainer.on_validation = lambda epoch: logger.info(describe_epoch(epoch, config))
         if state is not None:
             done = f"{state['unfinished']['done']} batches of epoch {state['epoch'] + 1}"
             logger.info("resuming after %s from '%s'", done, os.path.relpath(state["state_file"]))
             trainer.resume(state)
-        # Some of RecBole's loaders are made of others and have no generator of their own, so no place to go on from.
-        trainer.keeps_state = hasattr(train_data, "generator")
+        # Some of RecBole's loaders are made of others and have no generator of their own, and some trainers go through
+        # the data several times an epoch: there is no single place to go on from.
+        trainer.keeps_state = hasattr(train_data, "generator") and trainer.goes_through_once
         listening = trainer.stop_request.listening() if trainer.keeps_state else contextlib.nullcontext()
         with _explained(f"training model '{model}'", log), listening:
             _, best_valid_result = trainer.fit(
@@ -207,6 +213,7 @@ def evaluate(
 
 def recommend(
     checkpoint_file: str | Path,
+    /,
     output: str | Path,
     input: str | Path | None = None,
     *,
@@ -240,6 +247,8 @@ def recommend(
     UserError
         A file cannot be read or written, or a parameter is wrong. Nothing is left half-written.
     """
+    if input is not None and Path(output).resolve() == Path(input).resolve():
+        raise UserError(f"output '{output}' is the input as well: give another file")
     recommender = Recommender.load(checkpoint_file, **parameters)
     allowed = None if candidates is None else _read_lines(candidates, "candidates")
     batches = training_histories(recommender.config) if input is None else read_histories(input)
@@ -504,6 +513,8 @@ def _explained(what: str, log: str) -> Iterator[None]:
             raise UserError(
                 f"{what} ran out of memory: use a machine with more, a smaller data set or a smaller model"
             ) from error
+        if isinstance(error, torch.distributed.DistError) or "Connection closed by peer" in str(error):
+            raise UserError(f"{what} stopped, because another of the processes did: see what it said") from error
         logging.getLogger().info("%s failed", what, exc_info=True)
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from recbole_diffurec import checkpoint
 from recbole_diffurec.config import PLACES, RunConfig
+from recbole_diffurec.data.batches import fitting_users
 from recbole_diffurec.diffusion import schedules
 from recbole_diffurec.diffusion.process import DiffusionProcess
 from recbole_diffurec.errors import UserError
@@ -52,7 +53,7 @@ class Recommender:
         self.popularity = popularity.to(torch.get_default_dtype())
 
     @classmethod
-    def load(cls, path: str | Path, **parameters: Any) -> Recommender:
+    def load(cls, path: str | Path, /, **parameters: Any) -> Recommender:
         """Open a checkpoint that a run wrote.
 
         Parameters
@@ -78,7 +79,7 @@ class Recommender:
         tokens = state["id_tokens"]
         try:
             counts = _ItemCounts(config, len(tokens["items"]), len(tokens["users"]))
-            network = config.model_class(config, counts).to(config["device"])
+            network = config.model_class(config, counts)
             network.load_state_dict(state["state_dict"])
         except (AttributeError, KeyError) as error:
             raise UserError(
@@ -90,7 +91,8 @@ class Recommender:
                 f"the weights of '{path}' do not fit the parameters given ({', '.join(parameters.keys() - PLACES)}): "
                 f"leave out those that change the network's shape"
             ) from None
-        return cls(network, config, tokens["items"], state["popularity"])
+        config["eval_batch_size"] = fitting_users(config["eval_batch_size"], len(tokens["items"]), config["device"])
+        return cls(network.to(config["device"]), config, tokens["items"], state["popularity"])
 
     def with_sampling_steps(self, steps: int) -> Recommender:
         """The same diffusion model, its weights shared, with another number of reverse steps.
@@ -159,7 +161,8 @@ class Recommender:
             raise UserError(f"model '{self.config['model']}' draws no samples: leave out --samples, or use DiffuRec")
         users = range(len(sequences)) if users is None else users
         allowed = self._allowed(candidates)
-        frames = [pd.DataFrame({name: [] for name in COLUMNS})] if not len(sequences) else []
+        columns = COLUMNS if samples is None else (*COLUMNS, "frequency", "spread")
+        frames = [] if len(sequences) else [pd.DataFrame({name: [] for name in columns})]
         size = self.config["eval_batch_size"]
         for start in range(0, len(sequences), size):
             part = slice(start, start + size)
@@ -232,6 +235,8 @@ class Recommender:
         if samples is None or batch is None:
             scores = masked(None if batch is None else self.network.full_sort_predict(batch))
             values, lists = (part.numpy() for part in scores.topk(k))
+            if samples is not None:  # all of them would give the popular items
+                extra = {"frequency": np.ones(lists.shape), "spread": np.zeros(lists.shape)}
         else:
             x_0 = torch.stack(self.network.reconstructions(batch, range(samples)))
             own = np.stack([masked(self.network.logits(x)).topk(k).indices.numpy() for x in x_0])
@@ -241,7 +246,10 @@ class Recommender:
             spread = np.zeros(len(histories))
             centre = x_0.mean(dim=0)
             spread[known] = ((x_0 - centre).norm(dim=-1).mean(dim=0) / centre.norm(dim=-1)).cpu()
-            extra["frequency"] = (own[:, :, None, :] == lists[None, :, :, None]).any(axis=-1).mean(axis=0)
+            counts = np.zeros(scores.shape, dtype=np.int32)
+            for of_sample in own:
+                counts[np.arange(len(counts))[:, None], of_sample] += 1
+            extra["frequency"] = np.take_along_axis(counts, lists, axis=1) / len(own)
             extra["spread"] = np.broadcast_to(spread[:, None], lists.shape)
         row, rank = np.nonzero(np.isfinite(values))
         popular = np.ones(len(histories), dtype=bool)
@@ -281,17 +289,22 @@ def _spread_over(own: np.ndarray, scores: np.ndarray, diversity: float) -> np.nd
     scores : [B, I].
     """
     n_samples, n_rows, k = own.shape
-    lists = np.empty((n_rows, k), dtype=own.dtype)
+    lists = np.zeros((n_rows, k), dtype=own.dtype)  # padding, whose score of minus infinity ends a list
     for row in range(n_rows):
-        candidates = np.unique(own[:, row])
-        candidates = candidates[np.argsort(-scores[row, candidates], kind="stable")]  # ties go to the higher score
+        candidates, place_of = np.unique(own[:, row], return_inverse=True)
+        has = np.zeros((n_samples, len(candidates)), dtype=bool)
+        np.put_along_axis(has, place_of.reshape(n_samples, k), True, axis=1)
+        order = np.argsort(-scores[row, candidates], kind="stable")  # ties go to the higher score
+        order = order[np.isfinite(scores[row, candidates[order]])]
+        candidates, has = candidates[order], has[:, order]
+        if not len(candidates):
+            continue
         quality = scores[row, candidates]
-        low, high = quality[np.isfinite(quality)].min(initial=0.0), quality.max()
+        low, high = quality.min(), quality.max()
         quality = (1 - diversity) * (quality - low) / (high - low if high > low else 1.0)
-        has = (own[:, row, :, None] == candidates).any(axis=1)  # [S, candidates]
         weight = np.full(n_samples, 1 / n_samples)
         free = np.ones(len(candidates), dtype=bool)
-        for place in range(k):
+        for place in range(min(k, len(candidates))):
             best = int(np.where(free, quality + diversity * (weight @ has), -np.inf).argmax())
             lists[row, place] = candidates[best]
             free[best] = False

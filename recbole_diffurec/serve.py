@@ -20,9 +20,10 @@ from typing import Annotated, Any, AsyncIterator, Union
 import numpy as np
 import uvicorn
 from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recbole_diffurec.errors import UserError
@@ -32,14 +33,19 @@ from recbole_diffurec.version import __version__
 
 MAX_BODY = 1_000_000  # bytes
 MAX_HISTORIES, MAX_HISTORY, MAX_K, MAX_SAMPLES = 256, 1000, 1000, 100
-MAX_WAITING = 10_000  # histories
+MAX_ID = 200  # characters of an item's id
+MAX_LISTS = 2560  # histories times samples of a request
+MAX_WAITING, MAX_CONNECTIONS = 10_000, 1000  # histories; requests
 PAGE = Path(__file__).parent / "static" / "index.html"
+
+
+ItemId = Annotated[str, Field(max_length=MAX_ID)]
 
 
 class RecommendRequest(BaseModel):
     """Histories of item ids, the oldest item first, and what is wanted for each."""
 
-    histories: list[Annotated[list[Union[str, int]], Field(max_length=MAX_HISTORY)]] = Field(
+    histories: list[Annotated[list[Union[ItemId, int]], Field(max_length=MAX_HISTORY, fail_fast=True)]] = Field(
         min_length=1, max_length=MAX_HISTORIES, examples=[[["50", "172", "1"]]]
     )
     k: int = Field(10, ge=1, le=MAX_K, description="length of the lists")
@@ -47,6 +53,12 @@ class RecommendRequest(BaseModel):
     sampling_steps: Union[int, None] = Field(None, ge=1, description="reverse steps; the service's own by default")
     samples: Union[int, None] = Field(None, ge=1, le=MAX_SAMPLES, description="reconstructions drawn for each history")
     diversity: float = Field(0.0, ge=0, le=1, description="spread the lists over the samples' own lists")
+
+    @model_validator(mode="after")
+    def _of_bounded_work(self) -> RecommendRequest:
+        if len(self.histories) * (self.samples or 1) > MAX_LISTS:
+            raise ValueError(f"histories times samples must not exceed {MAX_LISTS}")
+        return self
 
 
 class RankedItem(BaseModel):
@@ -105,7 +117,7 @@ class Batcher:
     Parameters
     ----------
     recommender : the model.
-    max_batch : histories scored at once.
+    max_batch : histories, times their samples, that are scored at once.
     metrics : told the size of each batch.
     """
 
@@ -150,9 +162,9 @@ class Batcher:
                     if not request.answer.done():
                         request.answer.set_exception(error)
                 continue
-            for request in requests:
+            for request in requests:  # one whose client has gone is done already
                 mine, lists = lists[: len(request.histories)], lists[len(request.histories) :]
-                if not request.answer.done():  # its client may have gone
+                if not request.answer.done():
                     request.answer.set_result(mine)
 
     def close(self) -> None:
@@ -162,7 +174,8 @@ class Batcher:
         """The oldest group's first requests, as many as fit; a request alone may be larger than a batch."""
         wanted = next(iter(self._waiting))
         queue, size, taken = self._waiting.pop(wanted), 0, 0
-        while taken < len(queue) and (not taken or size + len(queue[taken].histories) <= self._max_batch):
+        room = self._max_batch // (wanted.samples or 1)
+        while taken < len(queue) and (not taken or size + len(queue[taken].histories) <= room):
             size += len(queue[taken].histories)
             taken += 1
         if queue[taken:]:
@@ -208,7 +221,6 @@ class _Guard:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         path = scope["path"] if scope["path"] in self._paths else "other"
-        received = 0
 
         async def counted_send(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -219,20 +231,26 @@ class _Guard:
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > MAX_BODY:
             return await too_large(scope, receive, counted_send)
-        body: list[Message] = []
-        while True:  # bodies are small, so they are read before anything else is done
+        body = bytearray()
+        more = True
+        while more:  # bodies are small, so they are read before anything else is done
             message = await receive()
-            body.append(message)
-            received += len(message.get("body", b""))
-            if received > MAX_BODY:
+            if message["type"] != "http.request":  # the client has gone
+                return None
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > MAX_BODY:
                 return await too_large(scope, receive, counted_send)
-            if message["type"] != "http.request" or not message.get("more_body"):
-                break
+        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
         async def replay() -> Message:
-            return body.pop(0) if body else await receive()
+            return whole.pop() if whole else await receive()
 
-        await self._app(scope, replay, counted_send)
+        try:
+            await self._app(scope, replay, counted_send)
+        except Exception:
+            self._metrics.responses.labels(path, 500).inc()  # which a layer outside of this one sends
+            raise
 
 
 def create_app(recommender: Recommender, max_batch: int = 256) -> FastAPI:
@@ -263,6 +281,11 @@ def create_app(recommender: Recommender, max_batch: int = 256) -> FastAPI:
     async def refuse(_: Request, error: UserError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 400)
 
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        # Without the input, which may be large, or hold what JSON cannot.
+        return JSONResponse({"detail": [{"loc": e["loc"], "msg": e["msg"]} for e in error.errors()[:10]]}, 422)
+
     @app.exception_handler(Busy)
     async def busy(_: Request, error: Busy) -> JSONResponse:
         return JSONResponse({"detail": "too many requests wait: try again"}, 503, headers={"Retry-After": "1"})
@@ -278,7 +301,7 @@ def create_app(recommender: Recommender, max_batch: int = 256) -> FastAPI:
         return RecommendResponse.model_construct(lists=lists)
 
     @app.get("/items")
-    async def items(
+    def items(
         query: Annotated[str, Query(max_length=200)] = "", limit: Annotated[int, Query(ge=1, le=100)] = 20
     ) -> list[str]:
         """Items whose id contains ``query``, the most popular first."""
@@ -313,7 +336,7 @@ def create_app(recommender: Recommender, max_batch: int = 256) -> FastAPI:
 
 
 def serve(
-    checkpoint_file: str | Path, host: str = "127.0.0.1", port: int = 8000, max_batch: int = 256, **parameters: Any
+    checkpoint_file: str | Path, /, host: str = "127.0.0.1", port: int = 8000, max_batch: int = 256, **parameters: Any
 ) -> None:
     """Serve a checkpoint until SIGINT or SIGTERM.
 
@@ -337,13 +360,16 @@ def serve(
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family)
-    except OSError as error:
-        # Python adds the address to some of these texts, which the sentence has already.
-        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+    except (OSError, UnicodeError) as error:
+        # Python adds the address to some of these texts, which the sentence has already. Names that lead nowhere have
+        # negative numbers, or none.
+        number = getattr(error, "errno", None) or -1
+        reason = os.strerror(number) if number > 0 else "no such address"
         raise UserError(f"cannot listen on '{host}' port {port} ({reason}): give another --host or --port") from None
     with listener:
         address = f"[{host}]" if ":" in host else host
         print(f"serving     http://{address}:{listener.getsockname()[1]}/ (API: /docs, Ctrl-C stops)", flush=True)
-        server = uvicorn.Server(uvicorn.Config(create_app(recommender, max_batch), log_level="warning"))
+        app = create_app(recommender, max_batch)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", limit_concurrency=MAX_CONNECTIONS))
         with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn once it has stopped
             server.run(sockets=[listener])

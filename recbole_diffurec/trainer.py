@@ -13,13 +13,13 @@ from typing import Any, Callable, Iterator
 
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
-from recbole.trainer import Trainer
+from recbole.trainer import NCLTrainer, Trainer
 from torch.optim.lr_scheduler import StepLR
 from tqdm import tqdm
 
 from recbole_diffurec import checkpoint, distributed
 from recbole_diffurec.data.dataset import SequenceDataset
-from recbole_diffurec.errors import UserError
+from recbole_diffurec.errors import ProcessError, UserError
 from recbole_diffurec.resume import EXTENSION, Interrupted, StopRequest, random_states, set_random_states
 
 logger = logging.getLogger("recbole_diffurec")
@@ -48,19 +48,22 @@ class _Epoch:
         self._generator = getattr(loader, "generator", None)
         self._loader_state = start["loader"] if start else self._generator and self._generator.get_state()
         self.losses: list[Any] = start["losses"] if start else []
-        self.done: int = start["done"] if start else 0
+        self.done = 0
         self._seconds_before = start["seconds"] if start else 0.0
         self._started = time.perf_counter()
         self.bar: tqdm | None = None
 
     def __iter__(self) -> Iterator[Any]:
-        if self._start and self._generator:
+        # Some trainers go through the data several times an epoch; only the first time may begin in the middle.
+        start, self._start = self._start, None
+        self.done = start["done"] if start else 0
+        if start and self._generator:
             self._generator.set_state(self._loader_state)
         batches = iter(self._loader)
         for _ in range(self.done):  # the loader has to go through them to come to the same next one
             next(batches)
-        if self._start:
-            set_random_states(self._start["random"][distributed.rank()])
+        if start:
+            set_random_states(start["random"][distributed.rank()])
         options: dict[str, Any] = {"desc": self._description, "disable": not self._show, "leave": False}
         with tqdm(total=len(self._loader), initial=self.done, unit="batch", **options) as self.bar:
             while True:
@@ -146,6 +149,12 @@ class PluginTrainer(Trainer):
         self.eval_collector.get_data_struct = lambda: distributed.put_together(self._take_collected())
 
     @property
+    def goes_through_once(self) -> bool:
+        """Whether an epoch goes once through the training data, with the model's own loss."""
+        host = super()._train_epoch.__func__
+        return host in (Trainer._train_epoch, NCLTrainer._train_epoch)
+
+    @property
     def train_seconds(self) -> float:
         return sum(epoch["train_seconds"] for epoch in self.history)
 
@@ -162,10 +171,6 @@ class PluginTrainer(Trainer):
         start, self._unfinished = self._unfinished, None
         description = f"train {epoch_idx + 1}/{self.epochs}"
         epoch = _Epoch(train_data, description, show_progress, functools.partial(self._between, epoch_idx), start)
-        if loss_func and distributed.size() > 1:
-            raise UserError(
-                f"model '{self.config['model']}' has several losses: train it in one process, without --nproc"
-            )
         if loss_func or self._synchronised_loss is None:
             self._synchronised_loss = distributed.SynchronisedLoss(self.model, loss_func, self.device)
         synchronised_loss = self._synchronised_loss
@@ -187,7 +192,7 @@ class PluginTrainer(Trainer):
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            raise UserError(
+            raise ProcessError(
                 f"training ran out of memory at batch {epoch.done + 1} of epoch {epoch_idx + 1}: lower "
                 f"train_batch_size (now {self.config['train_batch_size']}) or MAX_ITEM_LIST_LENGTH (now "
                 f"{self.config['MAX_ITEM_LIST_LENGTH']}), or with our models give --gradient_checkpointing=True, and "
@@ -213,8 +218,7 @@ class PluginTrainer(Trainer):
         minutes = self.config["checkpoint_minutes"]
         due = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
         # All processes must come to the same decision.
-        wishes = distributed.numbers_of_all([due, self.stop_request.signal or 0], self.device)
-        due, asked = (int(wish) for wish in wishes.amax(dim=0))
+        due, asked = distributed.largest_of_all([due, self.stop_request.signal or 0], self.device)
         if due or asked or epoch.done == len(epoch):
             self._save_state(epoch, epoch_idx)
             self._saved_at = time.monotonic()
@@ -267,7 +271,7 @@ class PluginTrainer(Trainer):
                 if not out_of_memory(error) or self.on_scores is not None:
                     raise
             if batches.batch_size == 1:
-                raise UserError(
+                raise ProcessError(
                     "evaluation ran out of memory with a single user at a time: use a machine or GPU with more"
                 )
             batches.batch_size = max(1, batches.batch_size // 2)
@@ -374,8 +378,13 @@ class PluginTrainer(Trainer):
     def load_best(self, path: str | None = None) -> None:
         """Put the weights of the best epoch, or of the checkpoint ``path``, into the model."""
         path = path or self.saved_model_file
+
         # Process 0 wrote the file; the others need not see its disk.
-        self.load_weights(distributed.from_first(lambda: checkpoint.load(path)))
+        def weights() -> dict[str, Any]:
+            state = checkpoint.load(path, self.device)
+            return {key: state[key] for key in ("state_dict", "other_parameter")}
+
+        self.load_weights(distributed.from_first(weights))
 
     def load_weights(self, state: dict[str, Any]) -> None:
         """Put the weights of an opened checkpoint into the model."""

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -49,7 +50,8 @@ def test_two_processes_train_what_one_trains(model, workdir):
     # 4,079 rows in batches of 501: the batches of the processes differ in size, and so do their shares of the users.
     said = finished(*command(model, "--nproc=2", "--result_file=two.json"))
     one, two = (json.loads(Path(name).read_text()) for name in ("one.json", "two.json"))
-    for epoch, other in zip(one["history"], two["history"], strict=True):
+    assert len(one["history"]) == len(two["history"])
+    for epoch, other in zip(one["history"], two["history"]):
         assert other["train_loss"] == pytest.approx(epoch["train_loss"], rel=1e-5)
         assert other["valid_result"] == pytest.approx(epoch["valid_result"], abs=1e-4)
     assert two["test_result"] == pytest.approx(one["test_result"], abs=1e-4)
@@ -76,9 +78,14 @@ def test_without_keyed_noise_the_processes_draw_differently(workdir):
     program.write_text(
         "import pathlib, torch\n"
         "from recbole_diffurec import distributed, run\n"
+        "from recbole_diffurec.trainer import PluginTrainer\n"
+        "fit = PluginTrainer.fit\n"
+        "def drawing(self, *args, **kwargs):\n"
+        "    pathlib.Path(f'draw{distributed.rank()}').write_text(str(float(torch.randn(()))))\n"
+        "    return fit(self, *args, **kwargs)\n"
+        "PluginTrainer.fit = drawing\n"
         "run('DiffuRecSys', epochs=1, hidden_size=16, n_layers=1, n_heads=2, user_inter_num_interval='[5,30]',\n"
         "    gpu_id='', show_progress=False, sampling_steps=1)\n"
-        "pathlib.Path(f'draw{distributed.rank()}').write_text(str(float(torch.randn(()))))\n"
     )
     finished(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(program))
     assert Path("draw0").read_text() != Path("draw1").read_text()
@@ -110,6 +117,7 @@ def test_interrupted_and_resumed(workdir):
         (["--nproc=2", "--world_size=3"], "2 processes from number 0 of 3 do not fit together"),
         (["--nproc=2", "--learning_rat=1"], "unknown parameter 'learning_rat'"),
         (["--nproc=2", "--dataset=nothing"], "nothing"),
+        (["--nproc=2", "--model=RecVAE"], "model 'RecVAE' trains in a way of its own"),
     ],
 )
 def test_mistakes_are_told_once(arguments, message, workdir):
@@ -117,6 +125,14 @@ def test_mistakes_are_told_once(arguments, message, workdir):
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 2 and message in errors
     assert errors.count("recbole-diffurec: ") == 1 and "Traceback" not in errors
+
+
+def test_a_taken_port(workdir, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["--nproc=2", "--world_size=4", "--ip=127.0.0.1", f"--port={port}"]) == 2
+    error = capsys.readouterr().err
+    assert f"cannot be connected over '127.0.0.1' port {port}" in error and error.count("\n") == 1
 
 
 def test_other_commands_refuse_several_processes(monkeypatch, capsys):

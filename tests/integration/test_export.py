@@ -94,6 +94,8 @@ def test_index_finds_what_full_scoring_finds(trained, workdir, capsys):
         (["--format=gguf"], "format must be one of onnx, torch, safetensors, faiss, got 'gguf'"),
         (["--format=torch", "--input=x.csv"], "--input serves to measure an index"),
         (["--format=torch", "--sampling_steps=99"], "sampling_steps"),
+        (["--format=torch", "--ensemble_seeds=[1,2]"], "ensemble_seeds cannot be exported"),
+        (["--format=torch", "--checkpoint_file=x"], "unknown parameter 'checkpoint_file'"),
         (["--format=safetensors", "--output=no/such/folder/x"], "cannot be written"),
     ],
 )
@@ -104,6 +106,13 @@ def test_mistakes(trained, arguments, message, workdir, capsys):
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not list(Path().iterdir())
+
+
+def test_a_checkpoint_is_not_overwritten(trained, capsys):
+    path = trained["DiffuRecSys"]
+    before = path.read_bytes()
+    assert cli.main(["export", str(path), "--format=torch", f"--output={path}"]) == 2
+    assert "is the checkpoint itself" in capsys.readouterr().err and path.read_bytes() == before
 
 
 def test_models_of_recbole_have_no_program(trained):

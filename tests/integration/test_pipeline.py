@@ -68,11 +68,11 @@ def test_the_same_seed_gives_the_same_figures_and_another_seed_others(workdir):
     assert run(seed=7, **SMALL, **FEW)["test_result"] != first
 
 
-@pytest.mark.parametrize("model", ["BPR", "DiffRec", "LDiffRec", "BERT4Rec", "GRU4Rec", "FEARec"])
+@pytest.mark.parametrize("model", ["BPR", "DiffRec", "LDiffRec", "BERT4Rec", "GRU4Rec", "FEARec", "RecVAE"])
 def test_recboles_models_run_beside_ours(model, workdir):
     """On the same data; a mask takes items away, so a masked ranking is no worse."""
     parameters = {"epochs": 1, "MAX_ITEM_LIST_LENGTH": 5, "gpu_id": "", "show_progress": False}
-    if model not in ("BPR", "DiffRec", "LDiffRec"):
+    if model not in ("BPR", "DiffRec", "LDiffRec", "RecVAE"):
         parameters.update(hidden_size=16, **({} if model == "GRU4Rec" else {"n_layers": 2, "inner_size": 16}))
     result = run(model, **parameters)
     assert (result["n_users"], result["n_items"], result["n_interactions"]) == (943, 1349, 99287)

@@ -91,11 +91,34 @@ def test_diversity_covers_more_samples():
     scores = np.array([[-np.inf, 10.0, 9.0, 8.0, 0.0, 0.0, 0.0, 5.0, 4.0, 3.0]])
     assert _spread_over(own, scores, 0.0).tolist() == [[1, 2, 3]]
     assert _spread_over(own, scores, 1.0).tolist() == [[1, 2, 3]]  # the first mode still has most samples
+    few = np.array(
+        [[-np.inf, 10.0, *[-np.inf] * 5, 5.0, -np.inf, -np.inf]]
+    )  # two items are allowed, padding ends a list
+    assert _spread_over(own, few, 0.5).tolist() == _spread_over(own, few, 1.0).tolist() == [[1, 7, 0]]
     agreeing = np.array([[[3, 1, 2]]] * 4)
     assert _spread_over(agreeing, scores, 1.0).tolist() == [[1, 2, 3]]  # nothing to spread: the order of the scores
     balanced = np.array([[[1, 2, 3]]] * 3 + [[[7, 8, 9]]] * 3)
     assert _spread_over(balanced, scores, 0.0).tolist() == [[1, 2, 3]]
     assert _spread_over(balanced, scores, 0.9).tolist()[0][:2] == [1, 7]
+
+
+@pytest.mark.parametrize("diversity", [0.0, 0.5, 1.0])
+def test_samples_of_few_candidates_and_unknown_histories(trained, diversity):
+    _, recommender = trained
+    options = {"k": 10, "samples": 3, "diversity": diversity, "exclude_seen": True}
+    table = recommender.recommend([["50", "172"], []], candidates=["50", "100", "181"], **options)
+    known, unknown = table[table["user_id"] == 0], table[table["user_id"] == 1]
+    assert sorted(known["item_id"]) == ["100", "181"] and known["rank"].tolist() == [1, 2]
+    assert sorted(unknown["item_id"]) == ["100", "181", "50"] and unknown["popular"].all()
+    alone = recommender.recommend([[]], candidates=["50", "100", "181"], **options)
+    assert list(alone.columns) == list(table.columns) == list(recommender.recommend([], **options).columns)
+    assert (alone["frequency"] == 1).all() and (alone["spread"] == 0).all()
+
+
+def test_the_input_is_not_overwritten(trained, workdir, capsys):
+    Path("x.csv").write_text("user_id,items\nu,50\n")
+    assert cli.main(["recommend", str(trained[0]), "--input=x.csv", "--output=./x.csv"]) == 2
+    assert "is the input as well" in capsys.readouterr().err and Path("x.csv").read_text().endswith("u,50\n")
 
 
 def test_many_threads_get_what_one_gets(trained):

@@ -476,11 +476,18 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 
+MERGES = "a: &a {x: 1}\n" + "".join(
+    f"{name}: &{name} {{<<: [{', '.join(['*' + before] * 10)}]}}\n" for before, name in zip("abcdefgh", "bcdefghi")
+)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (LAUGHS, "its aliases stand for more than 100,000 values"),
         (LAUGHS.replace("i: ", "topk: "), "its aliases stand for more than 100,000 values"),
+        (LAUGHS.replace("[", "!!omap [{k: ").replace(", ", "}, {k: ").replace("]", "}]"), "its aliases stand for"),
+        (MERGES, "its aliases stand for more than 100,000 values"),
         ("topk: &a [1, *a]\n", "nested too deeply, or contains itself"),
         ("topk: " + "[" * 50_000, "nested too deeply"),
         ("data_path: " + "x" * 10_000_000, "longer than 1,000,000 characters"),
