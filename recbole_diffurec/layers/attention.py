@@ -6,8 +6,8 @@ the last position alone).
 
 from __future__ import annotations
 
-import contextlib
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +65,43 @@ class MultiHeadAttention(nn.Module):
         slabs = zip(queries, keys_values, batch.slabs)
         return self.output(torch.cat([self._attend(q, k, v, slab, query.dtype) for (q,), (k, v), slab in slabs]))
 
+    def from_last(self, query: Tensor, x: Tensor, batch: RaggedBatch) -> Tensor:
+        """Attend from one query a history, [B, d] in sorted order, to its tokens ``x`` [N, d]; [B, d].
+
+        Equal to ``forward`` with the keys and values of ``x``, at a fraction of the work: with a single query it is
+        cheaper to bring the query to the tokens' space, q . (K x + b) = (K^T q) . x + q . b, and to project the
+        weighted mean of the tokens, than to project every token twice.
+        """
+        head_size = x.shape[-1] // self.n_heads
+        by_head = (self.n_heads, head_size)
+        q = self.query(query).unflatten(-1, by_head).transpose(0, 1) * head_size**-0.5  # [h, B, d/h]
+        bias = (q * self.key.bias.view(self.n_heads, 1, head_size)).sum(dim=-1).T.unsqueeze(-1)  # [B, h, 1]
+        q = (q @ self.key.weight.unflatten(0, by_head)).transpose(0, 1)  # [B, h, d]
+        if x.device.type == "cpu":
+            x = x.float() if x.dtype == torch.bfloat16 else x  # as in ``_project``
+            q, bias = q.to(x.dtype), bias.to(x.dtype)
+        contexts, masses = [], []
+        with self._full_precision(x):
+            tokens = x.split([slab.n * slab.length for slab in batch.slabs])
+            for slab, part in zip(batch.slabs, tokens):
+                part = part.view(slab.n, slab.length, -1)
+                scores = torch.baddbmm(bias[slab.rows], q[slab.rows], part.transpose(1, 2))
+                if slab.key_bias is not None:
+                    scores = scores + slab.key_bias.squeeze(1)
+                weights = self.dropout(_softmax(scores))
+                contexts.append(weights @ part)
+                masses.append(weights.sum(dim=-1, keepdim=True))
+        context, mass = torch.cat(contexts).to(query.dtype), torch.cat(masses).to(query.dtype)
+        values = context.transpose(0, 1) @ self.value.weight.unflatten(0, by_head).transpose(1, 2)  # [h, B, d/h]
+        values = values.transpose(0, 1) + mass * self.value.bias.view(self.n_heads, head_size)
+        return self.output(values.flatten(1))
+
+    @staticmethod
+    def _full_precision(x: Tensor) -> AbstractContextManager:
+        """On a CPU, without autocast; only where there is one to leave, since torch.export is slow with contexts."""
+        leave = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        return torch.autocast("cpu", enabled=False) if leave else nullcontext()
+
     def _project(self, layers: list[nn.Linear], x: Tensor, batch: RaggedBatch) -> list[Tensor]:
         """Several linear layers as one product, cut into slabs and heads: [layers, n, h, l, d/h] for each slab."""
         head_size = x.shape[-1] // self.n_heads
@@ -96,9 +133,7 @@ class MultiHeadAttention(nn.Module):
             context = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=1.0)
         else:
             # The textbook form is faster than PyTorch's fused one for histories of a few dozen items.
-            # Only where there is one to leave: torch.export spends most of its time on such contexts.
-            autocast = torch.is_autocast_enabled("cpu")
-            with torch.autocast("cpu", enabled=False) if autocast else contextlib.nullcontext():
+            with self._full_precision(q):
                 scores = q @ k.transpose(-1, -2)
                 if slab.key_bias is not None:
                     scores.add_(slab.key_bias)

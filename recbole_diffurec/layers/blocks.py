@@ -95,8 +95,7 @@ class Block(nn.Module):
             x = x + self.dropout(self.cross_attention(injected, keys_values, batch))
         normed = self.attention_norm(x)
         if last_only:
-            keys_values = self.attention.keys_values(normed, batch)
-            x = x[batch.last] + self.dropout(self.attention(normed[batch.last], keys_values, batch))
+            x = x[batch.last] + self.dropout(self.attention.from_last(normed[batch.last], normed, batch))
         else:
             x = x + self.dropout(self.attention.self_attention(normed, batch))
         x = x + self.dropout(self.ffn(self.ffn_norm(x)))

@@ -340,6 +340,22 @@ def test_bf16_changes_scores_little_and_keeps_them_distinct():
 
 
 @pytest.mark.parametrize("name", ["DiffuRec", "DiffuRecSys"])
+def test_training_in_bf16_has_nearly_the_same_loss_and_gradients(name):
+    batch, found = make_batch([3, 6, 12, 1, 1, 9]), []
+    for amp in (False, True):
+        model = make_model(name, hidden_size=32, keyed_noise=True).float()
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp):
+            loss = model.calculate_loss(batch)
+        loss.backward()
+        found.append((loss.item(), model.item_embedding.weight.grad))
+    assert found[1][0] == pytest.approx(found[0][0], rel=0.02) and found[1][0] != found[0][0]
+    assert torch.cosine_similarity(found[0][1].flatten(), found[1][1].flatten(), dim=0) > 0.99
+
+
+@pytest.mark.parametrize("name", ["DiffuRec", "DiffuRecSys"])
 def test_gradient_checkpointing_changes_nothing(name):
     """Loss and gradients are the same numbers, dropout included, which the second computation draws again."""
     found = []
