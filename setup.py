@@ -32,7 +32,7 @@ setup(
     package_dir={"recbole_diffurec.properties": "properties"},
     package_data={
         "recbole_diffurec": ["py.typed", "static/*.html"],
-        **{"recbole_diffurec.properties": ["*.yaml", "*/*.yaml"]},
+        **{"recbole_diffurec.properties": ["*.yaml", "*/*.yaml", "*/*/*.yaml"]},
     },
     install_requires=[
         "recbole>=1.2.0",

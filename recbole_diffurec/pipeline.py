@@ -22,7 +22,7 @@ import torch
 from recbole.data.utils import data_preparation
 from recbole.utils import ModelType, get_trainer, init_seed
 
-from recbole_diffurec import checkpoint, distributed, files
+from recbole_diffurec import allocator, checkpoint, distributed, files
 from recbole_diffurec.config import PLACES, RunConfig
 from recbole_diffurec.data import dataset_class
 from recbole_diffurec.data.batches import fitting_users, group_by_length
@@ -389,6 +389,7 @@ def prepare_data(config: RunConfig, datasets: DatasetCache | None = None) -> Pre
 
 def build(config: RunConfig, train_dataset: Any) -> tuple[Any, Any]:
     """The model on its device, and its trainer."""
+    allocator.keep_freed_memory()
     init_seed(config["seed"], config["reproducibility"])
     network = config.model_class(config, train_dataset).to(config["device"])
     trainer = trainer_class(get_trainer(config["MODEL_TYPE"], config["model"]))(config, network)

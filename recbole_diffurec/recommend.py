@@ -16,7 +16,7 @@ from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 from torch import Tensor
 
-from recbole_diffurec import checkpoint
+from recbole_diffurec import allocator, checkpoint
 from recbole_diffurec.config import PLACES, RunConfig
 from recbole_diffurec.data.batches import fitting_users
 from recbole_diffurec.diffusion import schedules
@@ -67,6 +67,7 @@ class Recommender:
         UserError
             The file is no such checkpoint, a parameter is wrong, or the model is not a sequential one.
         """
+        allocator.keep_freed_memory()
         state = checkpoint.load(path)
         missing = {"model", "dataset", "config", "id_tokens", "popularity", "state_dict"} - state.keys()
         if missing:
