@@ -367,6 +367,9 @@ def serve(
         reason = os.strerror(number) if number > 0 else "no such address"
         raise UserError(f"cannot listen on '{host}' port {port} ({reason}): give another --host or --port") from None
     with listener:
+        # asyncio does so for listeners of its own; without it, an answer's second part waits 40 ms for the first one's
+        # acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         address = f"[{host}]" if ":" in host else host
         print(f"serving     http://{address}:{listener.getsockname()[1]}/ (API: /docs, Ctrl-C stops)", flush=True)
         app = create_app(recommender, max_batch)
