@@ -10,18 +10,19 @@ import ctypes
 import os
 import sys
 
-# Parameters of mallopt(3) and their values, the first that the version of glibc takes: free memory at the heap's end
-# that is kept; by how much the heap grows; the size from which tensors are mapped one by one and returned at once.
-SETTINGS = {-1: [2**31 - 1], -2: [2**26], -3: [2**30, 2**25]}
+# Parameters of mallopt(3) and their values: free memory at the heap's end that is kept; by how much the heap grows; the
+# size from which tensors are mapped one by one and returned at once. A larger one would be faster still where batches are
+# padded, and leave holes in the heap where the item table is large: a million items took two gigabytes more.
+SETTINGS = {-1: 2**30, -2: 2**26, -3: 2**25}
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep up to 2 GiB of freed memory, unless the user has set the allocator; nothing off glibc."""
+    """Let this process keep up to 1 GiB of freed memory, unless the user has set the allocator; nothing off glibc."""
     if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # another C library
         return
-    for parameter, values in SETTINGS.items():
-        any(mallopt(parameter, value) for value in values)
+    for parameter, value in SETTINGS.items():
+        mallopt(parameter, value)
