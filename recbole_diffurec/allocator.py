@@ -11,8 +11,8 @@ import os
 import sys
 
 # Parameters of mallopt(3) and their values: free memory at the heap's end that is kept; by how much the heap grows; the
-# size from which tensors are mapped one by one and returned at once. A larger one would be faster still where batches are
-# padded, and leave holes in the heap where the item table is large: a million items took two gigabytes more.
+# size from which tensors are mapped one by one and returned at once. A larger one would be faster still where batches
+# are padded, but leave holes in the heap where the item table is large: a million items took two gigabytes more.
 SETTINGS = {-1: 2**30, -2: 2**26, -3: 2**25}
 
 
