@@ -13,11 +13,11 @@ import sys
 # Parameters of mallopt(3) and their values: free memory at the heap's end that is kept; by how much the heap grows; the
 # size from which tensors are mapped one by one and returned at once. A larger one would be faster still where batches
 # are padded, but leave holes in the heap where the item table is large: a million items took two gigabytes more.
-SETTINGS = {-1: 2**30, -2: 2**26, -3: 2**25}
+SETTINGS = {-1: 2**29, -2: 2**26, -3: 2**25}
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep up to 1 GiB of freed memory, unless the user has set the allocator; nothing off glibc."""
+    """Let this process keep up to 512 MiB of freed memory, unless the user has set the allocator; nothing off glibc."""
     if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
     try:

@@ -270,6 +270,7 @@ def launch(arguments: list[str], nproc: int, world_size: int | None, group_offse
         rdzv_configs={} if world_size == nproc else {"rank": group_offset // nproc, "timeout": 900},
         max_restarts=0,
     )
+    before = dict(os.environ)
     # The processes share the cores, and find this package as this process did.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -296,4 +297,7 @@ def launch(arguments: list[str], nproc: int, world_size: int | None, group_offse
         raise UserError(
             f"the processes cannot be connected over '{ip}' port {port} ({reason}): check --ip and --port"
         ) from None
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
     return 0

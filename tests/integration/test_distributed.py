@@ -128,11 +128,13 @@ def test_mistakes_are_told_once(arguments, message, workdir):
 
 
 def test_a_taken_port(workdir, capsys):
+    before = dict(os.environ)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert cli.main(["--nproc=2", "--world_size=4", "--ip=127.0.0.1", f"--port={port}"]) == 2
     error = capsys.readouterr().err
     assert f"cannot be connected over '127.0.0.1' port {port}" in error and error.count("\n") == 1
+    assert dict(os.environ) == before, "what comes after has its own threads"
 
 
 def test_other_commands_refuse_several_processes(monkeypatch, capsys):

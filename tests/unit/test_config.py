@@ -214,7 +214,7 @@ def test_known_models_start_with_ours() -> None:
 @pytest.mark.parametrize("name", ["nope", "../overall", "diffurec_paper.yml", "DIFFUREC_PAPER", "."])
 def test_unknown_experiment_lists_the_known(name: str) -> None:
     message = refusal(experiment=name)
-    assert message.startswith(f"unknown experiment '{name}': choose one of diffurec_paper, diffurecsys_paper")
+    assert message.startswith(f"unknown experiment '{name}': choose one of best/amazon-beauty, diffurec_paper, ")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../ml-100k", "a/b", "/etc", "a\\b", ".hidden", "a\0b", None, 5])
