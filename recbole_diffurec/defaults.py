@@ -31,11 +31,14 @@ def parse_yaml(text: str) -> Any:
     if len(text) > MAX_TEXT:
         raise yaml.MarkedYAMLError(problem=f"it is longer than {MAX_TEXT:,} characters")
     try:
-        node = yaml.compose(text, Loader)
+        loader = Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
         # Counted before anything is made of it: a merge key copies what its alias stands for.
-        if node is not None and _values(node, {}) > MAX_VALUES:
+        if _values(node, {}) > MAX_VALUES:
             raise yaml.MarkedYAMLError(problem=f"its aliases stand for more than {MAX_VALUES:,} values")
-        return yaml.load(text, Loader)
+        return loader.construct_document(node)
     except RecursionError:
         raise yaml.MarkedYAMLError(problem="it is nested too deeply, or contains itself") from None
 

@@ -103,15 +103,7 @@ class DiffusionRecommender(SequentialRecommender):
         history = self.encode(interaction)
         target = interaction[self.POS_ITEM_ID]
         x_0 = self.item_embedding(target)
-        noise: ReverseNoise = FreshNoise(len(target), len(history.states), x_0.shape[-1], x_0, self.lambda_uncertainty)
-        uniform = None
-        if self.keyed_noise:
-            batch = history.batch
-            keys = history_keys(batch.items, batch.age, batch.real, batch.row, len(target)) + target
-            seed = self.training_seed + self.training_epoch * 2**32
-            dtypes = x_0.dtype, history.states.dtype
-            noise = self.noise_table.draws(seed, keys, batch.row, batch.age, self.lambda_uncertainty, dtypes)
-            uniform = uniforms(keys, seed)
+        noise, uniform = self._training_draws(history, target, x_0)
         t, weight = self.step_sampler.sample(len(target), target.device, uniform)
         x_s = self.process.q_sample(x_0, t, noise.start() + self.offset)
         x_0_hat = self.approximator(history, x_s, self.step_embedding()[t], noise.uncertainty(0))
@@ -120,6 +112,20 @@ class DiffusionRecommender(SequentialRecommender):
         )
         self.step_sampler.update(t, losses)
         return loss
+
+    def _training_draws(
+        self, history: EncodedHistory, target: Tensor, x_0: Tensor
+    ) -> tuple[ReverseNoise, Tensor | None]:
+        """The noise of a batch, and with ``keyed_noise`` the uniform numbers [B] to choose its steps by."""
+        if not self.keyed_noise:
+            fresh = FreshNoise(len(target), len(history.states), x_0.shape[-1], x_0, self.lambda_uncertainty)
+            return fresh, None
+        batch = history.batch
+        keys = history_keys(batch.items, batch.age, batch.real, batch.row, len(target)) + target
+        seed = self.training_seed + self.training_epoch * 2**32
+        dtypes = x_0.dtype, history.states.dtype
+        noise = self.noise_table.draws(seed, keys, batch.row, batch.age, self.lambda_uncertainty, dtypes)
+        return noise, uniforms(keys, seed)
 
     def encode(self, interaction, approximator: Approximator | None = None) -> EncodedHistory:
         """The histories of a batch as far as they do not depend on the diffusion state.
@@ -154,10 +160,15 @@ class DiffusionRecommender(SequentialRecommender):
         logits[:, 0] = -math.inf
         return logits
 
-    def item_vectors(self) -> Tensor:
-        """What a query's inner product with is an item's score, [I, d]: E, or with ``cosine_temperature`` unit rows."""
-        table = self.item_embedding.weight
-        return table if self.cosine_temperature is None else F.normalize(table, dim=-1)
+    def item_vectors(self, items: Tensor | None = None) -> Tensor:
+        """What a query's inner product with is an item's score: E, or with ``cosine_temperature`` its unit rows.
+
+        Parameters
+        ----------
+        items : int [n], whose vectors [n, d]; all of them, [I, d], by default.
+        """
+        vectors = self.item_embedding.weight if items is None else self.item_embedding(items)
+        return vectors if self.cosine_temperature is None else F.normalize(vectors, dim=-1)
 
     def query(self, x_0: Tensor) -> Tensor:
         """What is scored against ``item_vectors``, [B, d]: x_0, or with ``cosine_temperature`` x_0 / (|x_0| tau)."""
@@ -169,7 +180,7 @@ class DiffusionRecommender(SequentialRecommender):
         if self.is_ensemble:
             return self.full_sort_predict(interaction).gather(1, items.unsqueeze(1)).squeeze(1)
         (x_0,) = self.reconstructions(interaction)
-        return (self.query(x_0) * self.item_vectors()[items]).sum(dim=-1)
+        return (self.query(x_0) * self.item_vectors(items)).sum(dim=-1)
 
     def reconstructions(self, interaction, seeds: Sequence[int] | None = None) -> list[Tensor]:
         """x_0 [B, d] of the reverse process for each of ``seeds``, by default those of the configuration.
