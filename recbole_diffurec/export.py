@@ -133,7 +133,7 @@ def program_inputs(network: DiffusionRecommender, item_seq: Tensor, seed: int | 
     seed = network.inference_seeds[0] if seed is None else seed
     source = network.noise_table.draws(seed, keys, batch.row, batch.age, network.lambda_uncertainty, (dtype, dtype))
     visits = _visits(network)
-    shape = (*item_seq.shape, network.item_embedding.weight.shape[1])
+    shape = (*item_seq.shape, network.hidden_size)
     return {
         "item_seq": item_seq,
         "noise": torch.stack([source.start(), *(source.step(t) for t in visits[:-1])]),
