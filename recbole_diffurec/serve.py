@@ -162,7 +162,7 @@ class Batcher:
                     if not request.answer.done():
                         request.answer.set_exception(error)
                 continue
-            for request in requests:  # one whose client has gone is done already
+            for request in requests:  # a cancelled one is done already
                 mine, lists = lists[: len(request.histories)], lists[len(request.histories) :]
                 if not request.answer.done():
                     request.answer.set_result(mine)
