@@ -38,7 +38,7 @@ setup(
         "recbole>=1.2.0",
         "torch>=2.4",
         "numpy>=1.26",
-        "pandas>=2.0",
+        "pandas>=2.1",
         "pyyaml>=6.0",
         "scipy>=1.11",
         "tqdm>=4.60",
