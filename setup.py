@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "recbole_diffurec" / "version.py").read_text()).group(1)
 
 # Models as files for other runtimes; an index of the items.
-EXPORT = ["torch>=2.6", "onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18", "safetensors>=0.4", "faiss-cpu>=1.8"]
+EXPORT = ["torch>=2.6", "onnx>=1.17", "onnxscript>=0.6", "onnxruntime>=1.18", "safetensors>=0.4", "faiss-cpu>=1.8"]
 # Recommendations over HTTP.
 SERVE = ["fastapi>=0.110", "uvicorn>=0.29", "prometheus-client>=0.20"]
 

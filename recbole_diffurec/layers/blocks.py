@@ -95,7 +95,9 @@ class Block(nn.Module):
             x = x + self.dropout(self.cross_attention(injected, keys_values, batch))
         normed = self.attention_norm(x)
         if last_only:
-            x = x[batch.last] + self.dropout(self.attention.from_last(normed[batch.last], normed, batch))
+            # index_select rather than x[last]: in ONNX that has a transposition that older runtimes take for a real one.
+            last, normed_last = x.index_select(0, batch.last), normed.index_select(0, batch.last)
+            x = last + self.dropout(self.attention.from_last(normed_last, normed, batch))
         else:
             x = x + self.dropout(self.attention.self_attention(normed, batch))
         x = x + self.dropout(self.ffn(self.ffn_norm(x)))
