@@ -53,7 +53,7 @@ setup(
         "urllib3>=1.26",
         # recbole 1.2.1 caps ray at a version that today's Python has no wheel for; this bound makes pip choose the
         # recbole that works with it.
-        "ray[tune]>=2.40",
+        "ray[tune]>=2.43",
         # An undeclared import of recbole 1.2.0's LDiffRec, and so of all its general models.
         "kmeans-pytorch>=0.3",
     ],

@@ -117,8 +117,8 @@ def main() -> None:
         figures[other] = {"equal_lists": equal, "largest_score_difference": difference}
         rows.append([other, f"{equal:.2%}", f"{difference:.1e}"])
     text = (
-        f"{recommender.config['model']} on {recommender.config['dataset']}, {steps} reverse steps, k = {K}: the lists of "
-        f"{len(histories):,} histories, {given.invented} of them invented, against Python's "
+        f"{recommender.config['model']} on {recommender.config['dataset']}, {steps} reverse steps, k = {K}: the lists "
+        f"of {len(histories):,} histories, {given.invented} of them invented, against Python's "
         f"`Recommender.recommend`. Score differences are relative to the largest score.\n\n"
         f"{common.table(['from', 'equal lists', 'largest score difference'], rows)}"
     )

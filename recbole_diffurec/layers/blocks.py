@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Callable
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from recbole_diffurec.layers.attention import MultiHeadAttention
 from recbole_diffurec.layers.dropout import Dropout
@@ -36,6 +37,7 @@ class Block(nn.Module):
     hidden_dropout, attn_dropout : probabilities.
     cross_attention : whether the block has that sublayer.
     output_dropout : one more dropout on the block's output, as in DiffuRec's public code.
+    checkpointing : keep only what enters a sublayer for the backward pass, and compute the rest of it again there.
     """
 
     def __init__(
@@ -48,8 +50,10 @@ class Block(nn.Module):
         attn_dropout: float,
         cross_attention: bool,
         output_dropout: bool,
+        checkpointing: bool,
     ):
         super().__init__()
+        self.checkpointing = checkpointing
         if cross_attention:
             self.cross_attention_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
             self.cross_attention = MultiHeadAttention(hidden_size, n_heads, attn_dropout)
@@ -91,14 +95,28 @@ class Block(nn.Module):
         [N, d], or [B, d] in sorted order with ``last_only``.
         """
         if self.has_cross_attention:
-            keys_values = cross_keys_values or self.cross_keys_values(x, batch)
-            x = x + self.dropout(self.cross_attention(injected, keys_values, batch))
+            x = self._sublayer(self._cross_attend, x, injected, batch, cross_keys_values)
+        x = self._sublayer(self._attend, x, batch, last_only)
+        return self._sublayer(self._feed_forward, x)
+
+    def _sublayer(self, function: Callable[..., Tensor], *inputs: object) -> Tensor:
+        if self.checkpointing and self.training:
+            return checkpoint(function, *inputs, use_reentrant=False)
+        return function(*inputs)
+
+    def _cross_attend(
+        self, x: Tensor, injected: Tensor, batch: RaggedBatch, keys_values: list[Tensor] | None
+    ) -> Tensor:
+        keys_values = keys_values or self.cross_keys_values(x, batch)
+        return x + self.dropout(self.cross_attention(injected, keys_values, batch))
+
+    def _attend(self, x: Tensor, batch: RaggedBatch, last_only: bool) -> Tensor:
         normed = self.attention_norm(x)
-        if last_only:
-            # index_select rather than x[last]: in ONNX that has a transposition that older runtimes take for a real one.
-            last, normed_last = x.index_select(0, batch.last), normed.index_select(0, batch.last)
-            x = last + self.dropout(self.attention.from_last(normed_last, normed, batch))
-        else:
-            x = x + self.dropout(self.attention.self_attention(normed, batch))
-        x = x + self.dropout(self.ffn(self.ffn_norm(x)))
-        return self.output_dropout(x)
+        if not last_only:
+            return x + self.dropout(self.attention.self_attention(normed, batch))
+        # index_select rather than x[last]: that has a transposition in ONNX which older runtimes take for a real one.
+        last, normed_last = x.index_select(0, batch.last), normed.index_select(0, batch.last)
+        return last + self.dropout(self.attention.from_last(normed_last, normed, batch))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.output_dropout(x + self.dropout(self.ffn(self.ffn_norm(x))))

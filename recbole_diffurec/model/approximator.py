@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from recbole_diffurec.layers.blocks import LAYER_NORM_EPS, Block
 from recbole_diffurec.layers.dropout import Dropout
@@ -40,7 +39,7 @@ class Approximator(nn.Module):
     embedding_dropout, hidden_dropout, attn_dropout : probabilities for item embeddings, sublayers, attention weights.
     cross_attention : see above.
     block_output_dropout : one more dropout after each block.
-    checkpointing : keep only what enters a block for the backward pass, and compute the rest of it again there.
+    checkpointing : keep only what enters a sublayer for the backward pass, and compute the rest of it again there.
     """
 
     def __init__(
@@ -72,6 +71,7 @@ class Approximator(nn.Module):
                 attn_dropout=attn_dropout,
                 cross_attention=cross_attention,
                 output_dropout=block_output_dropout,
+                checkpointing=checkpointing,
             )
             for _ in range(n_layers)
         )
@@ -87,9 +87,6 @@ class Approximator(nn.Module):
         """A copy with all weights in bf16, for inference: no casts between the layers, as autocast has them."""
         return copy.deepcopy(self).bfloat16()
 
-    def _checkpoints(self) -> bool:
-        return self.checkpointing and self.training
-
     def encode(self, embeddings: Tensor, batch: RaggedBatch) -> EncodedHistory:
         """Everything that does not depend on the state: h_i = LayerNorm(Dropout(e_i)), and what follows from it alone.
 
@@ -99,8 +96,9 @@ class Approximator(nn.Module):
         """
         states = self.embedding_norm(self.embedding_dropout(embeddings).to(self.embedding_norm.weight.dtype))
         first_block = cast(Block, self.blocks[0])
-        keys_values = first_block.cross_keys_values(states, batch) if self.cross_attention else None
-        return EncodedHistory(batch, states, keys_values)
+        # Only steps of the reverse process share them; kept for the backward pass they would cost memory.
+        shared = self.cross_attention and not (self.checkpointing and self.training)
+        return EncodedHistory(batch, states, first_block.cross_keys_values(states, batch) if shared else None)
 
     def forward(self, history: EncodedHistory, x_s: Tensor, step_embedding: Tensor, uncertainty: Tensor) -> Tensor:
         """Estimate the target.
@@ -122,7 +120,6 @@ class Approximator(nn.Module):
             x = x + injected
         keys_values = history.cross_keys_values
         for block in self.blocks:
-            inputs = x, injected, batch, block is self.blocks[-1], keys_values
-            x = checkpoint(block, *inputs, use_reentrant=False) if self._checkpoints() else block(*inputs)
+            x = block(x, injected, batch, block is self.blocks[-1], keys_values)
             keys_values = None
         return batch.restore(self.output_norm(self.output_dropout(x))).to(x_s.dtype)
