@@ -33,7 +33,7 @@ SETTING = {
     "n_heads": 4,
     "MAX_ITEM_LIST_LENGTH": 100,
     "train_batch_size": 512,
-    "eval_batch_size": 512,
+    "eval_batch_size": 2048,
     "show_progress": False,
 }
 # RecBole's SASRec of equal width, depth and length.

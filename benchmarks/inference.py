@@ -6,6 +6,8 @@ import common
 import oracle
 import torch
 
+from recbole_diffurec import evaluate
+
 ORACLE_USERS = 64  # the oracle's cost per user does not depend on how many there are
 
 
@@ -28,8 +30,27 @@ def oracle_scores(network, batch):
     return x_0.float() @ network.item_embedding.weight.T
 
 
+def precision_table(checkpoint: str, data_path: str | None) -> str:
+    """Test figures of a trained model in both precisions, and how far they lie apart."""
+    rows = []
+    path = {"data_path": data_path} if data_path else {}
+    for steps in (32, 1):
+        full, half = (
+            evaluate(checkpoint, **path, sampling_steps=steps, enable_amp=amp, show_progress=False)["test_result"]
+            for amp in (False, True)
+        )
+        for metric in ("hit@10", "ndcg@10"):
+            change = f"{half[metric] / full[metric] - 1:+.2%}"
+            rows.append((metric, steps, f"{full[metric]:.4f}", f"{half[metric]:.4f}", change))
+    return "\n\nWhat bf16 does to a trained model's test figures:\n\n" + common.table(
+        ("metric", "steps", "float32", "bf16", "change"), rows
+    )
+
+
 def main() -> None:
-    options = common.arguments(__doc__).parse_args()
+    parser = common.arguments(__doc__)
+    parser.add_argument("--checkpoint", help="a trained model, to test in float32 and bf16")
+    options = parser.parse_args()
     source = common.data_set(options.data_path)
     contestants = {}
 
@@ -74,10 +95,12 @@ def main() -> None:
         )
     header = ("model", "users/s (median)", "range", "÷ its padded oracle", "÷ RecBole's SASRec")
     body = (
-        f"Data: {source['dataset']}, test histories; d = 128, 4 blocks, 4 heads, L = 100, 512 users at once "
+        f"Data: {source['dataset']}, test histories; d = 128, 4 blocks, 4 heads, L = 100, 2,048 users at once "
         f"({ORACLE_USERS} for the oracle), scores of all items. Medians of {options.rounds} interleaved rounds.\n\n"
         + common.table(header, rows)
     )
+    if options.checkpoint:
+        body += precision_table(options.checkpoint, options.data_path)
     common.publish("inference", "Inference speed", {"dataset": source["dataset"], "rates": rates}, body)
 
 

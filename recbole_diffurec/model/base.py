@@ -26,6 +26,8 @@ from recbole_diffurec.layers.ragged import RaggedBatch
 from recbole_diffurec.layers.step_embedding import StepEmbedding
 from recbole_diffurec.model.approximator import Approximator, EncodedHistory
 
+# Tokens that go through the network at once in inference: enough to keep a processor busy, few enough for its memory.
+TOKENS_AT_ONCE = {"cpu": 2**13, "cuda": 2**20}
 OFFSET_NOISE_MEAN = 0.1  # the factor of delta_c in eps ~ N(0.1 delta_c, I), DiffuRecSys section 5.2
 
 
@@ -185,24 +187,28 @@ class DiffusionRecommender(SequentialRecommender):
     def reconstructions(self, interaction, seeds: Sequence[int] | None = None) -> list[Tensor]:
         """x_0 [B, d] of the reverse process for each of ``seeds``, by default those of the configuration.
 
-        Under ``enable_amp`` the network runs in bf16; the state between the steps and the scores stay in full
-        precision: in bf16 thousands of items would tie.
+        Histories of like length go through the network together, ``TOKENS_AT_ONCE`` at a time. Under ``enable_amp`` it
+        runs in bf16; the state between the steps and the scores stay in full precision: in bf16 thousands of items
+        would tie.
         """
         approximator = self.approximator.in_bfloat16() if self.enable_amp else self.approximator
-        history = self.encode(interaction, approximator)
-        batch = history.batch
-        keys = history_keys(batch.items, batch.age, batch.real, batch.row, batch.n_sequences)
-        last_item = batch.restore(batch.items[batch.last])
-        dtypes = self.item_embedding.weight.dtype, history.states.dtype
-        return [
-            self.reverse(
-                history,
-                last_item,
-                self.noise_table.draws(seed, keys, batch.row, batch.age, self.lambda_uncertainty, dtypes),
-                approximator,
-            )
-            for seed in (self.inference_seeds if seeds is None else seeds)
-        ]
+        seeds = self.inference_seeds if seeds is None else seeds
+        item_seq, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        order = lengths.argsort(stable=True)
+        at_once = TOKENS_AT_ONCE.get(item_seq.device.type, TOKENS_AT_ONCE["cuda"])
+        sizes = [n for n in torch.bincount((lengths[order].cumsum(0) - 1) // at_once).tolist() if n]
+        found = self.item_embedding.weight.new_empty(len(seeds), len(order), self.hidden_size)
+        for rows in order.split(sizes):
+            part = {self.ITEM_SEQ: item_seq[rows], self.ITEM_SEQ_LEN: lengths[rows]}
+            history = self.encode(part, approximator)
+            batch = history.batch
+            keys = history_keys(batch.items, batch.age, batch.real, batch.row, batch.n_sequences)
+            last_item = batch.restore(batch.items[batch.last])
+            dtypes = found.dtype, history.states.dtype
+            for x_0, seed in zip(found, seeds):
+                noise = self.noise_table.draws(seed, keys, batch.row, batch.age, self.lambda_uncertainty, dtypes)
+                x_0[rows] = self.reverse(history, last_item, noise, approximator)
+        return list(found)
 
     def reverse(
         self,

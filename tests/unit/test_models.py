@@ -14,6 +14,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_diffurec.config import RunConfig
 from recbole_diffurec.diffusion.noise import FreshNoise, NoiseTable
+from recbole_diffurec.model import base
 
 VARIANTS = {
     "DiffuRec": ("DiffuRec", {}),
@@ -353,6 +354,14 @@ def test_training_in_bf16_has_nearly_the_same_loss_and_gradients(name):
         found.append((loss.item(), model.item_embedding.weight.grad))
     assert found[1][0] == pytest.approx(found[0][0], rel=0.02) and found[1][0] != found[0][0]
     assert torch.cosine_similarity(found[0][1].flatten(), found[1][1].flatten(), dim=0) > 0.99
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 20])
+def test_scores_do_not_depend_on_what_is_computed_at_once(tokens, monkeypatch):
+    model, batch = make_model(ensemble_seeds=[1, 2]).eval(), make_batch([3, 12, 1, 7, 7, 2])
+    expected = model.reconstructions(batch)
+    monkeypatch.setitem(base.TOKENS_AT_ONCE, "cpu", tokens)
+    torch.testing.assert_close(model.reconstructions(batch), expected)
 
 
 @pytest.mark.parametrize("name", ["DiffuRec", "DiffuRecSys"])
