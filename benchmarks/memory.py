@@ -129,8 +129,8 @@ def main() -> None:
     )
     body = (
         "Peaks of the whole process (resident set) after each stage; L = 100, d = 128, 4 blocks, batch 512. Seconds of "
-        f"preparation are medians of {options.rounds} processes; {STEPS} training steps, two test batches of 2,048 users, 512 "
-        "with a million items.\n\n" + common.table(header, rows)
+        f"preparation are medians of {options.rounds} processes; {STEPS} training steps, two test batches of 2,048 users, "
+        "with a million items of 512.\n\n" + common.table(header, rows)
     )
     common.publish("memory", "Memory and preparation", {"figures": results}, body)
 

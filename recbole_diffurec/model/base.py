@@ -197,18 +197,18 @@ class DiffusionRecommender(SequentialRecommender):
         order = lengths.argsort(stable=True)
         at_once = TOKENS_AT_ONCE.get(item_seq.device.type, TOKENS_AT_ONCE["cuda"])
         sizes = [n for n in torch.bincount((lengths[order].cumsum(0) - 1) // at_once).tolist() if n]
-        found = self.item_embedding.weight.new_empty(len(seeds), len(order), self.hidden_size)
+        found: list[list[Tensor]] = [[] for _ in seeds]
         for rows in order.split(sizes):
             part = {self.ITEM_SEQ: item_seq[rows], self.ITEM_SEQ_LEN: lengths[rows]}
             history = self.encode(part, approximator)
             batch = history.batch
             keys = history_keys(batch.items, batch.age, batch.real, batch.row, batch.n_sequences)
             last_item = batch.restore(batch.items[batch.last])
-            dtypes = found.dtype, history.states.dtype
-            for x_0, seed in zip(found, seeds):
+            dtypes = self.item_embedding.weight.dtype, history.states.dtype
+            for parts, seed in zip(found, seeds):
                 noise = self.noise_table.draws(seed, keys, batch.row, batch.age, self.lambda_uncertainty, dtypes)
-                x_0[rows] = self.reverse(history, last_item, noise, approximator)
-        return list(found)
+                parts.append(self.reverse(history, last_item, noise, approximator))
+        return [torch.cat(parts)[order.argsort()] for parts in found]
 
     def reverse(
         self,
