@@ -33,11 +33,11 @@ SETTING = {
     "n_heads": 4,
     "MAX_ITEM_LIST_LENGTH": 100,
     "train_batch_size": 512,
-    "eval_batch_size": 2048,
+    "eval_batch_size": 2048,  # ours sorts them by length
     "show_progress": False,
 }
 # RecBole's SASRec of equal width, depth and length.
-SASREC = {**SETTING, "inner_size": 512}
+SASREC = {**SETTING, "inner_size": 512, "eval_batch_size": 512}
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
