@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.ragged import RaggedBatch, Slab
 
+CHECKPOINTED_WEIGHTS = 2**22  # attention weights that exist at once with checkpointing
 VECTOR_LENGTH = 16  # float32 numbers in the widest vector registers
 
 
@@ -27,11 +30,12 @@ class MultiHeadAttention(nn.Module):
     hidden_size : d.
     n_heads : h, divides d.
     dropout : probability of zeroing an attention weight.
+    checkpointing : keep no attention weights for the backward pass, and compute a few histories' at a time again there.
     """
 
-    def __init__(self, hidden_size: int, n_heads: int, dropout: float):
+    def __init__(self, hidden_size: int, n_heads: int, dropout: float, checkpointing: bool):
         super().__init__()
-        self.n_heads = n_heads
+        self.n_heads, self.checkpointing = n_heads, checkpointing
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(hidden_size, hidden_size)
         self.value = nn.Linear(hidden_size, hidden_size)
@@ -45,7 +49,7 @@ class MultiHeadAttention(nn.Module):
     def self_attention(self, x: Tensor, batch: RaggedBatch) -> Tensor:
         """Attend from every token of ``x`` [N, d] to those of its own history; [N, d]."""
         heads = self._project([self.query, self.key, self.value], x, batch)
-        contexts = [self._attend(q, k, v, slab, x.dtype) for (q, k, v), slab in zip(heads, batch.slabs)]
+        contexts = [self._slab_contexts(q, k, v, slab, x.dtype) for (q, k, v), slab in zip(heads, batch.slabs)]
         return self.output(torch.cat(contexts))
 
     def forward(self, query: Tensor, keys_values: list[Tensor], batch: RaggedBatch) -> Tensor:
@@ -63,7 +67,7 @@ class MultiHeadAttention(nn.Module):
         """
         queries = self._project([self.query], query, batch)
         slabs = zip(queries, keys_values, batch.slabs)
-        return self.output(torch.cat([self._attend(q, k, v, slab, query.dtype) for (q,), (k, v), slab in slabs]))
+        return self.output(torch.cat([self._slab_contexts(q, k, v, slab, query.dtype) for (q,), (k, v), slab in slabs]))
 
     def from_last(self, query: Tensor, x: Tensor, batch: RaggedBatch) -> Tensor:
         """Attend from one query a history, [B, d] in sorted order, to its tokens ``x`` [N, d]; [B, d].
@@ -125,23 +129,33 @@ class MultiHeadAttention(nn.Module):
             heads.append(head)
         return heads
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, slab: Slab, dtype: torch.dtype) -> Tensor:
+    def _slab_contexts(self, q: Tensor, k: Tensor, v: Tensor, slab: Slab, dtype: torch.dtype) -> Tensor:
+        """``_attend`` for the histories of a slab."""
+        if not (self.checkpointing and self.training):
+            return self._attend(q, k, v, slab.key_bias, dtype)
+        n = max(1, CHECKPOINTED_WEIGHTS // (self.n_heads * q.shape[2] * k.shape[2]))
+        parts = zip(
+            q.split(n), k.split(n), v.split(n), repeat(None) if slab.key_bias is None else slab.key_bias.split(n)
+        )
+        return torch.cat([checkpoint(self._attend, *part, dtype, use_reentrant=False) for part in parts])
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Softmax attention over scaled queries, [n, h, l, d/h] each; returns [n l, d] of ``dtype``."""
         if q.device.type != "cpu":
-            bias = None if slab.key_bias is None else slab.key_bias.to(q.dtype)
+            bias = None if key_bias is None else key_bias.to(q.dtype)
             p = self.dropout.p if self.training else 0.0
             context = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=1.0)
         else:
             # The textbook form is faster than PyTorch's fused one for histories of a few dozen items.
             with self._full_precision(q):
                 scores = q @ k.transpose(-1, -2)
-                if slab.key_bias is not None:
-                    scores.add_(slab.key_bias)
+                if key_bias is not None:
+                    scores.add_(key_bias)
                 context = self.dropout(_softmax(scores)) @ v
         context = context.transpose(1, 2)
         if context.dtype != dtype:
             context = context.to(dtype, memory_format=torch.contiguous_format)
-        return context.reshape(slab.n * q.shape[2], -1)
+        return context.reshape(q.shape[0] * q.shape[2], -1)
 
 
 def _softmax(scores: Tensor) -> Tensor:

@@ -56,10 +56,10 @@ class Block(nn.Module):
         self.checkpointing = checkpointing
         if cross_attention:
             self.cross_attention_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
-            self.cross_attention = MultiHeadAttention(hidden_size, n_heads, attn_dropout)
+            self.cross_attention = MultiHeadAttention(hidden_size, n_heads, attn_dropout, checkpointing)
         self.has_cross_attention = cross_attention
         self.attention_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
-        self.attention = MultiHeadAttention(hidden_size, n_heads, attn_dropout)
+        self.attention = MultiHeadAttention(hidden_size, n_heads, attn_dropout, checkpointing)
         self.ffn_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
         self.ffn = nn.Sequential(
             nn.Linear(hidden_size, inner_size), ACTIVATIONS[hidden_act](), nn.Linear(inner_size, hidden_size)

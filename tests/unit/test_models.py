@@ -14,6 +14,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_diffurec.config import RunConfig
 from recbole_diffurec.diffusion.noise import FreshNoise, NoiseTable
+from recbole_diffurec.layers import attention
 from recbole_diffurec.model import base
 
 VARIANTS = {
@@ -364,16 +365,18 @@ def test_scores_do_not_depend_on_what_is_computed_at_once(tokens, monkeypatch):
     torch.testing.assert_close(model.reconstructions(batch), expected)
 
 
+@pytest.mark.parametrize(("weights", "dropout"), [(attention.CHECKPOINTED_WEIGHTS, 0.1), (300, 0.0)])
 @pytest.mark.parametrize("name", ["DiffuRec", "DiffuRecSys"])
-def test_gradient_checkpointing_changes_nothing(name):
+def test_gradient_checkpointing_changes_nothing(name, weights, dropout, monkeypatch):
     """Loss and gradients are the same numbers, dropout included, which the second computation draws again."""
+    monkeypatch.setattr(attention, "CHECKPOINTED_WEIGHTS", weights)
     found = []
     plain = make_model(name)
     for checkpointing in (False, True):
-        model = make_model(name, gradient_checkpointing=checkpointing).train()
+        model = make_model(name, gradient_checkpointing=checkpointing, attn_dropout_prob=dropout).train()
         model.load_state_dict(plain.state_dict())
         torch.manual_seed(3)
-        loss = model.calculate_loss(make_batch([3, 12, 1, 7]))
+        loss = model.calculate_loss(make_batch([3, 12, 1, 7, 12, 11, 12]))
         loss.backward()
         found.append((loss.detach(), [p.grad for p in model.parameters()]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
