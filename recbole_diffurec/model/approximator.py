@@ -115,7 +115,8 @@ class Approximator(nn.Module):
         x_0 hat, [B, d], in the precision of ``x_s``.
         """
         batch, x = history.batch, history.states
-        injected = uncertainty * (x_s + step_embedding).to(uncertainty.dtype)[batch.row]
+        # The backward pass of x[row] adds in another order each time when it has several threads; this one's does not.
+        injected = uncertainty * (x_s + step_embedding).to(uncertainty.dtype).index_select(0, batch.row)
         if not self.cross_attention:
             x = x + injected
         keys_values = history.cross_keys_values
