@@ -115,8 +115,8 @@ class SampledCrossEntropy(nn.Module):
     def forward(self, x: Tensor, items: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """As ``full_cross_entropy``, estimated."""
         negatives = self.draw()
-        own = (x * items[target]).sum(dim=-1).to(items.dtype)
-        others = x @ items[negatives].T - self.log_expected[negatives]
+        own = (x * items.index_select(0, target)).sum(dim=-1).to(items.dtype)
+        others = x @ items.index_select(0, negatives).T - self.log_expected[negatives]
         others = others.masked_fill(negatives == target.unsqueeze(1), -math.inf)
         losses = torch.cat([own.unsqueeze(1), others.to(items.dtype)], dim=1).logsumexp(dim=-1) - own
         return (weight.to(losses.dtype) * losses).sum(), losses.detach()

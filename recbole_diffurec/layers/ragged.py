@@ -129,4 +129,4 @@ class RaggedBatch:
 
     def restore(self, x: Tensor) -> Tensor:
         """Bring [B, ...] from sorted order back to the order of the given batch."""
-        return x[self._inverse]
+        return x.index_select(0, self._inverse)

@@ -108,7 +108,7 @@ class DiffusionRecommender(SequentialRecommender):
         noise, uniform = self._training_draws(history, target, x_0)
         t, weight = self.step_sampler.sample(len(target), target.device, uniform)
         x_s = self.process.q_sample(x_0, t, noise.start() + self.offset)
-        x_0_hat = self.approximator(history, x_s, self.step_embedding()[t], noise.uncertainty(0))
+        x_0_hat = self.approximator(history, x_s, self.step_embedding().index_select(0, t), noise.uncertainty(0))
         loss, losses = self.cross_entropy(
             self.query(x_0_hat), self.item_vectors(), target, weight.to(x_0.dtype) / len(target)
         )
