@@ -365,6 +365,26 @@ def test_scores_do_not_depend_on_what_is_computed_at_once(tokens, monkeypatch):
     torch.testing.assert_close(model.reconstructions(batch), expected)
 
 
+@pytest.mark.parametrize("name", ["DiffuRec", "DiffuRecSys"])
+def test_several_threads_give_the_same_gradients_every_time(name):
+    """At a size where kernels do share their work among threads; resuming exactly stands on this."""
+    model = make_model(name, n_items=2000, hidden_size=128, use_position=True).float().train()
+    lengths = torch.randint(1, 13, (512,), generator=torch.Generator().manual_seed(0)).tolist()
+    batch, threads = make_batch(lengths, n_items=2000), torch.get_num_threads()
+    found = []
+    torch.set_num_threads(2)
+    try:
+        for _ in range(8):
+            torch.manual_seed(1)
+            model.zero_grad()
+            model.calculate_loss(batch).backward()
+            found.append([p.grad.clone() for p in model.parameters()])
+    finally:
+        torch.set_num_threads(threads)
+    for gradients in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(gradients, found[0]))
+
+
 @pytest.mark.parametrize(("weights", "dropout"), [(attention.CHECKPOINTED_WEIGHTS, 0.1), (300, 0.0)])
 @pytest.mark.parametrize("name", ["DiffuRec", "DiffuRecSys"])
 def test_gradient_checkpointing_changes_nothing(name, weights, dropout, monkeypatch):
