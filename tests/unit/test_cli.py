@@ -352,10 +352,11 @@ def test_list_models(workdir: Path, calls: list, capsys: pytest.CaptureFixture[s
     assert err == "" and calls == [] and files() == []
 
 
-def test_script_exits_with_the_code_of_main(workdir: Path) -> None:
-    """The whole way once: RecBole's style of entry, in a process of its own."""
+@pytest.mark.parametrize("entry", [[str(ROOT / "run_recbole_diffurec.py")], ["-m", "recbole_diffurec"]])
+def test_script_exits_with_the_code_of_main(entry: list[str], workdir: Path) -> None:
+    """The whole way once: RecBole's style of entry and the package's own, each in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "run_recbole_diffurec.py"), "--epochs=0", "--result_file=result.json"]
+    command = [sys.executable, *entry, "--epochs=0", "--result_file=result.json"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "recbole-diffurec: epochs must be an integer of at least 1, got 0\n"

@@ -56,3 +56,14 @@ def test_a_model_that_reads_the_padded_length_is_left_alone():
     with torch.no_grad(), pytest.raises((RuntimeError, IndexError, AssertionError)):
         padded = network.full_sort_predict(rows.padded())
         torch.testing.assert_close(network.full_sort_predict(rows.padded(trim=True)), padded)
+
+
+def test_a_batch_of_one_item_histories_has_a_loss():
+    """BERT4Rec takes a mask on the first item for padding; ``batch_by_length`` makes batches of nothing else."""
+    network, loader, rows = model_and_rows("BERT4Rec")
+    short = rows[(rows["item_length"] == 1).numpy().nonzero()[0]]
+    assert len(short) > 0
+    loss, gradients, _ = outputs(network, loader, short.padded(trim=True))
+    assert loss == 0 and all(gradient.eq(0).all() for gradient in gradients.values())
+    assert type(network).calculate_loss.__wrapped__(network, loader.transform(loader._dataset, short.padded())).isnan()
+    assert outputs(network, loader, rows.padded())[0] > 1
