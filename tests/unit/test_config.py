@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 
 from recbole_diffurec import checkpoint, config, defaults
 from recbole_diffurec.config import RunConfig, known_models, parse_value
@@ -213,8 +214,11 @@ def test_known_models_start_with_ours() -> None:
 
 @pytest.mark.parametrize("name", ["nope", "../overall", "diffurec_paper.yml", "DIFFUREC_PAPER", "."])
 def test_unknown_experiment_lists_the_known(name: str) -> None:
+    folder = ROOT / "properties" / "experiment"
+    known = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    assert "diffurec_paper" in known and "best/amazon-beauty" in known
     message = refusal(experiment=name)
-    assert message.startswith(f"unknown experiment '{name}': choose one of best/amazon-beauty, diffurec_paper, ")
+    assert message.startswith(f"unknown experiment '{name}': choose one of {', '.join(known)}")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../ml-100k", "a/b", "/etc", "a\\b", ".hidden", "a\0b", None, 5])
