@@ -124,6 +124,7 @@ RULES: dict[str, Rule] = {
     "detect_anomaly": Rule("bool"),
     "lr_decay_step": Rule("int", 1, optional=True),
     "lr_decay_gamma": Rule("number", 0, 1, open_low=True),
+    "ema_decay": Rule("number", 0, 1, open_low=True, open_high=True, optional=True),
     "mask_seen": Rule("bool"),
     "hidden_size": Rule("int", 2),
     "n_layers": _COUNT,

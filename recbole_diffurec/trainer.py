@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -18,6 +19,7 @@ from torch.optim.lr_scheduler import StepLR
 from tqdm import tqdm
 
 from recbole_diffurec import checkpoint, distributed
+from recbole_diffurec.averaging import WeightAverage
 from recbole_diffurec.data.dataset import SequenceDataset
 from recbole_diffurec.errors import ProcessError, UserError
 from recbole_diffurec.resume import EXTENSION, Interrupted, StopRequest, random_states, set_random_states
@@ -145,6 +147,8 @@ class PluginTrainer(Trainer):
             torch.set_autocast_dtype("cuda", torch.bfloat16)
         step = config["lr_decay_step"]
         self.lr_scheduler = StepLR(self.optimizer, step, config["lr_decay_gamma"]) if step else None
+        decay = config["ema_decay"]
+        self.average = WeightAverage(self.model, self.optimizer, decay) if decay else None
         self._take_collected = self.eval_collector.get_data_struct
         self.eval_collector.get_data_struct = lambda: distributed.put_together(self._take_collected())
 
@@ -236,9 +240,21 @@ class PluginTrainer(Trainer):
             f"the operation"
         )
 
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        """The weights that are validated and kept: the average, where there is one."""
+        if self.average is None:
+            return contextlib.nullcontext()
+        if self.average.n_steps == 0:
+            raise UserError(
+                f"ema_decay is {self.average.decay}, but {self.config['model']} is not trained by steps of one "
+                f"optimizer, so there is nothing to average: leave ema_decay empty"
+            )
+        return self.average.in_place()
+
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, dict[str, float]]:
         started = time.perf_counter()
-        score, result = super()._valid_epoch(valid_data, show_progress)
+        with self._averaged():
+            score, result = super()._valid_epoch(valid_data, show_progress)
         seconds = time.perf_counter() - started
         self.history[-1].update(valid_seconds=seconds, valid_score=score, valid_result=dict(result))
         self.on_validation(self.history[-1])
@@ -304,24 +320,25 @@ class PluginTrainer(Trainer):
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         if distributed.rank() > 0:
             return
-        checkpoint.save(
-            kwargs.get("saved_model_file", self.saved_model_file),
-            {
-                "model": self.config["model"],
-                "dataset": self.config["dataset"],
-                "config": self.plain_config(),
-                "id_tokens": self.id_tokens,
-                "popularity": self.popularity,
-                "epoch": epoch,
-                "cur_step": self.cur_step,
-                "best_valid_score": self.best_valid_score,
-                "history": self.history,
-                "state_dict": self.model.state_dict(),
-                "other_parameter": self.model.other_parameter(),
-                "optimizer": self.optimizer.state_dict(),
-                "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler is not None else None,
-            },
-        )
+        with self._averaged():
+            checkpoint.save(
+                kwargs.get("saved_model_file", self.saved_model_file),
+                {
+                    "model": self.config["model"],
+                    "dataset": self.config["dataset"],
+                    "config": self.plain_config(),
+                    "id_tokens": self.id_tokens,
+                    "popularity": self.popularity,
+                    "epoch": epoch,
+                    "cur_step": self.cur_step,
+                    "best_valid_score": self.best_valid_score,
+                    "history": self.history,
+                    "state_dict": self.model.state_dict(),
+                    "other_parameter": self.model.other_parameter(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler is not None else None,
+                },
+            )
 
     @property
     def state_file(self) -> str:
@@ -348,6 +365,7 @@ class PluginTrainer(Trainer):
                 "other_parameter": self.model.other_parameter(),
                 "optimizer": self.optimizer.state_dict(),
                 "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler is not None else None,
+                "average": self.average.state_dict() if self.average is not None else None,
             },
         )
 
@@ -363,6 +381,8 @@ class PluginTrainer(Trainer):
         self.optimizer.load_state_dict(state["optimizer"])
         if self.lr_scheduler is not None:
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.start_epoch, self.cur_step = state["epoch"], state["cur_step"]
         self.best_valid_score, self.best_valid_result = state["best_valid_score"], state["best_valid_result"]
         self.history = state["history"]
@@ -398,6 +418,8 @@ class PluginTrainer(Trainer):
         self.optimizer.load_state_dict(state["optimizer"])
         if self.lr_scheduler is not None and state["lr_scheduler"] is not None:
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        if self.average is not None:
+            self.average.restart()
         self.start_epoch, self.cur_step = state["epoch"] + 1, state["cur_step"]
         self.best_valid_score, self.history = state["best_valid_score"], state["history"]
 

@@ -173,3 +173,19 @@ def test_what_recbole_raises_is_one_sentence_and_the_traceback_is_in_the_log(par
     assert error.startswith("recbole-diffurec: ") and "Traceback" not in error
     (log,) = workdir.glob("log/*/*.log")
     assert "inside RecBole" not in error or "Traceback" in log.read_text()
+
+
+@pytest.mark.parametrize("model", ["DiffuRecSys", "SASRec"])
+def test_averaged_weights_are_validated_and_kept(model: str, workdir: Path) -> None:
+    parameters = {**SMALL, **FEW, "model": model, "epochs": 2, "n_heads": 2, "inner_size": 32}
+    plain, averaged = run(**parameters), run(**parameters, ema_decay=0.99)
+    losses = [[epoch["train_loss"] for epoch in result["history"]] for result in (plain, averaged)]
+    assert losses[0] == losses[1], "training itself is the same"
+    assert plain["best_valid_result"] != averaged["best_valid_result"]
+    again = recbole_diffurec.evaluate(averaged["checkpoint"], show_progress=False)
+    assert again["test_result"] == averaged["test_result"]
+
+
+def test_a_trainer_without_one_optimizer_has_nothing_to_average(workdir: Path) -> None:
+    with pytest.raises(UserError, match=r"ema_decay is 0\.9, but RecVAE is not trained by steps of one optimizer"):
+        run("RecVAE", epochs=1, ema_decay=0.9, gpu_id="", show_progress=False, **FEW)

@@ -20,7 +20,7 @@ TINY = {
     "epochs": 3, "hidden_size": 16, "n_layers": 1, "n_heads": 2, "MAX_ITEM_LIST_LENGTH": 8, "train_batch_size": 256,
     "user_inter_num_interval": "[5,50]", "gpu_id": "", "show_progress": False,
 }  # fmt: skip
-OURS = {**TINY, "sampling_steps": 2, "lr_decay_step": 2, "step_sampler": "loss_aware"}
+OURS = {**TINY, "sampling_steps": 2, "lr_decay_step": 2, "step_sampler": "loss_aware", "ema_decay": 0.9}
 
 
 class Killed(BaseException):
