@@ -20,6 +20,7 @@ import torch
 
 import recbole_diffurec  # noqa: F401  mends RecBole
 from recbole_diffurec.config import RunConfig
+from recbole_diffurec.experiments.measures import subset_loader
 from recbole_diffurec.pipeline import PreparedData, build
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,6 +92,11 @@ def batches(loader: Any, n: int, device: torch.device) -> list[Any]:
         if len(taken) == n:
             break
     return taken
+
+
+def user_batch(loader: Any, device: torch.device) -> Any:
+    """A full batch of an evaluation loader, of users evenly spaced over all: the loader itself goes by length."""
+    return batches(subset_loader(loader, loader.batch_sampler.batch_size), 1, device)[0]
 
 
 def padded_batches(loader: Any, n: int, device: torch.device) -> list[Any]:

@@ -73,7 +73,7 @@ def main() -> None:
                     model, source, **common.SETTING, enable_amp=amp, sampling_steps=steps
                 )
                 network.eval()
-                batch = common.batches(data.loaders[2], 1, trainer.device)[0]
+                batch = common.user_batch(data.loaders[2], trainer.device)
                 contestant(name, len(batch), lambda network=network, batch=batch: network.full_sort_predict(batch))
                 if steps == 32 and not amp:
                     rival = f"{model}, 32 steps, padded oracle"

@@ -54,7 +54,7 @@ def measure(dataset: str, folder: str, rounds: int, **parameters) -> dict[str, f
     step(taken[0])
     train = [common.seconds(lambda batch=batch: step(batch)) for _ in range(rounds) for batch in taken]
     network.eval()
-    users = common.batches(data.loaders[2], 1, trainer.device)[0]
+    users = common.user_batch(data.loaders[2], trainer.device)
     with torch.no_grad():
         infer = [common.seconds(lambda: network.full_sort_predict(users)) for _ in range(2)]
     return {

@@ -55,7 +55,7 @@ def main() -> None:
             if model == "DiffuRecSys":
                 shares = {"training step": profile(lambda: step(taken[0]), 4)}
                 network.eval()
-                users = common.batches(data.loaders[2], 1, trainer.device)[0]
+                users = common.user_batch(data.loaders[2], trainer.device)
                 with torch.no_grad():
                     shares["reverse pass of 32 steps"] = profile(lambda: network.full_sort_predict(users), 1)
                 if not amp:

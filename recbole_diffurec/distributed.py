@@ -168,11 +168,10 @@ def share_training(loader: Any) -> None:
 def share_evaluation(loader: Any) -> None:
     """Let a loader for evaluation give this process's users."""
     if size() > 1:
-        if len(loader.batch_sampler.sampler) < size():
-            raise UserError(
-                f"there are {len(loader.batch_sampler.sampler)} users to evaluate and {size()} processes: start fewer"
-            )
-        loader.batch_sampler.sampler = range(len(loader.batch_sampler.sampler))[rank() :: size()]
+        users = list(loader.batch_sampler.sampler)
+        if len(users) < size():
+            raise UserError(f"there are {len(users)} users to evaluate and {size()} processes: start fewer")
+        loader.batch_sampler.sampler = users[rank() :: size()]
 
 
 class _Loss(nn.Module):

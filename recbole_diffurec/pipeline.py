@@ -25,7 +25,8 @@ from recbole.utils import ModelType, get_trainer, init_seed
 from recbole_diffurec import allocator, checkpoint, distributed, files
 from recbole_diffurec.config import PLACES, RunConfig
 from recbole_diffurec.data import dataset_class
-from recbole_diffurec.data.batches import fitting_users, group_by_length
+from recbole_diffurec.data.batches import fitting_users, group_by_length, order_by_length
+from recbole_diffurec.data.dataset import TRIMMED_MODELS
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.histories import USERS, Batch, read_histories, writing
 from recbole_diffurec.recommend import Recommender
@@ -357,6 +358,9 @@ class PreparedData:
         self.popularity = item_counts - np.bincount(np.concatenate(held_out), minlength=len(item_counts))
         if config["batch_by_length"] and config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
             group_by_length(self.loaders[0])
+        if config["model"] in TRIMMED_MODELS:
+            for loader in self.loaders[1:]:
+                order_by_length(loader)
         for name, loader in zip(("training", "validation", "test"), self.loaders):
             if len(loader) == 0:
                 raise UserError(too_small.format(name))

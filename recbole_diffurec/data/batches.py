@@ -1,4 +1,4 @@
-"""How rows become batches: grouped by length in training, sized from memory in evaluation."""
+"""How rows become batches: grouped by length in training, ordered by length and sized from memory in evaluation."""
 
 from __future__ import annotations
 
@@ -60,6 +60,16 @@ def group_by_length(loader: Any) -> None:
     lengths = dataset.inter_feat[dataset.item_list_length_field]
     # torch forbids replacing a loader's batch sampler, and RecBole builds that with a sampler of its own.
     loader.batch_sampler.sampler = LengthGroupedSampler(lengths, loader.batch_sampler.batch_size, loader.generator)
+
+
+def order_by_length(loader: Any) -> None:
+    """Let a loader for evaluation go from the longest history to the shortest, which changes no metric.
+
+    For models whose batches are trimmed to their longest history. The first batch takes the most memory.
+    """
+    dataset = loader._dataset
+    lengths = dataset.inter_feat[dataset.item_list_length_field]
+    loader.batch_sampler.sampler = lengths.argsort(descending=True, stable=True).tolist()
 
 
 def fitting_users(n_users: int, n_items: int, device: torch.device) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from recbole_diffurec.config import RunConfig
 from recbole_diffurec.data import batches
 from recbole_diffurec.data.batches import LengthGroupedSampler, fitting_users
-from recbole_diffurec.pipeline import PreparedData
+from recbole_diffurec.pipeline import PreparedData, build
 
 
 @settings(deadline=None)
@@ -44,6 +45,25 @@ def test_a_loader_of_recbole_draws_by_length():
         users += len(batch)
     assert users == len(data.loaders[0]._dataset)
     assert len(set(widths)) > 10 and np.mean(widths) < 45  # random batches would all be 50 wide
+
+
+@pytest.mark.parametrize(("model", "ordered"), [("SASRec", True), ("DiffuRecSys", True), ("FEARec", False)])
+def test_evaluation_goes_from_long_to_short_where_batches_are_trimmed(model, ordered):
+    """Every user comes once, and the metrics are those of any other order."""
+    parameters = {"gpu_id": "", "MAX_ITEM_LIST_LENGTH": 40, "eval_batch_size": 100, "show_progress": False}
+    config = RunConfig(model, "ml-100k", {**parameters, "user_inter_num_interval": "[5,50]"})
+    data = PreparedData(config)
+    _, trainer = build(config, data.loaders[0]._dataset)
+    for loader in data.loaders[1:]:
+        seen, widths = [], []
+        for batch, *_ in loader:
+            seen += batch["user_id"].tolist()
+            widths.append(batch["item_id_list"].shape[1])
+        assert sorted(seen) == sorted(loader._dataset.inter_feat["user_id"].tolist())
+        assert (widths == sorted(widths, reverse=True) and widths[-1] < 30) if ordered else set(widths) == {40}
+        found = trainer.evaluate(loader, load_best_model=False)
+        loader.batch_sampler.sampler = range(len(seen))
+        assert trainer.evaluate(loader, load_best_model=False) == pytest.approx(found, abs=2e-6)
 
 
 def test_evaluation_batch_fits_into_memory(monkeypatch):
