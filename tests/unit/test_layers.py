@@ -95,7 +95,8 @@ ALLOWED = {
     "checkpoint": {"errors", "files"},
     "data": {"data", "errors"},
     "model": {"model", "diffusion", "layers"},
-    "trainer": {"data", "checkpoint", "resume", "errors"},
+    "averaging": set(),
+    "trainer": {"averaging", "data", "checkpoint", "resume", "errors"},
     "resume": {"checkpoint", "config", "errors"},
     "files": {"errors"},
     "experiments": {"experiments", "pipeline", "config", "data", "defaults", "diffusion", "model"}
