@@ -37,7 +37,7 @@ class WeightAverage:
         self.n_steps += 1
         decay = min(self.decay, (1 + self.n_steps) / (10 + self.n_steps))
         current: list[Any] = [parameter.detach() for parameter in self._parameters.values()]
-        get_ema_multi_avg_fn(decay)(list(self._average.values()), current, torch.tensor(self.n_steps))
+        get_ema_multi_avg_fn(decay)(list(self._average.values()), current, self.n_steps)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

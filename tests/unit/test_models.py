@@ -15,6 +15,7 @@ from recbole.data.interaction import Interaction
 from recbole_diffurec.config import RunConfig
 from recbole_diffurec.diffusion.noise import FreshNoise, NoiseTable
 from recbole_diffurec.layers import attention
+from recbole_diffurec.layers.item_softmax import SampledCrossEntropy
 from recbole_diffurec.model import base
 
 VARIANTS = {
@@ -365,10 +366,13 @@ def test_scores_do_not_depend_on_what_is_computed_at_once(tokens, monkeypatch):
     torch.testing.assert_close(model.reconstructions(batch), expected)
 
 
+@pytest.mark.parametrize("sampled", [None, 500])
 @pytest.mark.parametrize("name", ["DiffuRec", "DiffuRecSys"])
-def test_several_threads_give_the_same_gradients_every_time(name):
+def test_several_threads_give_the_same_gradients_every_time(name, sampled):
     """At a size where kernels do share their work among threads; resuming exactly stands on this."""
     model = make_model(name, n_items=2000, hidden_size=128, use_position=True).float().train()
+    if sampled:
+        model.cross_entropy = SampledCrossEntropy(torch.arange(2000), sampled, "log_uniform")
     lengths = torch.randint(1, 13, (512,), generator=torch.Generator().manual_seed(0)).tolist()
     batch, threads = make_batch(lengths, n_items=2000), torch.get_num_threads()
     found = []
