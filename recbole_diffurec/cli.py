@@ -72,9 +72,11 @@ def _parsers() -> dict[str, _Parser]:
     run.add_argument("--version", action="version", version=f"recbole-diffurec {__version__}")
 
     evaluate = parser(
-        "evaluate", "Test a checkpoint. Without parameters the figures are those of the run that wrote it."
+        "evaluate",
+        "Test a checkpoint. Without parameters the figures are those of the run that wrote it.\n"
+        "Several are tested as one model: the mean of their softmax probabilities.",
     )
-    evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file that a run wrote")
+    evaluate.add_argument("checkpoints", metavar="CHECKPOINT", nargs="+", help="a .pth file that a run wrote")
     evaluate.add_argument("--result_file", metavar="PATH", help="write the result as JSON")
 
     compare = parser(
@@ -263,7 +265,7 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
 def _evaluate(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     for name in {"checkpoint_file", "config_files", "experiment"} & parameters.keys():
         raise UserError(f"'recbole-diffurec evaluate' takes no --{name}: give single parameters as --name=value")
-    result = pipeline.evaluate(options.checkpoint, result_file=options.result_file, **parameters)
+    result = pipeline.evaluate(*options.checkpoints, result_file=options.result_file, **parameters)
     if distributed.rank() == 0:
         print(pipeline.format_result(result))
     return 0

@@ -29,6 +29,7 @@ from recbole_diffurec.data.batches import fitting_users, group_by_length, order_
 from recbole_diffurec.data.dataset import TRIMMED_MODELS
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.histories import USERS, Batch, read_histories, writing
+from recbole_diffurec.model.ensemble import Ensemble, ranks_all_items
 from recbole_diffurec.recommend import Recommender
 from recbole_diffurec.resume import find_state
 from recbole_diffurec.trainer import out_of_memory, trainer_class
@@ -154,32 +155,34 @@ def train(
 
 
 def evaluate(
-    checkpoint_file: str | Path, *, result_file: str | Path | None = None, **parameters: Any
+    checkpoint_file: str | Path, *more: str | Path, result_file: str | Path | None = None, **parameters: Any
 ) -> dict[str, Any]:
-    """Test a checkpoint; with no parameters, the figures are those of the run that wrote it.
+    """Test a checkpoint, or several as one; with no parameters, the figures of one are those of the run that wrote it.
 
     Parameters
     ----------
     checkpoint_file : a ``.pth`` file of ``run``.
+    more : others, of sequential models on the same data; the mean of all their softmax probabilities is tested.
     result_file : where to write the result as JSON.
-    parameters : what to change, such as ``sampling_steps=1`` or ``mask_seen=True``.
+    parameters : what to change, for every checkpoint, such as ``sampling_steps=1`` or ``mask_seen=True``.
 
     Returns
     -------
-    As ``run``, without what only training knows.
+    As ``run``, without what only training knows; of several checkpoints, what is said about one is about the first,
+    but for ``n_parameters`` and the list ``checkpoints``.
 
     Raises
     ------
     UserError
-        The file is no checkpoint of ours, a parameter is wrong, or the data is not what the model was trained on.
+        A file is no checkpoint of ours, a parameter is wrong, the data is not what the model was trained on, or the
+        models do not fit together.
     """
-    state = checkpoint.load(checkpoint_file)
-    missing = {"model", "dataset", "config", "id_tokens", "epoch", "state_dict", "other_parameter"} - state.keys()
-    if missing:
-        raise UserError(
-            f"checkpoint '{checkpoint_file}' lacks {', '.join(sorted(missing))}: give a file that a run wrote"
-        )
-    config = RunConfig(state["model"], state["dataset"], {**state["config"], **parameters})
+    files_given = [checkpoint_file, *more]
+    states = [_run_checkpoint(path) for path in files_given]
+    configs = [RunConfig(state["model"], state["dataset"], {**state["config"], **parameters}) for state in states]
+    for path, state, config in zip(files_given[1:], states[1:], configs[1:]):
+        _check_fits_together(checkpoint_file, states[0], configs[0], path, state, config)
+    state, config = states[0], configs[0]
     result_file = _writable(result_file)
     with distributed.joined(config["device"]), _log_file(config) as log:
         with _explained(f"preparing data set '{state['dataset']}'", log), distributed.one_after_the_first():
@@ -191,25 +194,73 @@ def evaluate(
                 f"data set '{state['dataset']}' under '{config['data_path']}' is not the one that checkpoint "
                 f"'{checkpoint_file}' was trained on (its users or items differ): give the original with --data_path"
             )
-        with _explained(f"building model '{state['model']}'", log):
-            network, trainer = build(config, train_data._dataset)
-        try:
-            trainer.load_weights(state)
-        except RuntimeError:
-            raise UserError(
-                f"the weights of checkpoint '{checkpoint_file}' do not fit the parameters given "
-                f"({', '.join(parameters.keys() - PLACES)}): leave out those that change the network's shape"
-            ) from None
+        built = []
+        for path, state, member in zip(files_given, states, configs):
+            with _explained(f"building model '{state['model']}'", log):
+                built.append(build(member, train_data._dataset))
+            try:
+                built[-1][1].load_weights(state)
+            except RuntimeError:
+                raise UserError(
+                    f"the weights of checkpoint '{path}' do not fit the parameters given "
+                    f"({', '.join(parameters.keys() - PLACES)}): leave out those that change the network's shape"
+                ) from None
+        network, trainer = built[0]
+        if more:
+            network = trainer.model = _ensemble([member for member, _ in built], files_given)
         test_result, eval_seconds = timed_test(trainer, test_data, config, load_best=False)
     result = {
         **describe_run(config, data, network),
-        "best_epoch": state["epoch"],
+        "best_epoch": states[0]["epoch"],
         "test_result": test_result,
         "eval_seconds": eval_seconds,
         "checkpoint": os.path.abspath(checkpoint_file),
+        **({"checkpoints": [os.path.abspath(path) for path in files_given]} if more else {}),
         "log": log,
     }
     return _deliver(result, result_file)
+
+
+def _run_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint that a run wrote, opened."""
+    state = checkpoint.load(path)
+    missing = {"model", "dataset", "config", "id_tokens", "epoch", "state_dict", "other_parameter"} - state.keys()
+    if missing:
+        raise UserError(f"checkpoint '{path}' lacks {', '.join(sorted(missing))}: give a file that a run wrote")
+    return state
+
+
+def _check_fits_together(
+    first_path: str | Path,
+    first: Mapping[str, Any],
+    first_config: RunConfig,
+    path: str | Path,
+    state: Mapping[str, Any],
+    config: RunConfig,
+) -> None:
+    """Refuse checkpoints that one evaluation cannot serve."""
+    differing = [name for name in ("dataset", "id_tokens") if state[name] != first[name]]
+    if differing:
+        raise UserError(
+            f"checkpoints '{first_path}' and '{path}' were trained on different data (users, items or name): "
+            "give checkpoints of one data set"
+        )
+    name = "MAX_ITEM_LIST_LENGTH"
+    if config[name] != first_config[name]:
+        raise UserError(
+            f"checkpoint '{path}' has {name} {config[name]}, but '{first_path}' has {first_config[name]}: "
+            "checkpoints that are tested as one see histories of one length"
+        )
+
+
+def _ensemble(networks: Sequence[Any], paths: Sequence[str | Path]) -> Ensemble:
+    for network, path in zip(networks, paths):
+        if network.type != ModelType.SEQUENTIAL or not ranks_all_items(network):
+            raise UserError(
+                f"checkpoint '{path}' is of {type(network).__name__}, which cannot be tested together with others: "
+                "give checkpoints of sequential models that rank all items"
+            )
+    return Ensemble(networks)
 
 
 def recommend(
@@ -449,7 +500,9 @@ def format_result(result: Mapping[str, Any]) -> str:
     columns = {"valid": result.get("best_valid_result"), "test": result["test_result"]}
     columns = {name: metrics for name, metrics in columns.items() if metrics}
     names = {"hit": "HR", "ndcg": "NDCG"}
-    lines = [f"{result['model']} on {result['dataset']}", "", " " * 10 + "".join(f"{name:>10}" for name in columns)]
+    checkpoints = result.get("checkpoints", ())
+    what = f"{len(checkpoints)} models as one" if checkpoints else result["model"]
+    lines = [f"{what} on {result['dataset']}", "", " " * 10 + "".join(f"{name:>10}" for name in columns)]
     for key in result["test_result"]:
         metric, _, k = key.partition("@")
         label = f"{names.get(metric, metric)}@{k}" if k else names.get(metric, metric)
@@ -458,7 +511,10 @@ def format_result(result: Mapping[str, Any]) -> str:
     if "train_seconds" in result:
         lines.append(f"training    {result['train_seconds']:.1f} s, best epoch {result['best_epoch'] + 1}")
     lines.append(f"evaluation  {result['eval_seconds']:.1f} s")
-    for name in ("checkpoint", "log", "result_file"):
+    if not checkpoints and result.get("checkpoint"):
+        checkpoints = [result["checkpoint"]]
+    lines += [f"checkpoint  {os.path.relpath(path)}" for path in checkpoints]
+    for name in ("log", "result_file"):
         if result.get(name):
             lines.append(f"{name.replace('_file', ''):<12}{os.path.relpath(result[name])}")
     return "\n".join(lines)

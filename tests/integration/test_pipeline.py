@@ -14,12 +14,14 @@ import torch
 from conftest import ROOT
 
 import recbole_diffurec
-from recbole_diffurec import UserError, checkpoint, cli, run
+from recbole_diffurec import UserError, checkpoint, cli, pipeline, run
+from recbole_diffurec.config import RunConfig
 
 # Users with few interactions only, to keep runs at a second.
 FEW = {"user_inter_num_interval": "[5,50]"}
 TINY = {"hidden_size": 16, "n_layers": 1, "MAX_ITEM_LIST_LENGTH": 8}
 SMALL = {"epochs": 1, **TINY, "gpu_id": "", "show_progress": False}
+MEMBERS = ["DiffuRecSys", "DiffuRecSys", "SASRec"]
 KEYS = {
     "model", "dataset", "seed", "n_users", "n_items", "n_interactions", "best_epoch", "best_valid_result",
     "test_result", "train_seconds", "eval_seconds", "n_parameters", "checkpoint", "config", "versions",
@@ -52,6 +54,49 @@ def test_run_and_evaluate_in_a_fresh_process(model, workdir):
     done = in_new_process("evaluate", path, "--result_file=again.json", cwd=workdir)
     assert done.returncode == 0, done.stderr
     assert json.loads(Path("again.json").read_text())["test_result"] == on_disk["test_result"]
+
+
+def test_checkpoints_tested_as_one(workdir, capsys):
+    """The mean of the softmax of each model's scores, whatever the models; an ensemble of one model is that model."""
+    runs = [run(model, **{**SMALL, **FEW, "n_heads": 2, "inner_size": 32}, seed=i) for i, model in enumerate(MEMBERS)]
+    paths = [result["checkpoint"] for result in runs]
+    alone = recbole_diffurec.evaluate(paths[0], paths[0], show_progress=False)
+    assert alone["test_result"] == pytest.approx(runs[0]["test_result"], abs=1e-4)
+    assert cli.main(["evaluate", *paths, "--result_file=both.json", "--show_progress=False"]) == 0
+    assert f"{len(MEMBERS)} models as one on ml-100k" in capsys.readouterr().out
+    both = json.loads(Path("both.json").read_text())
+    assert both["n_parameters"] == sum(result["n_parameters"] for result in runs)
+    assert [Path(path).name for path in both["checkpoints"]] == [Path(path).name for path in paths]
+
+    states = [checkpoint.load(path) for path in paths]
+    configs = [RunConfig(state["model"], "ml-100k", state["config"]) for state in states]
+    data = pipeline.prepare_data(configs[0])
+    networks = []
+    for state, config in zip(states, configs):
+        network, trainer = pipeline.build(config, data.loaders[0]._dataset)
+        trainer.load_weights(state)
+        networks.append(network.eval())
+    hits, n_users = 0, 0
+    with torch.no_grad():
+        for interaction, _, _, target in data.loaders[2]:
+            scores = [network.full_sort_predict(interaction)[:, 1:].softmax(dim=-1) for network in networks]
+            lists = torch.stack(scores).mean(dim=0).topk(10).indices + 1
+            hits += (lists == target.unsqueeze(1)).any(dim=1).sum().item()
+            n_users += len(target)
+    assert both["test_result"]["hit@10"] == pytest.approx(hits / n_users, abs=5e-5)
+
+
+def test_checkpoints_that_cannot_be_tested_as_one(workdir):
+    path = run(**SMALL, **FEW)["checkpoint"]
+    longer = run(**{**SMALL, **FEW, "MAX_ITEM_LIST_LENGTH": 9})["checkpoint"]
+    other = run(**{**SMALL, "user_inter_num_interval": "[5,40]"})["checkpoint"]
+    general = run("BPR", epochs=1, gpu_id="", show_progress=False, **FEW)["checkpoint"]
+    with pytest.raises(UserError, match=r"MAX_ITEM_LIST_LENGTH 9, but .* has 8"):
+        recbole_diffurec.evaluate(path, longer)
+    with pytest.raises(UserError, match="trained on different data"):
+        recbole_diffurec.evaluate(path, other)
+    with pytest.raises(UserError, match=r"'.*BPR.*' is of BPR, which cannot be tested together"):
+        recbole_diffurec.evaluate(general, general)
 
 
 def test_figures_do_not_depend_on_the_evaluation_batch(workdir):

@@ -114,7 +114,8 @@ MISTAKES = {
     "text as checkpoint": (["evaluate", "good.yaml"], "'good.yaml'", "no checkpoint"),
     "RecBole's checkpoint": (["evaluate", "recbole.pth"], "'recbole.pth'", "no checkpoint"),
     "cut checkpoint": (["evaluate", "cut.pth"], "'cut.pth'", "cut short"),
-    "two checkpoints": (["evaluate", "mine.pth", "other.pth"], "'other.pth'", "--name=value"),
+    "second checkpoint": (["evaluate", "mine.pth", "other.pth"], "'other.pth'", "does not exist"),
+    "not a name=value": (["evaluate", "mine.pth", "sampling_steps=1"], "'sampling_steps=1'", "does not exist"),
     "checkpoint with holes": (["evaluate", "partial.pth"], "'partial.pth' lacks epoch, id_tokens", "that a run wrote"),
     "parameter for a checkpoint": (["evaluate", "mine.pth", "--sampling_steps=64"], "sampling_steps", "64"),
     "unknown for a checkpoint": (["evaluate", "mine.pth", "--samplin_steps=1"], "'samplin_steps'", "'sampling_steps'"),
@@ -285,6 +286,8 @@ def test_evaluate_gets_what_was_given(calls: list, capsys: pytest.CaptureFixture
     assert main(["evaluate", "a.pth", "--sampling_steps", "1", "--result_file=r.json"]) == 0
     parameters = {"result_file": "r.json", "sampling_steps": 1, "show_progress": False}
     assert calls == [("evaluate", ("a.pth",), parameters)]
+    assert main(["evaluate", "a.pth", "b.pth", "c.pth", "--sampling_steps=1", "--result_file=r.json"]) == 0
+    assert calls[1:] == [("evaluate", ("a.pth", "b.pth", "c.pth"), parameters)]
 
 
 def test_progress_is_left_as_it_is_on_a_terminal(calls: list, monkeypatch: pytest.MonkeyPatch) -> None:
