@@ -160,7 +160,6 @@ MODEL_RULES: dict[str, Rule] = {
     "compile": Rule("bool"),
     "gradient_checkpointing": Rule("bool"),
     "keyed_noise": Rule("bool"),
-    "item_dropout_prob": _PROBABILITY,
     "cosine_temperature": Rule("number", 0, 1, open_low=True, optional=True),
 }
 

@@ -70,26 +70,6 @@ def plan_slabs(lengths: np.ndarray, overhead: int) -> list[tuple[int, int]]:
     return slabs[::-1]
 
 
-def leave_out_items(item_seq: Tensor, lengths: Tensor, probability: float) -> tuple[Tensor, Tensor]:
-    """The histories without some of their items, each left out independently; the most recent one always stays.
-
-    Parameters
-    ----------
-    item_seq : int [B, L], right-padded item ids.
-    lengths : int [B], number of real positions, at least 1 each.
-    probability : of leaving an item out.
-
-    Returns
-    -------
-    Right-padded item ids [B, L] in their order, and their new lengths [B].
-    """
-    position, lengths = torch.arange(item_seq.shape[1], device=item_seq.device), lengths.unsqueeze(1)
-    drawn = torch.rand(item_seq.shape, device=item_seq.device) >= probability
-    stays = (position < lengths) & (drawn | (position == lengths - 1))
-    order = (~stays).to(torch.uint8).argsort(dim=1, stable=True)
-    return (item_seq * stays).gather(1, order), stays.sum(dim=1)
-
-
 class RaggedBatch:
     """The histories of one batch, packed.
 

@@ -22,7 +22,7 @@ from recbole_diffurec.diffusion.noise import FreshNoise, NoiseTable, ReverseNois
 from recbole_diffurec.diffusion.process import DiffusionProcess
 from recbole_diffurec.diffusion.step_samplers import STEP_SAMPLERS
 from recbole_diffurec.layers.item_softmax import SampledCrossEntropy, full_cross_entropy
-from recbole_diffurec.layers.ragged import RaggedBatch, leave_out_items
+from recbole_diffurec.layers.ragged import RaggedBatch
 from recbole_diffurec.layers.step_embedding import StepEmbedding
 from recbole_diffurec.model.approximator import Approximator, EncodedHistory
 
@@ -53,7 +53,6 @@ class DiffusionRecommender(SequentialRecommender):
         self.is_ensemble = bool(config["ensemble_seeds"])
         self.enable_amp = bool(config["enable_amp"])
         self.cosine_temperature: float | None = config["cosine_temperature"]
-        self.item_dropout_prob: float = config["item_dropout_prob"]
         self.keyed_noise: bool = config["keyed_noise"]
         self.training_seed: int = config["seed"]
         self.training_epoch = 0  # told by the trainer
@@ -137,10 +136,7 @@ class DiffusionRecommender(SequentialRecommender):
         ----------
         approximator : the model's own, or its copy in bf16.
         """
-        item_seq, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
-        if self.training and self.item_dropout_prob:
-            item_seq, lengths = leave_out_items(item_seq, lengths, self.item_dropout_prob)
-        batch = RaggedBatch(item_seq, lengths)
+        batch = RaggedBatch(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         embeddings = self.item_embedding(batch.items)
         if self.position_embedding is not None:
             embeddings = embeddings + self.position_embedding(batch.age)

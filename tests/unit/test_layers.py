@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_diffurec.layers.dropout import Dropout
-from recbole_diffurec.layers.ragged import RaggedBatch, leave_out_items, plan_slabs
+from recbole_diffurec.layers.ragged import RaggedBatch, plan_slabs
 
 LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=40)
 
@@ -37,29 +37,6 @@ def test_every_item_is_stored_once_in_its_place(lengths):
         inside = slab.key_bias[:, 0, 0].isinf() if padded else torch.zeros(slab.n, slab.length, dtype=torch.bool)
         assert (inside.flatten() == ~real[slab.tokens]).all()
     assert sum(slab.n for slab in batch.slabs) == len(lengths)
-
-
-@given(lengths=LENGTHS, probability=st.floats(0, 0.99), seed=st.integers(0, 99))
-@settings(deadline=None)
-def test_items_left_out_of_histories(lengths, probability, seed):
-    """What stays keeps its order, the most recent item stays always, and padding stays at the end."""
-    torch.manual_seed(seed)
-    item_seq = torch.zeros(len(lengths), 20, dtype=torch.long)
-    for row, length in enumerate(lengths):
-        item_seq[row, :length] = torch.arange(1, length + 1)
-    left, counts = leave_out_items(item_seq, torch.tensor(lengths), probability)
-    for row, count, length in zip(left.tolist(), counts.tolist(), lengths):
-        assert row[count - 1] == length and row[:count] == sorted(set(row[:count])) and row[0] > 0
-        assert not any(row[count:])
-
-
-def test_items_are_left_out_as_often_as_asked():
-    torch.manual_seed(0)
-    item_seq = torch.arange(1, 51).expand(4000, 50)
-    left, counts = leave_out_items(item_seq, torch.full((4000,), 50), 0.3)
-    share = torch.bincount(left.flatten(), minlength=51)[1:] / 4000
-    assert share[-1] == 1 and (share[:-1] - 0.7).abs().max() < 0.05
-    assert (counts.double().mean() - 1 - 49 * 0.7).abs() < 0.5
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=7), overhead=st.integers(0, 30))

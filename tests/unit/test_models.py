@@ -298,14 +298,6 @@ def test_keyed_noise_does_not_depend_on_the_batch(name, lengths, seed, data):
     assert later != whole or max(lengths) == 1
 
 
-def test_items_are_left_out_in_training_alone():
-    batch = make_batch([12] * 20)
-    model = make_model(item_dropout_prob=0.5)
-    assert len(model.eval().encode(batch).batch.items) == 240
-    lengths = {len(model.train().encode(batch).batch.items) for _ in range(3)}
-    assert max(lengths) < 240
-
-
 def test_cosine_scores():
     """Scores are cosines over tau, for the loss, all items and given ones alike."""
     plain, model = make_model(), make_model(cosine_temperature=0.1)
