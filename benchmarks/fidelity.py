@@ -67,8 +67,10 @@ def row_0_a_class() -> Iterator[None]:
     """The padding's vector is drawn and trained like an item's, and competes in the softmax; RecBole never ranks it."""
 
     def initialise(model: Any, init: str, std: float) -> None:
-        with mock.patch.object(torch.Tensor, "zero_", lambda row: row):
-            drawn(model, init, std)
+        drawn(model, init, std)
+        vectors = model.item_embedding.weight
+        with torch.no_grad():
+            vectors[0].normal_(std=vectors[1:].std().item())
         model.item_embedding.padding_idx = None
 
     def cross_entropy(x: Any, items: Any, target: Any, weight: Any) -> tuple[torch.Tensor, torch.Tensor]:
