@@ -24,7 +24,7 @@ def apply() -> None:
     _pandas_3()
     _hyperopt()
     _anomaly_detection()
-    _nothing_masked()
+    _few_masked()
 
 
 def _numpy_aliases() -> None:
@@ -173,11 +173,13 @@ def _anomaly_detection() -> None:
     torch.autograd.set_detect_anomaly(enabled)
 
 
-def _nothing_masked() -> None:
-    """A loss of 0/0 from BERT4Rec where a batch has nothing to predict.
+def _few_masked() -> None:
+    """BERT4Rec's loss where a batch has nothing, or little, to predict.
 
     A mask on a history's first item counts as padding (bert4rec.py:207), so a batch of one-item histories, which
-    ``batch_by_length`` makes, has no targets. Such a batch now has loss 0. Can go when RecBole tells the two apart.
+    ``batch_by_length`` makes, has no targets and a loss of 0/0: it now has loss 0. Can go when RecBole tells the two
+    apart. And every row gets scores of all items for as many masks as the longest history may have: columns without
+    a target in any row, which count for nothing, are left out now.
     """
     from recbole.model.sequential_recommender import BERT4Rec
 
@@ -187,9 +189,12 @@ def _nothing_masked() -> None:
 
     @functools.wraps(calculate_loss)
     def calculate_loss_of_something(self: Any, interaction: Any) -> torch.Tensor:
-        if (interaction[self.MASK_INDEX] > 0).any():
-            return calculate_loss(self, interaction)
-        return sum(0.0 * parameter.sum() for parameter in self.parameters())
+        used = (interaction[self.MASK_INDEX] > 0).any(dim=0)
+        if not used.any():
+            return sum(0.0 * parameter.sum() for parameter in self.parameters())
+        masks = (self.POS_ITEMS, self.NEG_ITEMS, self.MASK_INDEX)
+        fewer = {name: interaction[name][:, used] for name in masks}
+        return calculate_loss(self, {**interaction.interaction, **fewer})
 
     BERT4Rec.calculate_loss = calculate_loss_of_something
 

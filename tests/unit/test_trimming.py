@@ -58,6 +58,20 @@ def test_a_model_that_reads_the_padded_length_is_left_alone():
         torch.testing.assert_close(network.full_sort_predict(rows.padded(trim=True)), padded)
 
 
+def test_masks_that_no_row_has_are_not_computed():
+    network, loader, rows = model_and_rows("BERT4Rec")
+    batch = loader.transform(loader._dataset, rows.padded(trim=True))
+    network.eval()
+    columns, bmm = [], torch.bmm
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "bmm", lambda a, b: columns.append(a.shape[1]) or bmm(a, b))
+        loss = network.calculate_loss(batch)
+        expected = type(network).calculate_loss.__wrapped__(network, batch)
+    torch.testing.assert_close(loss, expected)
+    assert columns == [(batch["MASK_INDEX"] > 0).any(dim=0).sum(), batch["MASK_INDEX"].shape[1]]
+    assert columns[0] < columns[1]
+
+
 def test_a_batch_of_one_item_histories_has_a_loss():
     """BERT4Rec takes a mask on the first item for padding; ``batch_by_length`` makes batches of nothing else."""
     network, loader, rows = model_and_rows("BERT4Rec")
