@@ -137,6 +137,19 @@ def test_shipped_defaults_are_accepted(model: str, dataset: str, experiment: str
     assert built["eval_args"]["split"] == {"LS": "valid_and_test"}
 
 
+RECIPES = sorted((ROOT / "properties" / "experiment" / "best").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_accepted(path: Path) -> None:
+    """A recipe is for the model that its name ends with, or for both of ours."""
+    model = path.stem.rpartition("-")[2]
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for name in [model] if model in known_models() else OURS:
+        built = RunConfig(name, "amazon-beauty", {"gpu_id": ""}, (), f"best/{path.stem}")
+        assert {key: built[key] for key in given} == given
+
+
 def test_arguments_of_the_process_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     before = make().final_config_dict
     flags = ["--learning_rate=0.5", "--epochs=3", "--model=BPR", "--dataset=ml-1m", "--nonsense=1", "loose"]
