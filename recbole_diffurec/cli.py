@@ -265,6 +265,9 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
 def _evaluate(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     for name in {"checkpoint_file", "config_files", "experiment"} & parameters.keys():
         raise UserError(f"'recbole-diffurec evaluate' takes no --{name}: give single parameters as --name=value")
+    for argument in options.checkpoints:
+        if "=" in argument and not os.path.exists(argument):
+            raise UserError(f"unexpected argument '{argument}': parameters are given as --name=value")
     result = pipeline.evaluate(*options.checkpoints, result_file=options.result_file, **parameters)
     if distributed.rank() == 0:
         print(pipeline.format_result(result))

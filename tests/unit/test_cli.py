@@ -115,7 +115,7 @@ MISTAKES = {
     "RecBole's checkpoint": (["evaluate", "recbole.pth"], "'recbole.pth'", "no checkpoint"),
     "cut checkpoint": (["evaluate", "cut.pth"], "'cut.pth'", "cut short"),
     "second checkpoint": (["evaluate", "mine.pth", "other.pth"], "'other.pth'", "does not exist"),
-    "not a name=value": (["evaluate", "mine.pth", "sampling_steps=1"], "'sampling_steps=1'", "does not exist"),
+    "not a name=value": (["evaluate", "mine.pth", "sampling_steps=1"], "'sampling_steps=1'", "--name=value"),
     "checkpoint with holes": (["evaluate", "partial.pth"], "'partial.pth' lacks epoch, id_tokens", "that a run wrote"),
     "parameter for a checkpoint": (["evaluate", "mine.pth", "--sampling_steps=64"], "sampling_steps", "64"),
     "unknown for a checkpoint": (["evaluate", "mine.pth", "--samplin_steps=1"], "'samplin_steps'", "'sampling_steps'"),
