@@ -140,7 +140,7 @@ def last_improved(history: list[dict[str, Any]]) -> int:
 
 
 def draw(results: dict[str, dict[str, Any]]) -> None:
-    figure, axis = plt.subplots(figsize=(8.5, 4.6), constrained_layout=True)
+    figure, axis = plt.subplots(figsize=(10.5, 4.6), constrained_layout=True)
     for i, (name, result) in enumerate(results.items()):
         scores = [epoch["valid_score"] for epoch in result["history"]]
         style = "--" if i >= 10 else "-"
@@ -148,6 +148,7 @@ def draw(results: dict[str, dict[str, Any]]) -> None:
             range(1, len(scores) + 1), scores, style, marker="o", markersize=3, label=name.replace(BASE, "one block")
         )
     axis.set(xlabel="epoch", ylabel="validation NDCG@10", title="Amazon Beauty, the paper's recipe and changes to it")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(common.RESULTS / "fidelity.png", dpi=110)
