@@ -64,10 +64,11 @@ def draw(runs: pd.DataFrame, folder: Path, ensemble: dict[str, list[float]]) -> 
     figure, axes = plt.subplots(2, 3, figsize=(11, 6.4), constrained_layout=True)
     by_lambda, by_steps, by_ensemble, by_length, by_schedule, parts = axes.flat
 
-    for base, marker in (("DiffuRecSys", "o"), ("DiffuRec", "s")):
-        line = series(runs, base, LAMBDA)
-        by_lambda.plot(range(len(line)), line[METRIC], marker=marker, label=base)
-        by_lambda.set_xticks(range(len(line)), [f"{x:g}" for x in line["x"]])
+    lines = {base: series(runs, base, LAMBDA) for base in ("DiffuRecSys", "DiffuRec")}
+    values = sorted(set().union(*(line["x"] for line in lines.values())))
+    for (base, line), marker in zip(lines.items(), "os"):
+        by_lambda.plot([values.index(x) for x in line["x"]], line[METRIC], marker=marker, label=base)
+    by_lambda.set_xticks(range(len(values)), [f"{x:g}" for x in values])
     by_lambda.set(xlabel=r"$\lambda$ ($\delta$)", ylabel="test NDCG@10", title="uncertainty")
     by_lambda.legend(frameon=False)
 
@@ -76,9 +77,7 @@ def draw(runs: pd.DataFrame, folder: Path, ensemble: dict[str, list[float]]) -> 
         by_steps.plot(curve["steps"], curve["steps_ndcg"], marker="o", label=rf"$\lambda$ = {run['x']:g}")
     by_steps.set_xscale("log", base=2)
     by_steps.xaxis.set_major_formatter("{x:.0f}")
-    by_steps.set(
-        xlabel="reverse steps", ylabel="validation NDCG@10, a part of the users", title="DiffuRec, reverse steps"
-    )
+    by_steps.set(xlabel="reverse steps", ylabel="validation NDCG@10", title="DiffuRec, 2,000 users, reverse steps")
     by_steps.legend(frameon=False, fontsize=8)
 
     for label, values in ensemble.items():
