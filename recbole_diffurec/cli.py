@@ -200,7 +200,13 @@ def parse_parameters(arguments: Sequence[str]) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, or 2 for a mistake of the user."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    code = _exit_code(list(sys.argv[1:] if argv is None else argv))
+    if argv is None:
+        distributed.exit_if_connected(code)
+    return code
+
+
+def _exit_code(arguments: list[str]) -> int:
     _log_to_terminal()
     try:
         return _dispatch(list(arguments))

@@ -75,6 +75,17 @@ def joined(device: torch.device) -> Iterator[None]:
     distributed.destroy_process_group()
 
 
+def exit_if_connected(code: int) -> None:
+    """End this process at once where an error left it connected with the others.
+
+    Python's usual end may abort there, in threads that still wait for the others; the exit code would be SIGABRT's.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 @contextlib.contextmanager
 def one_after_the_first() -> Iterator[None]:
     """The first process of each machine goes first, so that what it downloads or makes is there for the others."""
