@@ -141,9 +141,9 @@ def last_improved(history: list[dict[str, Any]]) -> int:
 
 def draw(results: dict[str, dict[str, Any]]) -> None:
     figure, axis = plt.subplots(figsize=(10.5, 4.6), constrained_layout=True)
-    for i, (name, result) in enumerate(results.items()):
+    for name, result in results.items():
         scores = [epoch["valid_score"] for epoch in result["history"]]
-        style = "--" if i >= 10 else "-"
+        style = "--" if name in VARIANTS else "-"
         axis.plot(
             range(1, len(scores) + 1), scores, style, marker="o", markersize=3, label=name.replace(BASE, "one block")
         )
@@ -201,6 +201,9 @@ def main() -> None:
     )
     names = ("best_valid_result", "test_result", "best_epoch")
     figures = {name: {key: result[key] for key in names} for name, result in results.items()}
+    for name, result in results.items():
+        for key in ("train_loss", "valid_score"):
+            figures[name][key] = [epoch[key] for epoch in result["history"]]
     for name, result in without_seen.items():
         figures[name]["test_result_masked"] = result
     common.publish("fidelity", "The published recipe, change by change", {"figures": figures}, text)
