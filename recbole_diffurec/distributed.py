@@ -257,7 +257,7 @@ def launch(arguments: list[str], nproc: int, world_size: int | None, group_offse
 
     Returns
     -------
-    The exit code of the first process that failed, or 0.
+    0, 2 after a user's mistake, or else the exit code of the first process that failed.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -291,7 +291,8 @@ def launch(arguments: list[str], nproc: int, world_size: int | None, group_offse
     try:
         elastic_launch(config, sys.executable)("-m", "recbole_diffurec.cli", *arguments)
     except ChildFailedError as error:
-        first = min(error.failures.values(), key=lambda failure: failure.timestamp)
+        # A mistake comes before what it did to the processes that lost their connection to the one that told of it.
+        first = min(error.failures.values(), key=lambda failure: (failure.exitcode != 2, failure.timestamp))
         if first.exitcode >= 0:
             return first.exitcode
         name = signal.Signals(-first.exitcode).name

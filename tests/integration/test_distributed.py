@@ -46,7 +46,7 @@ def finished(*arguments: str) -> str:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_two_processes_train_what_one_trains(model, workdir):
-    finished(*command(model, "--nproc=1", "--result_file=one.json"))
+    assert cli.main([*command(model)[3:], "--result_file=one.json"]) == 0
     # 4,079 rows in batches of 501: the batches of the processes differ in size, and so do their shares of the users.
     said = finished(*command(model, "--nproc=2", "--result_file=two.json"))
     one, two = (json.loads(Path(name).read_text()) for name in ("one.json", "two.json"))
@@ -113,8 +113,6 @@ def test_interrupted_and_resumed(workdir):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--nproc=0"], "0 processes from number 0 of 0 do not fit together"),
-        (["--nproc=2", "--world_size=3"], "2 processes from number 0 of 3 do not fit together"),
         (["--nproc=2", "--learning_rat=1"], "unknown parameter 'learning_rat'"),
         (["--nproc=2", "--dataset=nothing"], "nothing"),
         (["--nproc=2", "--model=RecVAE"], "model 'RecVAE' trains in a way of its own"),
@@ -125,6 +123,19 @@ def test_mistakes_are_told_once(arguments, message, workdir):
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 2 and message in errors
     assert errors.count("recbole-diffurec: ") == 1 and "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nproc=0"], "0 processes from number 0 of 0 do not fit together"),
+        (["--nproc=2", "--world_size=3"], "2 processes from number 0 of 3 do not fit together"),
+    ],
+)
+def test_numbers_that_do_not_fit(arguments, message, capsys):
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 def test_a_taken_port(workdir, capsys):
