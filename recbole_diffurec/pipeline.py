@@ -444,7 +444,7 @@ def prepare_data(config: RunConfig, datasets: DatasetCache | None = None) -> Pre
 
 def build(config: RunConfig, train_dataset: Any) -> tuple[Any, Any]:
     """The model on its device, and its trainer."""
-    allocator.configure()
+    allocator.keep_freed_memory()
     init_seed(config["seed"], config["reproducibility"])
     network = config.model_class(config, train_dataset).to(config["device"])
     trainer = trainer_class(get_trainer(config["MODEL_TYPE"], config["model"]))(config, network)

@@ -67,7 +67,7 @@ class Recommender:
         UserError
             The file is no such checkpoint, a parameter is wrong, or the model is not a sequential one.
         """
-        allocator.configure()
+        allocator.keep_freed_memory()
         state = checkpoint.load(path)
         missing = {"model", "dataset", "config", "id_tokens", "popularity", "state_dict"} - state.keys()
         if missing:
