@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from recbole_diffurec.layers.dropout import Dropout
+from recbole_diffurec.layers.linear import Linear, linear
 from recbole_diffurec.layers.ragged import RaggedBatch, Slab
 
 CHECKPOINTED_WEIGHTS = 2**22  # attention weights that exist at once with checkpointing
@@ -39,7 +40,7 @@ class MultiHeadAttention(nn.Module):
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(hidden_size, hidden_size)
         self.value = nn.Linear(hidden_size, hidden_size)
-        self.output = nn.Linear(hidden_size, hidden_size)
+        self.output = Linear(hidden_size, hidden_size)
         self.dropout = Dropout(dropout)
 
     def keys_values(self, x: Tensor, batch: RaggedBatch) -> list[Tensor]:
@@ -115,7 +116,7 @@ class MultiHeadAttention(nn.Module):
             scaled = [p * head_size**-0.5 if layer is self.query else p for layer, p in zip(layers, parts)]
             return torch.cat(scaled)
 
-        projected = F.linear(x, joined([layer.weight for layer in layers]), joined([layer.bias for layer in layers]))
+        projected = linear(x, joined([layer.weight for layer in layers]), joined([layer.bias for layer in layers]))
         per_row = x.shape[0] == batch.n_sequences  # not len(x), which an export would make a constant
         # Splitting, unlike slicing, has a backward pass that does not fill a whole tensor for every slab.
         parts = projected.split([slab.n if per_row else slab.n * slab.length for slab in batch.slabs])

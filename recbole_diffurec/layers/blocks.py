@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from recbole_diffurec.layers.attention import MultiHeadAttention
 from recbole_diffurec.layers.dropout import Dropout
+from recbole_diffurec.layers.linear import Linear
 from recbole_diffurec.layers.ragged import RaggedBatch
 
 # GELU is DiffuRec's tanh form; the exact form is a neighbour that nobody published these models with.
@@ -62,7 +63,7 @@ class Block(nn.Module):
         self.attention = MultiHeadAttention(hidden_size, n_heads, attn_dropout, checkpointing)
         self.ffn_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
         self.ffn = nn.Sequential(
-            nn.Linear(hidden_size, inner_size), ACTIVATIONS[hidden_act](), nn.Linear(inner_size, hidden_size)
+            Linear(hidden_size, inner_size), ACTIVATIONS[hidden_act](), Linear(inner_size, hidden_size)
         )
         self.dropout = Dropout(hidden_dropout)
         self.output_dropout = Dropout(hidden_dropout if output_dropout else 0.0)

@@ -1,8 +1,10 @@
-"""Ragged batches, dropout, and the direction of imports."""
+"""Ragged batches, dropout, linear layers, and the direction of imports."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from itertools import combinations
 
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_diffurec.layers.dropout import Dropout
+from recbole_diffurec.layers.linear import linear
 from recbole_diffurec.layers.ragged import RaggedBatch, plan_slabs
 
 LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=40)
@@ -85,6 +88,45 @@ def test_dropout_is_off_in_evaluation():
 
 
 # Who may import whom, leaf to root; a package may import itself and what is listed.
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 1000])
+def test_linear_is_linear(rows, dtype, autocast):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(rows, 32), torch.randn(48, 32) / 6, torch.randn(48)
+    with torch.autocast("cpu", enabled=autocast):
+        inputs = [tensor.to(dtype).requires_grad_() for tensor in (x, weight, bias)]
+        outputs = [function(*inputs) for function in (linear, torch.nn.functional.linear)]
+        gradients = [torch.autograd.grad(y.float().pow(2).sum(), inputs) for y in outputs]
+    assert outputs[0].dtype == outputs[1].dtype
+    torch.testing.assert_close(outputs[0], outputs[1])
+    for ours, theirs in zip(*gradients):
+        tolerance = 2e-2 if autocast or dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * theirs.abs().max().item())
+
+
+GROWTH = """
+import os, torch
+from recbole_diffurec.layers.linear import linear
+torch.set_num_threads(1)
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+x, weight, bias = (torch.ones(shape, dtype=torch.bfloat16) for shape in ((1500, 64), (64, 64), (64,)))
+for function in (linear, torch.nn.functional.linear):
+    before = resident()
+    for n in range(1000, 1300):
+        function(x[:n], weight, bias)
+    print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bf16 on this processor")
+def test_linear_layers_of_ever_new_sizes_do_not_fill_the_memory():
+    command = [sys.executable, "-c", GROWTH]
+    ours, theirs = map(float, subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout.split())
+    assert 4 * ours < theirs
+
+
 ALLOWED = {
     "errors": set(),
     "version": set(),
