@@ -20,7 +20,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     would lie scattered over the heap, whose freed parts between them no longer hold a large tensor: ten gigabytes after
     an hour on ml-1m, of which one was in use. Rows of zeros make the shapes few, so that they come again.
     """
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or not _in_bfloat16(x):
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or not _in_bfloat16(x) or x.shape[0] % ROWS == 0:
         return F.linear(x, weight, bias)
     n = x.shape[0]
     return F.linear(F.pad(x, (0, 0, 0, -n % ROWS)), weight, bias)[:n]

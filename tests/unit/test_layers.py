@@ -87,7 +87,6 @@ def test_dropout_is_off_in_evaluation():
     assert Dropout(0.5).eval()(x) is x and Dropout(0.0)(x) is x
 
 
-# Who may import whom, leaf to root; a package may import itself and what is listed.
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 1000])
@@ -127,6 +126,7 @@ def test_linear_layers_of_ever_new_sizes_do_not_fill_the_memory():
     assert 4 * ours < theirs
 
 
+# Who may import whom, leaf to root; a package may import itself and what is listed.
 ALLOWED = {
     "errors": set(),
     "version": set(),
