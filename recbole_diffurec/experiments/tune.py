@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import _thread
 import dataclasses
 import json
 import logging
 import math
 import os
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -64,7 +67,7 @@ def tune(
     scheduler : asha, hyperband or none; stops poor trials early by their validation metric.
     grace_epochs : validated epochs that asha leaves every trial.
     concurrent_trials, cpus_per_trial, gpus_per_trial : trials at a time and what each is given; fractions share.
-    time_budget : seconds after which no trial goes on.
+    time_budget : seconds after which no trial goes on; those that had not ended start again with ``resume``.
     final_seeds : seeds to train the best configuration with at the end, and to test; 0 for none.
     resume : go on with the search in ``output_dir``.
     ray_address : a Ray cluster; ``auto`` finds a local one.
@@ -93,6 +96,8 @@ def tune(
             "final_seeds": (final_seeds, 0),
         },
     )
+    if time_budget is not None and threading.current_thread() is not threading.main_thread():
+        raise UserError("time_budget needs the main thread: call tune from it, or leave time_budget out")
     space = read_space(params_file, model)
     fixed = defaults.settings(experiment, config_files, parameters)
     if max_epochs is not None:
@@ -137,7 +142,6 @@ def tune(
                     metric=SCORE,
                     mode="max",
                     num_samples=1 if search == "grid" else num_trials,
-                    time_budget_s=time_budget,
                     scheduler=_scheduler(scheduler, table.last_epoch, grace_epochs * config["eval_step"]),
                     search_alg=_searcher(search, config["seed"], concurrent_trials),
                 ),
@@ -150,10 +154,13 @@ def tune(
                 ),
             )
         started = time.monotonic()
-        tuner.fit()
+        with _interrupted_after(time_budget):
+            tuner.fit()
         in_time = time_budget is None or time.monotonic() - started < time_budget
     trials = table.read()
     done = trials[trials["score"].notna()]
+    if done.empty and not in_time:
+        raise UserError(f"no trial was validated within time_budget {time_budget:g}: --resume with more of it goes on")
     if done.empty:
         raise UserError(f"no trial of the search succeeded: their errors are in '{table.path}'")
     top = done.iloc[int((table.sign * done["score"]).to_numpy().argmax())]
@@ -161,9 +168,12 @@ def tune(
     best = {**{name: value for name, value in fixed.items() if name not in PLACES}, **found}
     files.write_text(output_dir / "best.yaml", _best_yaml(model, dataset, best, top, table.metric))
     _draw(done, space, table.metric, output_dir)
-    if in_time and (trials["state"] != "RUNNING").sum() < planned:
+    ended = (trials["state"] != "RUNNING").sum()
+    if in_time and ended < planned:
         # Ray Tune returns from Ctrl-C as if all were well.
         raise KeyboardInterrupt
+    if ended < planned:
+        logger.info("time_budget %g is over: %d of %d trials ended; --resume goes on", time_budget, ended, planned)
     final = [
         pipeline.run(
             model,
@@ -174,6 +184,19 @@ def tune(
         for seed in range(config["seed"], config["seed"] + final_seeds)
     ]
     return {"best": best, "valid_score": float(top["score"]), "trials": trials, "final": final}
+
+
+@contextmanager
+def _interrupted_after(seconds: float | None) -> Iterator[None]:
+    """Ctrl-C on time: Ray Tune's own budget ends a search for good, its trials and those still to come."""
+    timer = threading.Timer(seconds or 0, _thread.interrupt_main)
+    timer.daemon = True
+    if seconds is not None:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _same_search(path: Path, asked: Mapping[str, Any], resume: bool) -> None:
@@ -244,8 +267,8 @@ def _trial(sample: dict[str, Any], model: str, dataset: str, fixed: dict[str, An
 class TrialTable:
     """``trials.csv``: a row for every trial, rewritten whenever one reports, so that an interruption leaves it usable.
 
-    Columns: trial, state (RUNNING, PRUNED, TERMINATED, ERROR), epochs, score (the best validation metric so far), the
-    parameters, seconds, error.
+    Columns: trial, state (RUNNING, also where an interruption stopped it; PRUNED, TERMINATED, ERROR), epochs, score
+    (the best validation metric so far), the parameters, seconds, error.
     """
 
     def __init__(self, path: Path, names: Sequence[str], config: RunConfig):

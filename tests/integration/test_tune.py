@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,8 @@ import yaml
 from conftest import ROOT
 
 from recbole_diffurec import cli, pipeline
-from recbole_diffurec.experiments.tune import objective_function
+from recbole_diffurec.errors import UserError
+from recbole_diffurec.experiments.tune import objective_function, tune
 
 ray = pytest.importorskip("ray", reason="tuning needs Ray")
 
@@ -30,7 +32,7 @@ def command(*arguments: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def search(tmp_path_factory):
-    """A search that was interrupted after its second trial, and resumed."""
+    """A search that was interrupted after its second trial, resumed for a moment, and resumed to its end."""
     folder = tmp_path_factory.mktemp("search")
     (folder / "space.test").write_text(SPACE)
     arguments = ["--model=DiffuRecSys", "--sampling_steps=2", "--concurrent_trials=1"]
@@ -44,16 +46,22 @@ def search(tmp_path_factory):
         os.kill(first.pid, signal.SIGINT)
         code = first.wait(timeout=120)
     before = pd.read_csv(folder / "out/trials.csv")
-    again = subprocess.run(
-        command(*arguments, "--resume"), cwd=folder, capture_output=True, text=True, timeout=300, check=False
-    )
-    return folder, code, before, again
+    resumed = [
+        subprocess.run(
+            command(*arguments, "--resume", *more), cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        )
+        for more in (["--time_budget=1", "--final_seeds=0"], [])
+    ]
+    return folder, code, before, resumed
 
 
 def test_an_interrupted_search_leaves_a_table_and_goes_on(search):
-    folder, code, before, again = search
+    folder, code, before, (moment, again) = search
     assert code == 130 and "--resume goes on with 'out'" in (folder / "first.log").read_text()
     assert 2 <= len(before) < 5 and before["score"].notna().sum() >= 2
+    # Less time than a trial's process takes to start.
+    assert moment.returncode == 0, moment.stderr
+    assert f"time_budget 1 is over: {(before['state'] != 'RUNNING').sum()} of 5 trials ended" in moment.stderr
     assert again.returncode == 0, again.stderr
     trials = pd.read_csv(folder / "out/trials.csv")
     assert len(trials) == 5 and set(trials["state"]) <= {"TERMINATED", "PRUNED"}
@@ -97,6 +105,18 @@ def test_a_search_is_neither_overwritten_nor_resumed_as_another(search, monkeypa
     assert "holds a search already" in capsys.readouterr().err
     assert cli.main(["tune", *fixed, "--weight_decay=0.1", "--resume"]) == 2
     assert "has another weight_decay: resume it as it was" in capsys.readouterr().err
+
+
+def test_a_time_budget_too_short_for_any_trial(workdir, capsys):
+    Path("space.test").write_text(SPACE)
+    assert cli.main(["tune", "--params_file=space.test", "--time_budget=1", "--max_epochs=4", *TINY]) == 2
+    assert "no trial was validated within time_budget 1: --resume with more of it goes on" in capsys.readouterr().err
+
+
+def test_a_time_budget_needs_the_main_thread(workdir):
+    Path("space.test").write_text(SPACE)
+    with ThreadPoolExecutor() as pool, pytest.raises(UserError, match="time_budget needs the main thread"):
+        pool.submit(tune, params_file="space.test", time_budget=10).result()
 
 
 def test_recboles_models_and_a_grid(workdir, capsys):
