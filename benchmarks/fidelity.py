@@ -75,7 +75,7 @@ def row_0_a_class() -> Iterator[None]:
             vectors[0].normal_(std=vectors[1:].std().item())
         model.item_embedding.padding_idx = None
 
-    def cross_entropy(x: Any, items: Any, target: Any, weight: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def cross_entropy(x: Any, items: Any, target: Any, weight: Any, added: None) -> tuple[torch.Tensor, torch.Tensor]:
         losses = F.cross_entropy((x @ items.T).to(items.dtype), target, reduction="none")
         return (weight * losses).sum(), losses.detach()
 

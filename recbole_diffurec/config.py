@@ -161,6 +161,7 @@ MODEL_RULES: dict[str, Rule] = {
     "gradient_checkpointing": Rule("bool"),
     "keyed_noise": Rule("bool"),
     "cosine_temperature": Rule("number", 0, 1, open_low=True, optional=True),
+    "repeat_bias": Rule("bool"),
 }
 
 # What RecBole takes for intervals of counts; it skips anything else with a line in its log.

@@ -1,12 +1,12 @@
 """Cross-entropy over the items, without ever holding the logits of a whole batch.
 
-Shapes: B batch, d hidden size, I items with padding row 0 (which is no class), S sampled negatives.
+Shapes: B batch, L history length, d hidden size, I items with padding row 0 (which is no class), S sampled negatives.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,20 +18,49 @@ CHUNK_LOGITS = {"cpu": 2**20, "cuda": 2**26}
 CHUNK_ROWS = 64
 
 
+class Additions(NamedTuple):
+    """What is added to the logits of some items of each row; what falls to the padding item 0 has no effect."""
+
+    items: Tensor  # int [B, L]; an item that is there twice gets both
+    scores: Tensor  # [B, L]
+
+    def of(self, items: Tensor) -> Tensor:
+        """The sum for one item of each row, [B], given as int [B]."""
+        return (self.scores * (self.items == items.unsqueeze(1))).sum(dim=1)
+
+    def of_shared(self, items: Tensor) -> Tensor:
+        """The sums for items [S] that are the same in every row, [B, S]."""
+        distinct, place = items.unique(return_inverse=True)
+        nearest = torch.searchsorted(distinct, self.items).clamp(max=len(distinct) - 1)
+        scores = self.scores * (distinct[nearest] == self.items)
+        return scores.new_zeros(len(scores), len(distinct)).scatter_add(1, nearest, scores).index_select(1, place)
+
+
 class _FullCrossEntropy(torch.autograd.Function):
     """sum_b w_b CE_b and the CE_b; the gradients are made chunk by chunk while the logits are at hand."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, items: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        items: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        added_items: Tensor | None,
+        added_scores: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        needs_grad = any(ctx.needs_input_grad)
         chunk = CHUNK_LOGITS.get(x.device.type, CHUNK_LOGITS["cuda"])
         n_rows = max(CHUNK_ROWS, chunk // len(items))
         losses = torch.empty(len(x), dtype=items.dtype, device=x.device)
         grad_x = torch.empty_like(x) if needs_grad else None
         grad_items = torch.zeros_like(items) if needs_grad else None
+        grad_scores = torch.empty_like(added_scores) if needs_grad and added_scores is not None else None
         for start in range(0, len(x), n_rows):
             rows = slice(start, start + n_rows)
             log_p = (x[rows] @ items.T).to(items.dtype)
+            if added_items is not None and added_scores is not None:
+                log_p.scatter_add_(1, added_items[rows], added_scores[rows])
             log_p[:, 0] = -math.inf
             log_p = log_p.log_softmax(dim=-1)
             own = target[rows].unsqueeze(1)
@@ -44,17 +73,22 @@ class _FullCrossEntropy(torch.autograd.Function):
             grad *= weight[rows].unsqueeze(1)
             grad_x[rows] = grad @ items
             grad_items += grad.T @ x[rows]
-        ctx.save_for_backward(grad_x, grad_items)
+            if grad_scores is not None and added_items is not None:
+                grad_scores[rows] = grad.gather(1, added_items[rows])
+        ctx.save_for_backward(grad_x, grad_items, grad_scores)
         ctx.mark_non_differentiable(losses)
         return (weight * losses).sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Tensor, Tensor, None, None]:
-        grad_x, grad_items = ctx.saved_tensors
-        return grad_x * grad_loss, grad_items * grad_loss, None, None
+    def backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        grad_x, grad_items, grad_scores = ctx.saved_tensors
+        scores = None if grad_scores is None else grad_scores * grad_loss
+        return grad_x * grad_loss, grad_items * grad_loss, None, None, None, scores
 
 
-def full_cross_entropy(x: Tensor, items: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def full_cross_entropy(
+    x: Tensor, items: Tensor, target: Tensor, weight: Tensor, added: Additions | None = None
+) -> tuple[Tensor, Tensor]:
     """Weighted cross-entropy of x . E^T over all items.
 
     Parameters
@@ -63,12 +97,13 @@ def full_cross_entropy(x: Tensor, items: Tensor, target: Tensor, weight: Tensor)
     items : [I, d], E; row 0 is left out of the softmax.
     target : int [B], from 1.
     weight : [B].
+    added : to the logits.
 
     Returns
     -------
-    (sum_b weight_b CE_b, CE [B]); only the first carries gradients, of ``x`` and ``items``.
+    (sum_b weight_b CE_b, CE [B]); only the first carries gradients, of ``x``, ``items`` and ``added.scores``.
     """
-    return _FullCrossEntropy.apply(x, items, target, weight.to(items.dtype))
+    return _FullCrossEntropy.apply(x, items, target, weight.to(items.dtype), *(added or (None, None)))
 
 
 class SampledCrossEntropy(nn.Module):
@@ -112,11 +147,15 @@ class SampledCrossEntropy(nn.Module):
         u = torch.rand(self.n_negatives, dtype=torch.float64, device=device)
         return self.by_rank[((u * math.log(n + 1)).exp() - 1).long().clamp_(max=n - 1)]
 
-    def forward(self, x: Tensor, items: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, items: Tensor, target: Tensor, weight: Tensor, added: Additions | None = None
+    ) -> tuple[Tensor, Tensor]:
         """As ``full_cross_entropy``, estimated."""
         negatives = self.draw()
         own = (x * items.index_select(0, target)).sum(dim=-1).to(items.dtype)
         others = x @ items.index_select(0, negatives).T - self.log_expected[negatives]
+        if added is not None:
+            own, others = own + added.of(target), others + added.of_shared(negatives)
         others = others.masked_fill(negatives == target.unsqueeze(1), -math.inf)
         losses = torch.cat([own.unsqueeze(1), others.to(items.dtype)], dim=1).logsumexp(dim=-1) - own
         return (weight.to(losses.dtype) * losses).sum(), losses.detach()

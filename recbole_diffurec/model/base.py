@@ -21,7 +21,7 @@ from recbole_diffurec.diffusion import schedules
 from recbole_diffurec.diffusion.noise import FreshNoise, NoiseTable, ReverseNoise, history_keys, uniforms
 from recbole_diffurec.diffusion.process import DiffusionProcess
 from recbole_diffurec.diffusion.step_samplers import STEP_SAMPLERS
-from recbole_diffurec.layers.item_softmax import SampledCrossEntropy, full_cross_entropy
+from recbole_diffurec.layers.item_softmax import Additions, SampledCrossEntropy, full_cross_entropy
 from recbole_diffurec.layers.ragged import RaggedBatch
 from recbole_diffurec.layers.step_embedding import StepEmbedding
 from recbole_diffurec.model.approximator import Approximator, EncodedHistory
@@ -59,6 +59,7 @@ class DiffusionRecommender(SequentialRecommender):
 
         self.item_embedding = nn.Embedding(self.n_items, hidden_size, padding_idx=0)
         self.position_embedding = nn.Embedding(self.max_seq_length, hidden_size) if config["use_position"] else None
+        self.repeat_bias = nn.Parameter(torch.zeros(self.max_seq_length)) if config["repeat_bias"] else None
         self.approximator = Approximator(
             hidden_size=hidden_size,
             n_layers=config["n_layers"],
@@ -110,7 +111,11 @@ class DiffusionRecommender(SequentialRecommender):
         x_s = self.process.q_sample(x_0, t, noise.start() + self.offset)
         x_0_hat = self.approximator(history, x_s, self.step_embedding().index_select(0, t), noise.uncertainty(0))
         loss, losses = self.cross_entropy(
-            self.query(x_0_hat), self.item_vectors(), target, weight.to(x_0.dtype) / len(target)
+            self.query(x_0_hat),
+            self.item_vectors(),
+            target,
+            weight.to(x_0.dtype) / len(target),
+            self.repeat_scores(interaction[self.ITEM_SEQ]),
         )
         self.step_sampler.update(t, losses)
         return loss
@@ -149,18 +154,43 @@ class DiffusionRecommender(SequentialRecommender):
 
         Rounding, x_0 . E^T (Eq. 26); with ``ensemble_seeds`` the mean over the seeds of the softmax (Algorithm 3).
         """
-        reconstructions = self.reconstructions(interaction)
+        reconstructions, item_seq = self.reconstructions(interaction), interaction[self.ITEM_SEQ]
         if not self.is_ensemble:
-            return self.logits(reconstructions[0])
-        scores = torch.stack([self.logits(x_0).softmax(dim=-1) for x_0 in reconstructions]).mean(dim=0)
+            return self.logits(reconstructions[0], item_seq)
+        scores = torch.stack([self.logits(x_0, item_seq).softmax(dim=-1) for x_0 in reconstructions]).mean(dim=0)
         scores[:, 0] = -math.inf
         return scores
 
-    def logits(self, x_0: Tensor) -> Tensor:
-        """x_0 . E^T, [B, I], or their cosines over the temperature; minus infinity for the padding row."""
+    def logits(self, x_0: Tensor, item_seq: Tensor) -> Tensor:
+        """x_0 . E^T, [B, I], or their cosines over the temperature; minus infinity for the padding row.
+
+        Parameters
+        ----------
+        x_0 : [B, d].
+        item_seq : int [B, L], the histories, whose items' scores ``repeat_bias`` changes.
+        """
         logits = self.query(x_0) @ self.item_vectors().T
+        if (added := self.repeat_scores(item_seq)) is not None:
+            logits = logits.scatter_add(1, added.items, added.scores)
         logits[:, 0] = -math.inf
         return logits
+
+    def repeat_scores(self, item_seq: Tensor) -> Additions | None:
+        """What ``repeat_bias`` adds to the scores of a history's items: b_age, with ``cosine_temperature`` b_age / tau.
+
+        Scores by similarity rank a history's own items high; whether users come back to them, and how soon, is a
+        property of the data, which is learned here: one number for each place in the history, from the most recent.
+
+        Parameters
+        ----------
+        item_seq : int [B, L], right-padded.
+        """
+        if self.repeat_bias is None:
+            return None
+        length = (item_seq != 0).sum(dim=1, keepdim=True)
+        age = (length - 1 - torch.arange(item_seq.shape[1], device=item_seq.device)).clamp(min=0)
+        bias = self.repeat_bias.index_select(0, age.flatten()).view(age.shape)
+        return Additions(item_seq, bias / (self.cosine_temperature or 1))
 
     def item_vectors(self, items: Tensor | None = None) -> Tensor:
         """What a query's inner product with is an item's score: E, or with ``cosine_temperature`` its unit rows.
@@ -182,7 +212,9 @@ class DiffusionRecommender(SequentialRecommender):
         if self.is_ensemble:
             return self.full_sort_predict(interaction).gather(1, items.unsqueeze(1)).squeeze(1)
         (x_0,) = self.reconstructions(interaction)
-        return (self.query(x_0) * self.item_vectors(items)).sum(dim=-1)
+        scores = (self.query(x_0) * self.item_vectors(items)).sum(dim=-1)
+        added = self.repeat_scores(interaction[self.ITEM_SEQ])
+        return scores if added is None else scores + added.of(items)
 
     def reconstructions(self, interaction, seeds: Sequence[int] | None = None) -> list[Tensor]:
         """x_0 [B, d] of the reverse process for each of ``seeds``, by default those of the configuration.

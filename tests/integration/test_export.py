@@ -19,12 +19,12 @@ HISTORIES = [["50", "172", "1"], ["1"], ["7", "50", "181", "7", "100", "98", "56
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Checkpoints of DiffuRec with positions, DiffuRecSys and SASRec."""
+    """Checkpoints of DiffuRec with all that its program may have, DiffuRecSys and SASRec."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         return {
-            "DiffuRec": Path(run("DiffuRec", use_position=True, **TINY)["checkpoint"]).resolve(),
+            "DiffuRec": Path(run("DiffuRec", use_position=True, repeat_bias=True, **TINY)["checkpoint"]).resolve(),
             "DiffuRecSys": Path(run("DiffuRecSys", **TINY)["checkpoint"]).resolve(),
             "SASRec": Path(run("SASRec", **TINY)["checkpoint"]).resolve(),
         }

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_diffurec.layers import item_softmax
-from recbole_diffurec.layers.item_softmax import SampledCrossEntropy, full_cross_entropy
+from recbole_diffurec.layers.item_softmax import Additions, SampledCrossEntropy, full_cross_entropy
 
 
 def problem(n: int, n_items: int, seed: int):
@@ -20,6 +20,18 @@ def problem(n: int, n_items: int, seed: int):
     items = torch.randn(n_items, 5, generator=g, dtype=torch.float64, requires_grad=True)
     target = torch.randint(1, n_items, (n,), generator=g)
     return x, items, target, torch.rand(n, generator=g, dtype=torch.float64)
+
+
+def some_additions(n: int, n_items: int, seed: int) -> Additions:
+    """To items of which some are there twice, some the padding, some the target."""
+    g = torch.Generator().manual_seed(seed)
+    scores = torch.randn(n, 4, generator=g, dtype=torch.float64, requires_grad=True)
+    return Additions(torch.randint(0, n_items, (n, 4), generator=g), scores)
+
+
+def logits_with(x, items, added: Additions) -> torch.Tensor:
+    logits = x @ items.T
+    return torch.stack([row.index_add(0, i, s) for row, i, s in zip(logits, *added)])[:, 1:]
 
 
 @settings(deadline=None, max_examples=40)
@@ -36,6 +48,22 @@ def test_chunks_give_the_loss_and_gradients_of_the_whole(n, n_items, chunk, seed
     torch.testing.assert_close(loss, (weight * expected).sum())
     torch.testing.assert_close(torch.autograd.grad(3 * loss, (x, items)), expected_gradients)
     assert (expected_gradients[1][0] == 0).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(n=st.integers(1, 20), n_items=st.integers(2, 30), chunk=st.integers(1, 700), seed=st.integers(0, 10**6))
+def test_additions_give_the_loss_and_gradients_of_the_sum(n, n_items, chunk, seed):
+    x, items, target, weight = problem(n, n_items, seed)
+    added = some_additions(n, n_items, seed)
+    expected = F.cross_entropy(logits_with(x, items, added), target - 1, reduction="none")
+    inputs = (x, items, added.scores)
+    expected_gradients = torch.autograd.grad(3 * (weight * expected).sum(), inputs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(item_softmax, "CHUNK_LOGITS", {"cuda": chunk})
+        patch.setattr(item_softmax, "CHUNK_ROWS", 1)
+        loss, losses = full_cross_entropy(x, items, target, weight, added)
+    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(torch.autograd.grad(3 * loss, inputs), expected_gradients)
 
 
 def test_loss_without_gradients():
@@ -63,6 +91,10 @@ def test_many_negatives_estimate_the_full_softmax(distribution):
     sampler = SampledCrossEntropy(torch.arange(40), 200_000, distribution).double()
     loss, _ = sampler(x, items, target, weight)
     full = F.cross_entropy(x @ items[1:].T, target - 1, reduction="none")
+    torch.testing.assert_close(loss, (weight * full).sum(), rtol=0.02, atol=0)
+    added = some_additions(6, 40, 2)
+    loss, _ = sampler(x, items, target, weight, added)
+    full = F.cross_entropy(logits_with(x, items, added), target - 1, reduction="none")
     torch.testing.assert_close(loss, (weight * full).sum(), rtol=0.02, atol=0)
 
 

@@ -318,8 +318,50 @@ def test_cosine_scores():
         x_s = model.process.q_sample(model.item_embedding(batch["item_id"]), t, noise.start() + model.offset)
         x_0_hat = model.approximator(history, x_s, model.step_embedding()[t], noise.uncertainty(0))
         assert loss.item() == pytest.approx(
-            torch.nn.functional.cross_entropy(model.logits(x_0_hat), batch["item_id"]).item()
+            torch.nn.functional.cross_entropy(model.logits(x_0_hat, batch["item_id_list"]), batch["item_id"]).item()
         )
+
+
+def test_repeat_bias_changes_the_scores_of_the_history_alone():
+    """By what was learned for each place, the most recent first; an item that is there twice gets both."""
+    plain, model = make_model(), make_model(cosine_temperature=0.1, repeat_bias=True)
+    bias = torch.randn(len(model.repeat_bias), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model.load_state_dict({**plain.state_dict(), "repeat_bias": bias})
+    without = make_model(cosine_temperature=0.1)
+    without.load_state_dict(plain.state_dict())
+    batch = make_batch([3, 6, 12])
+    seq, lengths = batch["item_id_list"], batch["item_length"]
+    seq[1, 0] = seq[1, 4]
+    batch["item_id"][2] = seq[2, 7]  # a target that was seen
+    expected = torch.zeros(3, model.n_items, dtype=torch.float64)
+    for row in range(3):
+        for place in range(lengths[row]):
+            expected[row, seq[row, place]] += bias[lengths[row] - 1 - place] / 0.1
+    with torch.no_grad():
+        scores = model.full_sort_predict(batch)
+        torch.testing.assert_close((scores - without.full_sort_predict(batch))[:, 1:], expected[:, 1:])
+        torch.testing.assert_close(model.predict(batch), scores.gather(1, batch["item_id"].unsqueeze(1)).squeeze(1))
+
+
+@pytest.mark.parametrize("sampled", [None, 50])
+def test_repeat_bias_learns_whether_items_come_back(sampled):
+    losses = {}
+    for comes_back in (True, False):
+        torch.manual_seed(0)
+        model = make_model(repeat_bias=True).train()
+        if sampled:
+            model.cross_entropy = SampledCrossEntropy(torch.arange(model.n_items), sampled, "uniform").double()
+        batch = make_batch([5] * 64)
+        batch["item_id_list"][:] = batch["item_id_list"].clamp(max=model.n_items // 2)
+        batch["item_id"][:] = batch["item_id_list"][:, 4] if comes_back else model.n_items // 2 + 1
+        optimizer = torch.optim.Adam([model.repeat_bias], lr=0.1)
+        for _ in range(20):
+            optimizer.zero_grad()
+            model.calculate_loss(batch).backward()
+            optimizer.step()
+        losses[comes_back] = model.repeat_bias.detach()
+    assert losses[True][0] > 1 and (losses[False][:5] < -1).all()
+    assert (losses[False][5:] == 0).all()  # places that no history had
 
 
 def test_a_model_can_be_copied_and_keeps_its_scores():
