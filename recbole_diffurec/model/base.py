@@ -28,6 +28,9 @@ from recbole_diffurec.model.approximator import Approximator, EncodedHistory
 
 # Tokens that go through the network at once in inference: enough to keep a processor busy, few enough for its memory.
 TOKENS_AT_ONCE = {"cpu": 2**13, "cuda": 2**20}
+# What a unit of repeat_bias is worth where scores are inner products: Adam moves a parameter by a thousandth a step,
+# and the scores of a history's items have some units to go.
+REPEAT_SCALE = 10.0
 OFFSET_NOISE_MEAN = 0.1  # the factor of delta_c in eps ~ N(0.1 delta_c, I), DiffuRecSys section 5.2
 
 
@@ -176,10 +179,11 @@ class DiffusionRecommender(SequentialRecommender):
         return logits
 
     def repeat_scores(self, item_seq: Tensor) -> Additions | None:
-        """What ``repeat_bias`` adds to the scores of a history's items: b_age, with ``cosine_temperature`` b_age / tau.
+        """What ``repeat_bias`` adds to the scores of a history's items; none without it.
 
         Scores by similarity rank a history's own items high; whether users come back to them, and how soon, is a
-        property of the data, which is learned here: one number for each place in the history, from the most recent.
+        property of the data, which is learned here: one number b for each place in the history, counted from the most
+        recent, worth 10 b, or as a cosine with ``cosine_temperature`` b / tau.
 
         Parameters
         ----------
@@ -190,7 +194,8 @@ class DiffusionRecommender(SequentialRecommender):
         length = (item_seq != 0).sum(dim=1, keepdim=True)
         age = (length - 1 - torch.arange(item_seq.shape[1], device=item_seq.device)).clamp(min=0)
         bias = self.repeat_bias.index_select(0, age.flatten()).view(age.shape)
-        return Additions(item_seq, bias / (self.cosine_temperature or 1))
+        scale = REPEAT_SCALE if self.cosine_temperature is None else 1 / self.cosine_temperature
+        return Additions(item_seq, scale * bias)
 
     def item_vectors(self, items: Tensor | None = None) -> Tensor:
         """What a query's inner product with is an item's score: E, or with ``cosine_temperature`` its unit rows.
