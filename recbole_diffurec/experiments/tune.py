@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import _thread
 import dataclasses
 import json
 import logging
 import math
 import os
+import signal
 import threading
 import time
 from contextlib import contextmanager
@@ -32,6 +32,8 @@ SCHEDULERS = ("asha", "hyperband", "none")
 SCORE, EPOCH, FINISHED = "score", "epoch", "finished"
 RETRIES = 1
 _STATE = "ray"  # the folder of Ray Tune's own files
+
+_end = math.inf  # of the search under way, in time.monotonic()
 
 
 def tune(
@@ -80,7 +82,7 @@ def tune(
     Raises
     ------
     UserError
-        Anything given is wrong; raised before the first trial starts. Or no trial succeeded.
+        Anything given is wrong; raised before the first trial starts. Or no trial succeeded, or none in time.
     """
     output_dir = Path(output_dir).resolve()
     _check_arguments(
@@ -154,13 +156,16 @@ def tune(
                 ),
             )
         started = time.monotonic()
-        with _interrupted_after(time_budget):
+        with _ended_after(time_budget):
             tuner.fit()
         in_time = time_budget is None or time.monotonic() - started < time_budget
     trials = table.read()
     done = trials[trials["score"].notna()]
     if done.empty and not in_time:
-        raise UserError(f"no trial was validated within time_budget {time_budget:g}: --resume with more of it goes on")
+        raise UserError(
+            f"no trial was validated within time_budget {time_budget:g}: --resume with more of it goes on; errors, if "
+            f"there were any, are in '{table.path}'"
+        )
     if done.empty:
         raise UserError(f"no trial of the search succeeded: their errors are in '{table.path}'")
     top = done.iloc[int((table.sign * done["score"]).to_numpy().argmax())]
@@ -187,16 +192,28 @@ def tune(
 
 
 @contextmanager
-def _interrupted_after(seconds: float | None) -> Iterator[None]:
-    """Ctrl-C on time: Ray Tune's own budget ends a search for good, its trials and those still to come."""
-    timer = threading.Timer(seconds or 0, _thread.interrupt_main)
-    timer.daemon = True
-    if seconds is not None:
-        timer.start()
+def _ended_after(seconds: float | None) -> Iterator[None]:
+    """Let ``_end_on_time`` end a search within."""
+    global _end
+    _end = math.inf if seconds is None else time.monotonic() + seconds
+    ray_logger = logging.getLogger("ray.tune.tune")
+    level = ray_logger.level
     try:
         yield
     finally:
-        timer.cancel()
+        _end = math.inf
+        ray_logger.setLevel(level)
+
+
+def _end_on_time() -> None:
+    """Ctrl-C where the time is over, since Ray Tune's own budget ends a search for good, trials still to come included.
+
+    For a callback: Ray Tune is ready for the signal there. It keeps its callbacks' content for a resumed search, but
+    this function by name, so that the time is that of the process.
+    """
+    if time.monotonic() >= _end:
+        logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # its words are for someone at the keyboard
+        signal.raise_signal(signal.SIGINT)
 
 
 def _same_search(path: Path, asked: Mapping[str, Any], resume: bool) -> None:
@@ -322,6 +339,9 @@ def _callback(table: TrialTable) -> Any:
     class Callback(ray_tune.Callback):
         def setup(self, **info: Any) -> None:
             table.read()  # a resumed search has rows already
+
+        def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+            _end_on_time()
 
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
             table.update(trial, result, "RUNNING")

@@ -174,7 +174,7 @@ class DiffusionRecommender(SequentialRecommender):
         """
         logits = self.query(x_0) @ self.item_vectors().T
         if (added := self.repeat_scores(item_seq)) is not None:
-            logits = logits.scatter_add(1, added.items, added.scores)
+            logits.scatter_add_(1, added.items, added.scores.to(logits.dtype))
         logits[:, 0] = -math.inf
         return logits
 

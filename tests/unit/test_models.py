@@ -322,12 +322,13 @@ def test_cosine_scores():
         )
 
 
-def test_repeat_bias_changes_the_scores_of_the_history_alone():
+@pytest.mark.parametrize(("temperature", "scale"), [(0.5, 2), (None, 10)])
+def test_repeat_bias_changes_the_scores_of_the_history_alone(temperature, scale):
     """By what was learned for each place, the most recent first; an item that is there twice gets both."""
-    plain, model = make_model(), make_model(cosine_temperature=0.1, repeat_bias=True)
+    plain, model = make_model(), make_model(cosine_temperature=temperature, repeat_bias=True)
     bias = torch.randn(len(model.repeat_bias), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     model.load_state_dict({**plain.state_dict(), "repeat_bias": bias})
-    without = make_model(cosine_temperature=0.1)
+    without = make_model(cosine_temperature=temperature)
     without.load_state_dict(plain.state_dict())
     batch = make_batch([3, 6, 12])
     seq, lengths = batch["item_id_list"], batch["item_length"]
@@ -336,7 +337,7 @@ def test_repeat_bias_changes_the_scores_of_the_history_alone():
     expected = torch.zeros(3, model.n_items, dtype=torch.float64)
     for row in range(3):
         for place in range(lengths[row]):
-            expected[row, seq[row, place]] += bias[lengths[row] - 1 - place] / 0.1
+            expected[row, seq[row, place]] += scale * bias[lengths[row] - 1 - place]
     with torch.no_grad():
         scores = model.full_sort_predict(batch)
         torch.testing.assert_close((scores - without.full_sort_predict(batch))[:, 1:], expected[:, 1:])
@@ -359,8 +360,8 @@ def test_repeat_bias_learns_whether_items_come_back(sampled):
             optimizer.zero_grad()
             model.calculate_loss(batch).backward()
             optimizer.step()
-        learned[comes_back] = base.REPEAT_SCALE * model.repeat_bias.detach()
-    assert learned[True][0] > 2 and (learned[False][:5] < -2).all()
+        learned[comes_back] = model.repeat_bias.detach()
+    assert learned[True][0] > 0.2 and (learned[False][:5] < -0.2).all()
     assert (learned[False][5:] == 0).all()  # places that no history had
 
 
