@@ -116,7 +116,8 @@ class Program(nn.Module):
             embeddings = embeddings + network.position_embedding(batch.age)
         history = network.approximator.encode(embeddings, batch)
         source = _GivenNoise(noise, uncertainty, _visits(network))
-        return network.logits(network.reverse(history, batch.items[batch.last], source), item_seq)
+        x_0 = network.reverse(history, batch.items[batch.last], source)
+        return network.logits(x_0, network.repeat_scores(item_seq))
 
 
 def program_inputs(network: DiffusionRecommender, item_seq: Tensor, seed: int | None = None) -> dict[str, Tensor]:

@@ -240,10 +240,9 @@ class Recommender:
                 extra = {"frequency": np.ones(lists.shape), "spread": np.zeros(lists.shape)}
         else:
             x_0 = torch.stack(self.network.reconstructions(batch, range(samples)))
-            own = np.stack(
-                [masked(self.network.logits(x, batch[self.network.ITEM_SEQ])).topk(k).indices.numpy() for x in x_0]
-            )
-            scores = masked(self.network.logits(x_0.mean(dim=0), batch[self.network.ITEM_SEQ]))
+            added = self.network.repeat_scores(batch[self.network.ITEM_SEQ])
+            own = np.stack([masked(self.network.logits(x, added)).topk(k).indices.numpy() for x in x_0])
+            scores = masked(self.network.logits(x_0.mean(dim=0), added))
             lists = _spread_over(own, scores.numpy(), diversity) if diversity else scores.topk(k).indices.numpy()
             values = np.take_along_axis(scores.numpy(), lists, axis=1)
             spread = np.zeros(len(histories))

@@ -157,23 +157,23 @@ class DiffusionRecommender(SequentialRecommender):
 
         Rounding, x_0 . E^T (Eq. 26); with ``ensemble_seeds`` the mean over the seeds of the softmax (Algorithm 3).
         """
-        reconstructions, item_seq = self.reconstructions(interaction), interaction[self.ITEM_SEQ]
+        reconstructions, added = self.reconstructions(interaction), self.repeat_scores(interaction[self.ITEM_SEQ])
         if not self.is_ensemble:
-            return self.logits(reconstructions[0], item_seq)
-        scores = torch.stack([self.logits(x_0, item_seq).softmax(dim=-1) for x_0 in reconstructions]).mean(dim=0)
+            return self.logits(reconstructions[0], added)
+        scores = torch.stack([self.logits(x_0, added).softmax(dim=-1) for x_0 in reconstructions]).mean(dim=0)
         scores[:, 0] = -math.inf
         return scores
 
-    def logits(self, x_0: Tensor, item_seq: Tensor) -> Tensor:
+    def logits(self, x_0: Tensor, added: Additions | None) -> Tensor:
         """x_0 . E^T, [B, I], or their cosines over the temperature; minus infinity for the padding row.
 
         Parameters
         ----------
         x_0 : [B, d].
-        item_seq : int [B, L], the histories, whose items' scores ``repeat_bias`` changes.
+        added : ``repeat_scores`` of the histories.
         """
         logits = self.query(x_0) @ self.item_vectors().T
-        if (added := self.repeat_scores(item_seq)) is not None:
+        if added is not None:
             logits.scatter_add_(1, added.items, added.scores.to(logits.dtype))
         logits[:, 0] = -math.inf
         return logits
