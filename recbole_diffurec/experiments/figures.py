@@ -21,7 +21,7 @@ from recbole_diffurec.experiments.tables import Results, metric_name
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLUMN = 3.5  # inches
+COLUMN, LEGEND_ROW, LEGEND_HANDLE, LEGEND_CHARACTER = 3.5, 0.15, 0.47, 0.052  # inches
 # Okabe and Ito's palette, which colour-blind readers can tell apart; hatches and markers say the same once more.
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#999933"]
 HATCHES = ["", "///", "...", "xxx", "\\\\\\", "ooo", "++", "--"]
@@ -178,23 +178,34 @@ def _figure(rows: int = 1, height: float = 2.3, **kwargs: Any) -> tuple[Figure, 
     return figure, figure.subplots(rows, 1, **kwargs)
 
 
-def _legend(figure: Figure, axes: Any, n: int) -> None:
+def _legend(figure: Figure, axes: Any) -> None:
+    """A legend below the axes, in as many columns as fit; many rows make the figure higher, not the axes lower."""
     handles, labels = axes.get_legend_handles_labels()
+    widest = LEGEND_HANDLE + LEGEND_CHARACTER * max(map(len, labels))
+    columns = max(1, min(len(labels), 3, int(COLUMN / widest)))
+    rows = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW * max(0, rows - 2))
     # A dollar sign would begin a formula.
     labels = [label.replace("$", r"\$") for label in labels]
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(n, 3), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def _appearance(i: int) -> tuple[str, int]:
+    """Colour of the i-th model, and the index of its marker or hatch: no pair comes twice among the first 64."""
+    return COLOURS[i % len(COLOURS)], (i + i // len(COLOURS)) % len(COLOURS)
 
 
 def _by_epoch(axes: Any, results: Results, dataset: str, value: Callable[[dict[str, Any]], float | None]) -> None:
     """One line per run; the seeds of a model share their colour."""
     for i, label in enumerate(results.labels_of(dataset)):
+        colour, shape = _appearance(i)
         for j, job in enumerate(results.of(dataset, label)):
             points = [(epoch["epoch"] + 1, value(epoch)) for epoch in results.results[job]["history"]]
             x, y = zip(*[(epoch, y) for epoch, y in points if y is not None])
             axes.plot(
                 *(x, y),
-                color=COLOURS[i % len(COLOURS)],
-                marker=MARKERS[i % len(MARKERS)],
+                color=colour,
+                marker=MARKERS[shape],
                 markevery=max(1, len(x) // 8),
                 markersize=3,
                 linewidth=1,
@@ -215,7 +226,7 @@ def _curves(results: Results, dataset: str) -> Figure:
     job = results.of(dataset)[0]
     valid.set_ylabel("validation " + metric_name(results.results[job]["config"]["valid_metric"].lower()))
     valid.set_xlabel("epoch")
-    _legend(figure, loss, len(results.labels_of(dataset)))
+    _legend(figure, loss)
     return figure
 
 
@@ -225,7 +236,7 @@ def _learning_rates(results: Results, dataset: str) -> Figure:
     axes.set_yscale("log")
     axes.set_xlabel("epoch")
     axes.set_ylabel("learning rate")
-    _legend(figure, axes, len(results.labels_of(dataset)))
+    _legend(figure, axes)
     return figure
 
 
@@ -235,14 +246,15 @@ def _bars(
     """Grouped bars with error bars, one colour and hatch per model."""
     width = 0.8 / len(labels)
     for i, label in enumerate(labels):
+        colour, shape = _appearance(i)
         axes.bar(
             np.arange(len(groups)) + (i - (len(labels) - 1) / 2) * width,
             [mean(label, group) for group in groups],
             width,
             yerr=np.nan_to_num([std(label, group) for group in groups]),
             error_kw={"linewidth": 0.8},
-            color=COLOURS[i % len(COLOURS)],
-            hatch=HATCHES[i % len(HATCHES)],
+            color=colour,
+            hatch=HATCHES[shape],
             edgecolor="white",
             linewidth=0.3,
             label=label,
@@ -266,7 +278,7 @@ def _metric_bars(results: Results, dataset: str) -> Figure:
             lambda label, name: means[label][f"test_{keys[name]}_std"],  # noqa: B023
         )
         axes.set_ylabel("HR" if metric == "hit" else "NDCG")
-    _legend(figure, both[0], len(labels))
+    _legend(figure, both[0])
     return figure
 
 
@@ -287,7 +299,7 @@ def _group_bars(results: Results, dataset: str, split: str, k: int) -> Figure:
     axes.set_xticks(np.arange(len(groups)), [f"{group}\n{users[group]:,} users" for group in groups])
     axes.set_xlabel("target" if split == "popularity" else "items in the history")
     axes.set_ylabel(f"NDCG@{k}")
-    _legend(figure, axes, len(labels))
+    _legend(figure, axes)
     return figure
 
 
@@ -295,15 +307,15 @@ def _steps(results: Results, dataset: str, labels: list[str]) -> Figure:
     figure, axes = _figure(1, 2.0)
     every = results.labels_of(dataset)
     for label in labels:
-        i = every.index(label)
+        colour, shape = _appearance(every.index(label))
         jobs = results.of(dataset, label)
         quality = np.stack([results.arrays(job)["steps_ndcg"] for job in jobs])
         axes.errorbar(
             _arrays(results, dataset, label)["steps"],
             quality.mean(axis=0),
             yerr=quality.std(axis=0, ddof=1) if len(jobs) > 1 else None,
-            color=COLOURS[i % len(COLOURS)],
-            marker=MARKERS[i % len(MARKERS)],
+            color=colour,
+            marker=MARKERS[shape],
             markersize=3,
             linewidth=1,
             capsize=2,
@@ -315,7 +327,7 @@ def _steps(results: Results, dataset: str, labels: list[str]) -> Figure:
     axes.set_xlabel("sampling steps")
     axes.set_ylabel("validation NDCG@10")
     axes.grid(alpha=0.3)
-    _legend(figure, axes, len(labels))
+    _legend(figure, axes)
     return figure
 
 
@@ -364,5 +376,5 @@ def _spread(arrays: dict[str, np.ndarray]) -> Figure:
     first, second = plane.explained_variance_ratio_
     axes.set_xlabel(f"component 1 ({first:.0%} of the variance)")
     axes.set_ylabel(f"component 2 ({second:.0%})")
-    _legend(figure, axes, len(spread))
+    _legend(figure, axes)
     return figure

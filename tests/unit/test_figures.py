@@ -1,0 +1,35 @@
+"""Figures of a comparison stay readable with many models of long names."""
+
+import warnings
+
+import matplotlib
+import pytest
+
+from recbole_diffurec.experiments import figures
+
+
+@pytest.fixture(autouse=True)
+def style():
+    with matplotlib.rc_context(figures.STYLE):
+        yield
+
+
+@pytest.mark.parametrize("n", [2, 3, 8, 25])
+def test_a_long_legend_leaves_the_axes_their_size(n, tmp_path):
+    figure, (upper, lower) = figures._figure(2, 1.7)
+    for i in range(n):
+        upper.plot([0, 1], [0, i], label=f"DiffuRec@lambda_uncertainty=0.1+noise_schedule=s{i}")
+    figures._legend(figure, upper)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures._write(figure, tmp_path / "figure")
+    for axes in (upper, lower):
+        assert axes.get_window_extent().height / figure.dpi > 0.8  # inches
+    legend = figure.legends[0].get_window_extent()
+    assert legend.width / figure.dpi <= figures.COLUMN
+
+
+def test_models_of_a_large_comparison_look_different():
+    n = len(figures.COLOURS)
+    assert n == len(figures.MARKERS) == len(figures.HATCHES)
+    assert len({figures._appearance(i) for i in range(n * n)}) == n * n
