@@ -21,6 +21,13 @@ DEFAULTS = {LAMBDA: "0.001", "MAX_ITEM_LIST_LENGTH": "50", "noise_schedule": "tr
 ENSEMBLES = (1, 2, 4, 8)  # models averaged
 ENSEMBLE_STEPS = 4
 METRIC = "test_ndcg@10"
+GROUPED = [
+    "DiffuRecSys",
+    "DiffuRecSys@repeat_bias=False",
+    f"DiffuRecSys@{LAMBDA}=1",
+    "DiffuRec",
+    f"DiffuRec@{LAMBDA}=1",
+]
 
 
 def read(folder: Path) -> pd.DataFrame:
@@ -60,9 +67,16 @@ def ensembles(run: Any, data_path: str) -> list[float]:
     return found
 
 
-def draw(runs: pd.DataFrame, folder: Path, ensemble: dict[str, list[float]]) -> None:
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6.4), constrained_layout=True)
-    by_lambda, by_steps, by_ensemble, by_length, by_schedule, parts = axes.flat
+def group_table(folder: Path) -> pd.DataFrame:
+    """Test NDCG@10 of ``GROUPED`` models (rows) by split and group of users (columns)."""
+    groups = pd.read_csv(folder / "groups.csv")
+    wide = groups.pivot_table(index="model", columns=["split", "group"], values="ndcg@10_mean", sort=False)
+    return wide.loc[[label for label in GROUPED if label in wide.index]]
+
+
+def draw(runs: pd.DataFrame, folder: Path, ensemble: dict[str, list[float]], groups: pd.DataFrame) -> None:
+    figure, axes = plt.subplots(3, 3, figsize=(11, 9.4), constrained_layout=True)
+    by_lambda, by_steps, by_ensemble, by_length, by_schedule, parts, by_history, by_popularity, key = axes.flat
 
     lines = {base: series(runs, base, LAMBDA) for base in ("DiffuRecSys", "DiffuRec")}
     values = sorted(set().union(*(line["x"] for line in lines.values())))
@@ -101,6 +115,15 @@ def draw(runs: pd.DataFrame, folder: Path, ensemble: dict[str, list[float]]) -> 
     parts.barh(chosen["change"].replace("", "no change"), chosen[METRIC], color="tab:blue")
     parts.invert_yaxis()
     parts.set(xlabel="test NDCG@10", title="DiffuRecSys, its parts")
+    for axis, split, title in (
+        (by_history, "length", "items in the history"),
+        (by_popularity, "popularity", "popularity of the target"),
+    ):
+        groups[split].T.plot.bar(ax=axis, legend=False, rot=0, width=0.8)
+        axis.set(xlabel="", ylabel="test NDCG@10", title=title)
+    key.axis("off")
+    handles, labels = by_popularity.get_legend_handles_labels()
+    key.legend(handles, labels, loc="center left", frameon=False, fontsize=8, title="left, groups of users")
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     for axis in (by_lambda, by_steps, by_ensemble, by_length):
@@ -118,7 +141,8 @@ def main() -> None:
     ensemble = {
         f"{run['base']}, λ = {float(run[LAMBDA]):g}": ensembles(run, given.data_path) for _, run in members.iterrows()
     }
-    draw(runs, given.folder, ensemble)
+    groups = group_table(given.folder)
+    draw(runs, given.folder, ensemble, groups)
     columns = ["valid_ndcg@10", "test_hit@10", "test_ndcg@10"]
     rows = [
         [run["base"], run["change"] or "none", *(f"{run[c]:.4f}" for c in columns), f"{run['best_epoch']}"]
@@ -135,15 +159,8 @@ def main() -> None:
             ["model", *map(str, ENSEMBLES)], [[k, *(f"{x:.4f}" for x in values)] for k, values in ensemble.items()]
         )
     )
-    groups = pd.read_csv(given.folder / "groups.csv")
-    wide = groups.pivot_table(index="model", columns=["split", "group"], values="ndcg@10_mean", sort=False)
-    chosen = [
-        label
-        for label in ("DiffuRecSys", "DiffuRec", f"DiffuRecSys@{LAMBDA}=1", f"DiffuRec@{LAMBDA}=1")
-        if label in wide.index
-    ]
-    header = ["model", *(f"{split}: {group}" for split, group in wide.columns)]
-    rows = [[label, *(f"{x:.4f}" for x in wide.loc[label])] for label in chosen]
+    header = ["model", *(f"{split}: {group}" for split, group in groups.columns)]
+    rows = [[label, *(f"{x:.4f}" for x in values)] for label, values in zip(groups.index, groups.to_numpy())]
     text += "\n\nTest NDCG@10 by group of users.\n\n" + common.table(header, rows)
     common.publish(
         "ablations",
