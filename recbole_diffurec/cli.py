@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, or 2 for a mistake of the user."""
     code = _exit_code(list(sys.argv[1:] if argv is None else argv))
     if argv is None:
-        distributed.exit_if_connected(code)
+        distributed.exit_at_once(code)
     return code
 
 

@@ -71,16 +71,22 @@ def joined(device: torch.device) -> Iterator[None]:
             f"{size()} processes cannot be connected ({reason}): start them with torchrun, or with --nproc"
         ) from None
     yield
-    # Not after an error: it would wait for processes that wait for this one.
+    # Not after an error: they would wait for processes that wait for this one.
+    # gloo's threads free the tensors of a finished operation a little later, and DistributedDataParallel keeps those
+    # threads for good. When Python ends meanwhile they abort the process (pytorch/pytorch#179291). The barrier has no
+    # tensors of Python, and comes after the operations that have.
+    distributed.barrier()
     distributed.destroy_process_group()
 
 
-def exit_if_connected(code: int) -> None:
-    """End this process at once where an error left it connected with the others.
+def exit_at_once(code: int) -> None:
+    """End this process without Python's usual end, where it is one of several.
 
-    Python's usual end may abort there, in threads that still wait for the others; the exit code would be SIGABRT's.
+    After an error it may still be connected with the others, and Python's end may abort it in gloo's threads, which
+    wait for the others; the exit code would be SIGABRT's.
     """
-    if distributed.is_available() and distributed.is_initialized():
+    if size() > 1:
+        logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -169,6 +169,13 @@ class PluginTrainer(Trainer):
         sign = 1 if self.valid_metric_bigger else -1
         return max(validated or self.history, key=lambda e: (sign * e.get("valid_score", 0), e["epoch"]))["epoch"]
 
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().fit(*args, **kwargs)
+        finally:
+            # RecBole leaves it open, with a thread that writes what it still has.
+            self.tensorboard.close()
+
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Callable | None = None, show_progress: bool = False
     ) -> Any:

@@ -91,6 +91,24 @@ def test_without_keyed_noise_the_processes_draw_differently(workdir):
     assert Path("draw0").read_text() != Path("draw1").read_text()
 
 
+def test_tensors_freed_late_do_not_abort_a_program(workdir):
+    """gloo's threads free these for longer than the rest of the program takes."""
+    program = Path("late.py")
+    program.write_text(
+        "import torch\n"
+        "from torch.nn.parallel import DistributedDataParallel\n"
+        "from recbole_diffurec import distributed\n"
+        "def many(n):\n"
+        "    return [torch.zeros(1) for _ in range(n)]\n"
+        "with distributed.joined(torch.device('cpu')):\n"
+        "    model = DistributedDataParallel(torch.nn.Linear(2, 2))\n"
+        "    model(torch.ones(2, 2)).sum().backward()\n"
+        "    group = torch.distributed.group.WORLD\n"
+        "    group.allgather_coalesced([many(100_000), many(100_000)], many(100_000)).wait()\n"
+    )
+    finished(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(program))
+
+
 def test_interrupted_and_resumed(workdir):
     arguments = command("DiffuRecSys", "--nproc=2", "--keyed_noise=False", "--hidden_dropout_prob=0.1", "--epochs=6")
     arguments = [a for a in arguments if a not in ("--keyed_noise=True", "--hidden_dropout_prob=0", "--epochs=2")]
