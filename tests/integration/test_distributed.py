@@ -118,7 +118,7 @@ def test_interrupted_and_resumed(workdir):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == 128 + signal.SIGTERM and errors.count("--resume goes on") == 1, errors
     assert "Traceback" not in errors
     finished(*arguments, "--result_file=resumed.json", "--checkpoint_dir=again", "--resume")
@@ -138,7 +138,7 @@ def test_interrupted_and_resumed(workdir):
 )
 def test_mistakes_are_told_once(arguments, message, workdir):
     process = started(sys.executable, "-m", "recbole_diffurec.cli", *arguments)
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == 2 and message in errors
     assert errors.count("recbole-diffurec: ") == 1 and "Traceback" not in errors
 

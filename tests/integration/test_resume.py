@@ -98,7 +98,7 @@ def test_a_signal_ends_the_batch_and_says_how_to_go_on(number, code, workdir):
     while "epoch 2/200" not in (line := process.stderr.readline()):
         assert line, "the run ended before its second epoch"
     process.send_signal(number)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=200)
     assert process.returncode == code
     assert "interrupted; the same command and --resume goes on from 'saved" in error and "Traceback" not in error
     assert list(Path("saved").glob("*.state")) and not list(Path("saved").glob("*.part"))

@@ -38,7 +38,7 @@ def service(trained):
     assert line.startswith("serving"), process.stderr.read()
     yield line.split()[1].rstrip("/")
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
 
 
@@ -68,7 +68,7 @@ def test_many_clients_are_scored_together(trained, service):
     """Equal requests share batches, unequal ones do not mix, and everybody gets the own list."""
 
     def batches() -> tuple[float, float]:
-        text = requests.get(f"{service}/metrics", timeout=10).text
+        text = requests.get(f"{service}/metrics", timeout=60).text
         values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
         count, total = (float(values[f"recbole_diffurec_batch_histories_{part}"]) for part in ("count", "sum"))
         return count, total
@@ -83,7 +83,7 @@ def test_many_clients_are_scored_together(trained, service):
         assert [item["item_id"] for item in response["lists"][0]["items"]] == expected
     count, total = batches()
     assert total - sum_before == 64 and count - count_before < 64
-    text = requests.get(f"{service}/metrics", timeout=10).text
+    text = requests.get(f"{service}/metrics", timeout=60).text
     assert 'recbole_diffurec_responses_total{path="/recommend",status="200"}' in text
 
 
@@ -120,22 +120,22 @@ def test_what_json_cannot_hold_is_not_sent_back(service, value):
 
 def test_an_unannounced_body_is_limited_too(service):
     chunks = (b"x" * 100_000 for _ in range(20))
-    response = requests.post(f"{service}/recommend", data=chunks, timeout=10)
+    response = requests.post(f"{service}/recommend", data=chunks, timeout=60)
     assert response.status_code == 413
 
 
 def test_the_other_paths(trained, service):
-    health = requests.get(f"{service}/healthz", timeout=10).json()
+    health = requests.get(f"{service}/healthz", timeout=60).json()
     assert (health["status"], health["model"], health["sampling_steps"]) == ("ok", "DiffuRecSys", 2)
-    found = requests.get(f"{service}/items", params={"query": "17", "limit": 3}, timeout=10).json()
+    found = requests.get(f"{service}/items", params={"query": "17", "limit": 3}, timeout=60).json()
     recommender = Recommender.load(trained)
     popularity = dict(zip(recommender.items, recommender.popularity.tolist()))
     expected = sorted((i for i in recommender.items[1:] if "17" in i), key=lambda i: -popularity[i])
     assert [popularity[i] for i in found] == [popularity[i] for i in expected[:3]]
-    page = requests.get(f"{service}/", timeout=10)
+    page = requests.get(f"{service}/", timeout=60)
     assert page.headers["content-type"].startswith("text/html") and "recommend" in page.text
-    assert "/recommend" in requests.get(f"{service}/openapi.json", timeout=10).json()["paths"]
-    assert requests.get(f"{service}/nothing", timeout=10).status_code == 404
+    assert "/recommend" in requests.get(f"{service}/openapi.json", timeout=60).json()["paths"]
+    assert requests.get(f"{service}/nothing", timeout=60).status_code == 404
 
 
 @pytest.mark.parametrize(

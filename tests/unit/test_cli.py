@@ -360,7 +360,7 @@ def test_script_exits_with_the_code_of_main(entry: list[str], workdir: Path) -> 
     """The whole way once: RecBole's style of entry and the package's own, each in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *entry, "--epochs=0", "--result_file=result.json"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "recbole-diffurec: epochs must be an integer of at least 1, got 0\n"
     assert files() == []

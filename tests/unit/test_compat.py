@@ -287,7 +287,7 @@ def in_a_process(code: str, folder: Path) -> str:
         text=True,
         env=environment,
         cwd=folder,
-        timeout=60,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
