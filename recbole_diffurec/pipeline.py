@@ -78,7 +78,9 @@ def run(
         state = distributed.from_first(lambda: find_state(config) if resume else None)
         if resume and state is None:
             logger.info("nothing to resume in '%s': starting afresh", config["checkpoint_dir"])
-        return _deliver(train(config, state=state).result, result_file)
+        result = train(config, state=state).result
+    # Disconnected: where the file cannot be written, no other process waits for the one that says so.
+    return _deliver(result, result_file)
 
 
 @dataclass
