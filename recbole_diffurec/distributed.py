@@ -82,7 +82,7 @@ def joined(device: torch.device) -> Iterator[None]:
 def exit_at_once(code: int) -> None:
     """End this process without Python's usual end, where it is one of several.
 
-    After an error it may still be connected with the others, and Python's end may abort it in gloo's threads, which
+    Python's end may abort it in gloo's threads, which outlive the connection (see ``joined``) and after an error still
     wait for the others; the exit code would be SIGABRT's.
     """
     if size() > 1:
