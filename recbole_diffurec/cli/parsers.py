@@ -39,8 +39,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_subject(command: _Parser) -> None:
     ours = ", ".join(register.names())
-    command.add_argument("--model", default="DiffuRecSys", help=f"{ours} or any model of RecBole")
-    command.add_argument("--dataset", default="ml-100k", help="amazon-beauty, amazon-toys-games, ml-1m, ml-100k, yours")
+    command.add_argument("--model", help=f"{ours} or any model of RecBole (DiffuRecSys)")
+    command.add_argument("--dataset", help="amazon-beauty, amazon-toys-games, ml-1m, ml-100k (default), yours")
 
 
 def _add_settings(command: _Parser) -> None:

@@ -89,6 +89,8 @@ RULES: dict[str, Rule] = {
     **{f"{kind}_FIELD": Rule("str") for kind in ("USER_ID", "ITEM_ID", "TIME")},
     "user_inter_num_interval": Rule("str", optional=True),
     "item_inter_num_interval": Rule("str", optional=True),
+    "rm_dup_inter": Rule("str", choices=["first", "last"], optional=True),
+    "benchmark_filename": Rule("list", optional=True),
     "expected_counts": Rule("dict", optional=True),
     "source_base_urls": Rule("dict", optional=True),
     "checkpoint_minutes": Rule("number", 0, optional=True),

@@ -25,8 +25,8 @@ logger = logging.getLogger("recbole_diffurec")
 
 
 def run(
-    model: str = "DiffuRecSys",
-    dataset: str = "ml-100k",
+    model: str | None = None,
+    dataset: str | None = None,
     *,
     config_files: Sequence[str | Path] = (),
     experiment: str | None = None,
@@ -38,7 +38,8 @@ def run(
 
     Parameters
     ----------
-    model, dataset : names; any model of RecBole, any known data set or ``data_path/NAME/NAME.inter``.
+    model, dataset : names; any model of RecBole, any known data set or ``data_path/NAME/NAME.inter``. By default what
+        ``config_files`` or the experiment say, or else DiffuRecSys and ml-100k.
     config_files : YAML files, later ones stronger.
     experiment : name under ``properties/experiment``.
     result_file : where to write the result as JSON; its folder is made when missing.
