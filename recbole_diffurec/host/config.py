@@ -36,6 +36,11 @@ from recbole_diffurec.runtime import distributed
 
 # Keys that RecBole reads without naming them in any of its files.
 _UNLISTED_HOST_KEYS = {"encoding", "wandb_project", "convert_token_to_onehot", "token_num_threshold", "tail_ratio"}
+# Keys of RecBole's final configuration that it makes of others.
+DERIVED = frozenset(
+    {"model", "dataset", "device", "eval_type", "MODEL_TYPE", "MODEL_INPUT_TYPE", "single_spec", "local_rank"}
+    | {"valid_metric_bigger", "valid_neg_sample_args", "test_neg_sample_args"}
+)
 # Keys that the data depends on without being among RecBole's ``dataset_arguments``.
 _UNLISTED_DATASET_KEYS = {"data_path", "encoding", "discretization", "token_num_threshold", "source_base_urls"}
 
@@ -226,11 +231,9 @@ class RunConfig(Config):
 
     def plain(self) -> dict[str, Any]:
         """The parameters as plain values, enough to build the same configuration again."""
-        derived = {"model", "dataset", "device", "eval_type", "MODEL_TYPE", "MODEL_INPUT_TYPE", "single_spec"}
-        derived |= {"local_rank", "valid_metric_bigger", "valid_neg_sample_args", "test_neg_sample_args"}
         values = {**self.internal_config_dict, **self.external_config_dict}
         # A data set's defaults may name parameters that this model does not have.
-        return {name: value for name, value in values.items() if name in self._known - derived}
+        return {name: value for name, value in values.items() if name in self._known - DERIVED}
 
     def key(self) -> str:
         """A short name for everything that a run's result depends on; equal for equal runs wherever they happen."""

@@ -49,7 +49,8 @@ def run(
     Returns
     -------
     dict with ``model``, ``dataset``, ``seed``, ``n_users``, ``n_items``, ``n_interactions`` (after filtering, without
-    padding), ``best_epoch`` (0-based, as RecBole counts), ``best_valid_result``, ``test_result``, ``train_seconds``
+    padding), ``best_epoch`` (0-based, as RecBole counts), ``best_valid_result`` and ``test_result`` (empty where the
+    split has no such part; without validation every epoch is trained and the last one counts), ``train_seconds``
     (training epochs alone), ``eval_seconds`` (the final test), ``n_parameters``, ``checkpoint``, ``log``, ``history``
     (per epoch), ``config``, ``versions``.
 
