@@ -153,7 +153,7 @@ def _run_all(
 ) -> dict[str, str]:
     """Run and store; returns the failures."""
     failures: dict[str, str] = {}
-    if how.parallel > 1 or how.ray_address:
+    if how.on_ray:
         outcomes = cluster.run_parallel(missing, run_job, shared, how)
     else:
         outcomes = _one_by_one(missing, shared)
