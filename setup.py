@@ -1,4 +1,4 @@
-"""The one thing that pyproject.toml cannot say: the folder properties/ is a part of the package once that is installed."""
+"""What pyproject.toml cannot say: the folder properties/ is a part of the package once that is installed."""
 
 from setuptools import find_packages, setup
 

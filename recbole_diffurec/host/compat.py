@@ -197,6 +197,8 @@ class _NoRay(ModuleType):
     """What ``ray`` and ``ray.tune`` are to a module of RecBole where Ray is not installed."""
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
         raise ModuleNotFoundError(
             f"RecBole wants ray.tune.{name}, and Ray is not installed: pip install 'recbole-diffurec[tune]'", name="ray"
         )
@@ -212,17 +214,15 @@ def without_ray(module: ModuleType) -> Iterator[None]:
     try:
         import ray.tune  # noqa: F401
     except ImportError:
-        missing = _NoRay("ray")
-        vars(missing)["tune"] = _NoRay("ray.tune")
-        before = {name: sys.modules.get(name) for name in ("ray", "ray.tune")}
-        sys.modules.update({"ray": missing, "ray.tune": missing.tune})
+        without, tune = _NoRay("ray"), _NoRay("ray.tune")
+        vars(without)["tune"] = tune
+        before = {name: sys.modules[name] for name in ("ray", "ray.tune") if name in sys.modules}
+        sys.modules["ray"], sys.modules["ray.tune"] = without, tune
         try:
             yield
         finally:
-            for name, found in before.items():
-                del sys.modules[name]
-                if found is not None:
-                    sys.modules[name] = found
+            del sys.modules["ray"], sys.modules["ray.tune"]
+            sys.modules.update(before)
     else:
         yield
 

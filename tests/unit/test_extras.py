@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
     [
         ("ray", ["tune"], "tune needs ray.tune"),
         ("optuna", ["tune", "--search=optuna"], "search optuna needs optuna"),
-        ("ray", ["compare", "--parallel=2", "--models=Pop", "--dataset=ml-100k"], "running in parallel needs ray"),
-        ("ray", ["compare", "--ray_address=auto", "--models=Pop", "--dataset=ml-100k"], "running in parallel needs ray"),
+        ("ray", ["compare", "--models=Pop", "--parallel=2"], "running in parallel needs ray"),
+        ("ray", ["compare", "--models=Pop", "--ray_address=auto"], "running in parallel needs ray"),
     ],
 )
 def test_ray_and_optuna_are_asked_for_first(missing, arguments, what, workdir, capsys, monkeypatch):
