@@ -216,7 +216,7 @@ def without_ray(module: ModuleType) -> Iterator[None]:
     except ImportError:
         without, tune = _NoRay("ray"), _NoRay("ray.tune")
         vars(without)["tune"] = tune
-        before = {name: sys.modules[name] for name in ("ray", "ray.tune") if name in sys.modules}
+        before: dict[str, ModuleType] = {name: sys.modules[name] for name in ("ray", "ray.tune") if name in sys.modules}
         sys.modules["ray"], sys.modules["ray.tune"] = without, tune
         try:
             yield
