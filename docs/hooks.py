@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Files of the repository that are pages here.
 PAGES = {
+    "README.md": "index.md",
     "RESULTS.md": "results.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
