@@ -1,11 +1,12 @@
-"""The Transformer block of the approximator.
+"""Transformer blocks: the one of the approximator, and the post-norm one of BERT.
 
 Shapes: B sequences, N tokens, d hidden size.
 """
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -15,14 +16,49 @@ from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.linear import Linear
 from recbole_diffurec.layers.ragged import RaggedBatch
 
-# GELU is DiffuRec's tanh form; the exact form is a neighbour that nobody published these models with.
+# DiffuRec's GELU is the tanh form, that of RecBole's Transformers the exact one.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": lambda: nn.GELU(approximate="tanh"),
+    "gelu_erf": nn.GELU,
     "relu": lambda: nn.ReLU(inplace=True),
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
 }
 LAYER_NORM_EPS = 1e-12
+
+
+@dataclass(frozen=True)
+class BlockSettings:
+    """What the blocks of a network have in common.
+
+    Parameters
+    ----------
+    hidden_size, n_heads, inner_size : int
+        d, heads, width of the feed-forward layer.
+    hidden_act : str
+        Name of its activation, one of ``ACTIVATIONS``.
+    hidden_dropout, attn_dropout : float
+        Probabilities.
+    causal : bool
+        Whether a token sees itself and what is before it alone.
+    cross_attention : bool
+        Whether a block has that sublayer.
+    output_dropout : bool
+        One more dropout on a block's output, as in DiffuRec's public code.
+    checkpointing : bool
+        Keep only what enters a sublayer for the backward pass, and compute the rest of it again there.
+    """
+
+    hidden_size: int
+    n_heads: int
+    inner_size: int
+    hidden_act: str
+    hidden_dropout: float
+    attn_dropout: float
+    causal: bool = False
+    cross_attention: bool = False
+    output_dropout: bool = False
+    checkpointing: bool = False
 
 
 class Block(nn.Module):
@@ -33,40 +69,26 @@ class Block(nn.Module):
 
     Parameters
     ----------
-    hidden_size, n_heads, inner_size : d, heads, width of the feed-forward layer.
-    hidden_act : name of its activation, one of ``ACTIVATIONS``.
-    hidden_dropout, attn_dropout : probabilities.
-    cross_attention : whether the block has that sublayer.
-    output_dropout : one more dropout on the block's output, as in DiffuRec's public code.
-    checkpointing : keep only what enters a sublayer for the backward pass, and compute the rest of it again there.
+    settings : BlockSettings
+        Sizes and options.
     """
 
-    def __init__(
-        self,
-        hidden_size: int,
-        n_heads: int,
-        inner_size: int,
-        hidden_act: str,
-        hidden_dropout: float,
-        attn_dropout: float,
-        cross_attention: bool,
-        output_dropout: bool,
-        checkpointing: bool,
-    ):
+    def __init__(self, settings: BlockSettings):
         super().__init__()
-        self.checkpointing = checkpointing
-        if cross_attention:
-            self.cross_attention_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
-            self.cross_attention = MultiHeadAttention(hidden_size, n_heads, attn_dropout, checkpointing)
-        self.has_cross_attention = cross_attention
-        self.attention_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
-        self.attention = MultiHeadAttention(hidden_size, n_heads, attn_dropout, checkpointing)
-        self.ffn_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
+        size, n_heads, attn_dropout = settings.hidden_size, settings.n_heads, settings.attn_dropout
+        self.checkpointing = settings.checkpointing
+        if settings.cross_attention:
+            self.cross_attention_norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
+            self.cross_attention = MultiHeadAttention(size, n_heads, attn_dropout, settings.checkpointing)
+        self.has_cross_attention = settings.cross_attention
+        self.attention_norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
+        self.attention = MultiHeadAttention(size, n_heads, attn_dropout, settings.checkpointing, settings.causal)
+        self.ffn_norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
         self.ffn = nn.Sequential(
-            Linear(hidden_size, inner_size), ACTIVATIONS[hidden_act](), Linear(inner_size, hidden_size)
+            Linear(size, settings.inner_size), ACTIVATIONS[settings.hidden_act](), Linear(settings.inner_size, size)
         )
-        self.dropout = Dropout(hidden_dropout)
-        self.output_dropout = Dropout(hidden_dropout if output_dropout else 0.0)
+        self.dropout = Dropout(settings.hidden_dropout)
+        self.output_dropout = Dropout(settings.hidden_dropout if settings.output_dropout else 0.0)
 
     def cross_keys_values(self, x: Tensor, batch: RaggedBatch) -> list[Tensor]:
         """Keys and values of the cross-attention for the states ``x`` [N, d]."""
@@ -75,7 +97,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        injected: Tensor,
+        injected: Tensor | None,
         batch: RaggedBatch,
         last_only: bool,
         cross_keys_values: list[Tensor] | None = None,
@@ -84,16 +106,21 @@ class Block(nn.Module):
 
         Parameters
         ----------
-        x : [N, d], states.
-        injected : [N, d], lambda * (x_s + d_s), the queries of the cross-attention.
-        batch : layout of the tokens.
-        last_only : compute the most recent position of each history alone, which is all that the last block's
-            reader needs.
-        cross_keys_values : those of ``x`` where they are already known.
+        x : Tensor
+            [N, d], states.
+        injected : Tensor or None
+            [N, d], lambda * (x_s + d_s), the queries of the cross-attention; None without that sublayer.
+        batch : RaggedBatch
+            Layout of the tokens.
+        last_only : bool
+            Compute the most recent position of each history alone, which is all that the last block's reader needs.
+        cross_keys_values : list of Tensor or None
+            Those of ``x`` where they are already known.
 
         Returns
         -------
-        [N, d], or [B, d] in sorted order with ``last_only``.
+        Tensor
+            [N, d], or [B, d] in sorted order with ``last_only``.
         """
         if self.has_cross_attention:
             x = self._sublayer(self._cross_attend, x, injected, batch, cross_keys_values)
@@ -121,3 +148,24 @@ class Block(nn.Module):
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.output_dropout(x + self.dropout(self.ffn(self.ffn_norm(x))))
+
+
+class PostNormBlock(Block):
+    """Norms after the residuals, LayerNorm(x + Dropout(Sublayer(x))): self-attention, FFN (Devlin et al. 2019).
+
+    The block of RecBole's ``TransformerLayer``. It has neither cross-attention nor a dropout on its output.
+
+    Parameters
+    ----------
+    settings : BlockSettings
+        Sizes and options.
+    """
+
+    def _attend(self, x: Tensor, batch: RaggedBatch, last_only: bool) -> Tensor:
+        if not last_only:
+            return self.attention_norm(x + self.dropout(self.attention.self_attention(x, batch)))
+        last = x.index_select(0, batch.last)
+        return self.attention_norm(last + self.dropout(self.attention.from_last(last, x, batch)))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.ffn_norm(x + self.dropout(self.ffn(x)))

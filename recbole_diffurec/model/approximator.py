@@ -13,7 +13,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from recbole_diffurec.layers.blocks import LAYER_NORM_EPS, Block
+from recbole_diffurec.layers.blocks import LAYER_NORM_EPS, Block, BlockSettings
 from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.ragged import RaggedBatch
 
@@ -61,20 +61,18 @@ class Approximator(nn.Module):
         self.cross_attention = cross_attention
         self.embedding_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
         self.embedding_dropout = Dropout(embedding_dropout)
-        self.blocks = nn.ModuleList(
-            Block(
-                hidden_size=hidden_size,
-                n_heads=n_heads,
-                inner_size=inner_size,
-                hidden_act=hidden_act,
-                hidden_dropout=hidden_dropout,
-                attn_dropout=attn_dropout,
-                cross_attention=cross_attention,
-                output_dropout=block_output_dropout,
-                checkpointing=checkpointing,
-            )
-            for _ in range(n_layers)
+        settings = BlockSettings(
+            hidden_size=hidden_size,
+            n_heads=n_heads,
+            inner_size=inner_size,
+            hidden_act=hidden_act,
+            hidden_dropout=hidden_dropout,
+            attn_dropout=attn_dropout,
+            cross_attention=cross_attention,
+            output_dropout=block_output_dropout,
+            checkpointing=checkpointing,
         )
+        self.blocks = nn.ModuleList(Block(settings) for _ in range(n_layers))
         self.output_dropout = Dropout(hidden_dropout)
         self.output_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
 
