@@ -1,4 +1,4 @@
-"""Transformer blocks: the one of the approximator, and the post-norm one of BERT.
+"""Transformer blocks: the pre-norm one of the approximator, and the post-norm one of BERT.
 
 Shapes: B sequences, N tokens, d hidden size.
 """
@@ -28,25 +28,18 @@ LAYER_NORM_EPS = 1e-12
 
 
 @dataclass(frozen=True)
-class BlockSettings:
-    """What the blocks of a network have in common.
+class BlockShape:
+    """Sizes and switches of a block.
 
     Parameters
     ----------
-    hidden_size, n_heads, inner_size : int
-        d, heads, width of the feed-forward layer.
-    hidden_act : str
-        Name of its activation, one of ``ACTIVATIONS``.
-    hidden_dropout, attn_dropout : float
-        Probabilities.
-    causal : bool
-        Whether a token sees itself and what is before it alone.
-    cross_attention : bool
-        Whether a block has that sublayer.
-    output_dropout : bool
-        One more dropout on a block's output, as in DiffuRec's public code.
-    checkpointing : bool
-        Keep only what enters a sublayer for the backward pass, and compute the rest of it again there.
+    hidden_size, n_heads, inner_size : d, heads, width of the feed-forward layer.
+    hidden_act : name of its activation, one of ``ACTIVATIONS``.
+    hidden_dropout, attn_dropout : probabilities, of sublayers and of attention weights.
+    causal : whether a token sees itself and what is before it alone.
+    cross_attention : whether the block has that sublayer.
+    output_dropout : one more dropout on the block's output, as in DiffuRec's public code.
+    checkpointing : keep only what enters a sublayer for the backward pass, and compute the rest of it again there.
     """
 
     hidden_size: int
@@ -69,26 +62,24 @@ class Block(nn.Module):
 
     Parameters
     ----------
-    settings : BlockSettings
-        Sizes and options.
+    shape : sizes and switches.
     """
 
-    def __init__(self, settings: BlockSettings):
+    def __init__(self, shape: BlockShape):
         super().__init__()
-        size, n_heads, attn_dropout = settings.hidden_size, settings.n_heads, settings.attn_dropout
-        self.checkpointing = settings.checkpointing
-        if settings.cross_attention:
+        size, heads, checkpointing = shape.hidden_size, shape.n_heads, shape.checkpointing
+        self.checkpointing = checkpointing
+        if shape.cross_attention:
             self.cross_attention_norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
-            self.cross_attention = MultiHeadAttention(size, n_heads, attn_dropout, settings.checkpointing)
-        self.has_cross_attention = settings.cross_attention
+            self.cross_attention = MultiHeadAttention(size, heads, shape.attn_dropout, checkpointing)
+        self.has_cross_attention = shape.cross_attention
         self.attention_norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
-        self.attention = MultiHeadAttention(size, n_heads, attn_dropout, settings.checkpointing, settings.causal)
+        self.attention = MultiHeadAttention(size, heads, shape.attn_dropout, checkpointing, shape.causal)
         self.ffn_norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
-        self.ffn = nn.Sequential(
-            Linear(size, settings.inner_size), ACTIVATIONS[settings.hidden_act](), Linear(settings.inner_size, size)
-        )
-        self.dropout = Dropout(settings.hidden_dropout)
-        self.output_dropout = Dropout(settings.hidden_dropout if settings.output_dropout else 0.0)
+        activation = ACTIVATIONS[shape.hidden_act]()
+        self.ffn = nn.Sequential(Linear(size, shape.inner_size), activation, Linear(shape.inner_size, size))
+        self.dropout = Dropout(shape.hidden_dropout)
+        self.output_dropout = Dropout(shape.hidden_dropout if shape.output_dropout else 0.0)
 
     def cross_keys_values(self, x: Tensor, batch: RaggedBatch) -> list[Tensor]:
         """Keys and values of the cross-attention for the states ``x`` [N, d]."""
@@ -106,21 +97,16 @@ class Block(nn.Module):
 
         Parameters
         ----------
-        x : Tensor
-            [N, d], states.
-        injected : Tensor or None
-            [N, d], lambda * (x_s + d_s), the queries of the cross-attention; None without that sublayer.
-        batch : RaggedBatch
-            Layout of the tokens.
-        last_only : bool
-            Compute the most recent position of each history alone, which is all that the last block's reader needs.
-        cross_keys_values : list of Tensor or None
-            Those of ``x`` where they are already known.
+        x : [N, d], states.
+        injected : [N, d], lambda * (x_s + d_s), the queries of the cross-attention; None without that sublayer.
+        batch : layout of the tokens.
+        last_only : compute the most recent position of each history alone, which is all that the last block's
+            reader needs.
+        cross_keys_values : those of ``x`` where they are already known.
 
         Returns
         -------
-        Tensor
-            [N, d], or [B, d] in sorted order with ``last_only``.
+        [N, d], or [B, d] in sorted order with ``last_only``.
         """
         if self.has_cross_attention:
             x = self._sublayer(self._cross_attend, x, injected, batch, cross_keys_values)
@@ -157,8 +143,7 @@ class PostNormBlock(Block):
 
     Parameters
     ----------
-    settings : BlockSettings
-        Sizes and options.
+    shape : sizes and switches.
     """
 
     def _attend(self, x: Tensor, batch: RaggedBatch, last_only: bool) -> Tensor:

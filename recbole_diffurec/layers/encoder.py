@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from recbole_diffurec.layers.blocks import LAYER_NORM_EPS, Block, BlockSettings, PostNormBlock
+from recbole_diffurec.layers.blocks import LAYER_NORM_EPS, Block, BlockShape, PostNormBlock
 from recbole_diffurec.layers.ragged import RaggedBatch
 
 # Where a block has its norms. Before the sublayers, the sum of all residuals wants one more norm at the end.
@@ -19,19 +19,19 @@ class TransformerEncoder(nn.Module):
 
     Parameters
     ----------
-    settings : BlockSettings
-        What the blocks have in common.
+    shape : BlockShape
+        Of the blocks.
     n_layers : int
         How many.
     norm : str
         ``pre`` or ``post``.
     """
 
-    def __init__(self, settings: BlockSettings, n_layers: int, norm: str):
+    def __init__(self, shape: BlockShape, n_layers: int, norm: str):
         super().__init__()
-        self.blocks = nn.ModuleList(NORMS[norm](settings) for _ in range(n_layers))
+        self.blocks = nn.ModuleList(NORMS[norm](shape) for _ in range(n_layers))
         pre = norm == "pre"
-        self.output_norm = nn.LayerNorm(settings.hidden_size, eps=LAYER_NORM_EPS) if pre else nn.Identity()
+        self.output_norm = nn.LayerNorm(shape.hidden_size, eps=LAYER_NORM_EPS) if pre else nn.Identity()
 
     def forward(self, x: Tensor, batch: RaggedBatch, last_only: bool = True) -> Tensor:
         """States after the last block.

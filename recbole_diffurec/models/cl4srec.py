@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recbole_diffurec.config.rules import Rule
 from recbole_diffurec.data import augment
+from recbole_diffurec.models import contrastive, sequential
 from recbole_diffurec.models.contrastive import ContrastiveModel, View
+from recbole_diffurec.models.spec import ModelSpec
 
 
 class CL4SRec(ContrastiveModel):
@@ -23,8 +26,8 @@ class CL4SRec(ContrastiveModel):
     Defaults: ``properties/model/CL4SRec.yaml``.
     """
 
-    def add_layers(self, config: Any, dataset: Any) -> None:
-        super().add_layers(config, dataset)
+    def build_encoder(self, config: Any, dataset: Any) -> None:
+        super().build_encoder(config, dataset)
         self.weight: float = config["lmd"]
         self.rates: list[float] = [config[f"{operator}_rate"] for operator in augment.OPERATORS]
         self.different_operators: bool = config["different_operators"]
@@ -85,3 +88,19 @@ class CL4SRec(ContrastiveModel):
         reordered = augment.reorder(item_seq, lengths, self.rates[2], where, keys)
         rows = torch.arange(n, device=device)
         return torch.stack([cropped, masked, reordered])[operator, rows], torch.where(operator == 0, kept, lengths)
+
+
+CL4SREC = ModelSpec(
+    "CL4SRec",
+    CL4SRec,
+    "SASRec with a contrast between two random changes of a history: crop, mask, reorder (Xie et al. 2022)",
+    rules={
+        **contrastive.RULES,
+        "crop_rate": Rule("number", 0, 1, open_low=True),
+        "mask_rate": Rule("number", 0, 1),
+        "reorder_rate": Rule("number", 0, 1),
+        "different_operators": Rule("bool"),
+    },
+    trims_padding=True,
+    for_inference=sequential.FOR_INFERENCE,
+)

@@ -12,8 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recbole_diffurec.layers.contrast import info_nce
+from recbole_diffurec.config.rules import Rule
+from recbole_diffurec.layers.contrast import SIMILARITIES, info_nce
+from recbole_diffurec.models import sequential
 from recbole_diffurec.models.sequential import SequentialModel
+
+RULES = {
+    **sequential.RULES,
+    "lmd": Rule("number", 0),
+    "tau": Rule("number", 0, open_low=True),
+    "sim": Rule("str", choices=SIMILARITIES),
+    "train_batch_size": Rule("int", 2),  # the other rows are the negatives
+}
 
 View = tuple[Tensor, Tensor]  # histories int [B, L], right-padded, and their lengths int [B]
 

@@ -10,8 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
+from recbole_diffurec.config.rules import Rule
 from recbole_diffurec.data.rows import ROW, RowHistories, SameTarget
+from recbole_diffurec.models import contrastive, sequential
 from recbole_diffurec.models.contrastive import ContrastiveModel
+from recbole_diffurec.models.spec import ModelSpec
 
 # What is contrasted with what: the main pass with a second one over the same history ("un"), the main pass with another
 # history of the same target ("su"), both ("us", Eq. 15), or the second pass with the other history ("us_x").
@@ -28,8 +31,8 @@ class DuoRec(ContrastiveModel):
     Defaults: ``properties/model/DuoRec.yaml``.
     """
 
-    def add_layers(self, config: Any, dataset: Any) -> None:
-        super().add_layers(config, dataset)
+    def build_encoder(self, config: Any, dataset: Any) -> None:
+        super().build_encoder(config, dataset)
         self.contrast: str = config["contrast"]
         self.weight_same_history: float = config["lmd"]
         self.weight_same_target: float = config["lmd_sem"]
@@ -71,3 +74,14 @@ class DuoRec(ContrastiveModel):
         if self.contrast != "un":
             loss = loss + self.weight_same_target * self.contrast_between(states[0], states[-1])
         return loss
+
+
+DUOREC = ModelSpec(
+    "DuoRec",
+    DuoRec,
+    "SASRec with a contrast between histories of the same next item (Qiu, Huang, Yin, Wang 2022)",
+    rules={**contrastive.RULES, "lmd_sem": Rule("number", 0), "contrast": Rule("str", choices=CONTRASTS)},
+    trims_padding=True,
+    # The other contrasts look for histories among the training data.
+    for_inference={**sequential.FOR_INFERENCE, "contrast": "un"},
+)

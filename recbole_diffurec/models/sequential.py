@@ -5,7 +5,6 @@ Shapes: B batch, L padded history length, N tokens, d hidden size, I items with 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +13,25 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 
-from recbole_diffurec.layers.blocks import LAYER_NORM_EPS, BlockSettings
+from recbole_diffurec.config.rules import Rule
+from recbole_diffurec.layers.blocks import ACTIVATIONS, LAYER_NORM_EPS, BlockShape
 from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.encoder import TransformerEncoder
 from recbole_diffurec.layers.item_softmax import SampledCrossEntropy, full_cross_entropy
 from recbole_diffurec.layers.ragged import RaggedBatch
+from recbole_diffurec.models.scores import ItemScores
+
+# What the parameters that ``SequentialModel`` reads may be, where no rule for all models says so.
+RULES = {
+    "hidden_act": Rule("str", choices=list(ACTIVATIONS)),
+    "sampled_softmax": Rule("int", 1, optional=True),
+    "negative_distribution": Rule("str", choices=["log_uniform", "uniform"]),
+    "gradient_checkpointing": Rule("bool"),
+    "cosine_temperature": Rule("number", 0, 1, open_low=True, optional=True),
+    "repeat_bias": Rule("bool"),
+}
+# Sampled softmax is a matter of training, and wants the training data's counts.
+FOR_INFERENCE = {"sampled_softmax": None}
 
 
 class SequentialModel(SequentialRecommender):
@@ -27,9 +40,8 @@ class SequentialModel(SequentialRecommender):
     As it is, the encoder is that of SASRec (Kang, McAuley 2018) in the form of RecBole: post-norm causal Transformer
     blocks over item and position vectors, x = Dropout(LayerNorm(E[i] + P[k])), positions counted from the oldest item.
 
-    A model of this kind changes what it needs to: ``add_layers`` for layers of its own, ``embed`` and ``encode`` for
-    the way from items to states, ``query`` and ``item_vectors`` for what is scored against what, ``calculate_loss`` for
-    what is learned. Everything that scores items, training included, goes through the last two.
+    A model of this kind changes what it needs to: ``build_encoder`` for the layers, ``embed`` and ``encode`` for the way
+    from items to states, ``build_scores`` for how items are scored, ``calculate_loss`` for what is learned.
 
     Parameters
     ----------
@@ -49,22 +61,26 @@ class SequentialModel(SequentialRecommender):
         self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
         self.input_norm = nn.LayerNorm(self.hidden_size, eps=LAYER_NORM_EPS)
         self.input_dropout = Dropout(config["hidden_dropout_prob"])
-        self.add_layers(config, dataset)
+        self.repeat_bias = nn.Parameter(torch.zeros(self.max_seq_length)) if config["repeat_bias"] else None
+        self.build_encoder(config, dataset)
+        self.scores = self.build_scores(config)
         self.cross_entropy: Callable[..., tuple[Tensor, Tensor]] = full_cross_entropy
         if config["sampled_softmax"]:
             counts = torch.bincount(dataset.inter_feat[self.ITEM_ID], minlength=self.n_items)
             self.cross_entropy = SampledCrossEntropy(counts, config["sampled_softmax"], config["negative_distribution"])
         self._initialise(config["initializer_range"])
 
-    def add_layers(self, config: Any, dataset: Any) -> None:
-        """Make the encoder and whatever else has weights; called once, before these are drawn.
+    # Parts
+
+    def build_encoder(self, config: Any, dataset: Any) -> None:
+        """Make the layers between embeddings and scores, before all weights are drawn.
 
         Parameters
         ----------
         config, dataset
             Those of the constructor.
         """
-        settings = BlockSettings(
+        shape = BlockShape(
             hidden_size=self.hidden_size,
             n_heads=config["n_heads"],
             inner_size=config["inner_size"] or 4 * self.hidden_size,
@@ -74,7 +90,11 @@ class SequentialModel(SequentialRecommender):
             causal=True,
             checkpointing=config["gradient_checkpointing"],
         )
-        self.encoder = TransformerEncoder(settings, config["n_layers"], self.norm)
+        self.encoder = TransformerEncoder(shape, config["n_layers"], self.norm)
+
+    def build_scores(self, config: Any) -> ItemScores:
+        """How items are scored."""
+        return ItemScores(self.item_embedding, config["cosine_temperature"], self.repeat_bias)
 
     def _initialise(self, std: float) -> None:
         """Draw all weight matrices from N(0, std^2); zero biases and the padding row."""
@@ -143,33 +163,19 @@ class SequentialModel(SequentialRecommender):
         """
         target = interaction[self.POS_ITEM_ID]
         mean = states.new_full(target.shape, 1 / len(target))
-        loss, _ = self.cross_entropy(self.query(states), self.item_vectors(), target, mean)
+        bias = self.scores.bias(interaction[self.ITEM_SEQ])
+        loss, _ = self.cross_entropy(self.scores.query(states), self.scores.vectors(), target, mean, bias)
         return loss
 
-    # Scores
-
-    def query(self, states: Tensor) -> Tensor:
-        """What is scored against ``item_vectors``, one row a history, of the states [B, d]."""
-        return states
-
-    def item_vectors(self, items: Tensor | None = None) -> Tensor:
-        """What a query's inner product with is an item's score, one row an item.
-
-        Parameters
-        ----------
-        items : Tensor or None
-            int [n], whose vectors; all I of them by default.
-        """
-        return self.item_embedding.weight if items is None else self.item_embedding(items)
+    # Inference
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items, [B, I]; the padding row scores minus infinity."""
         states = self.represent(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-        scores = self.query(states) @ self.item_vectors().T
-        scores[:, 0] = -math.inf
-        return scores
+        return self.scores.logits(states, self.scores.bias(interaction[self.ITEM_SEQ]))
 
     def predict(self, interaction: Any) -> Tensor:
         """Scores of the given items, [B]; those of ``full_sort_predict``."""
         states = self.represent(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-        return (self.query(states) * self.item_vectors(interaction[self.ITEM_ID])).sum(dim=-1)
+        bias = self.scores.bias(interaction[self.ITEM_SEQ])
+        return self.scores.of_items(states, interaction[self.ITEM_ID], bias)
