@@ -1,1 +1,1 @@
-"""Data outside of RecBole, which nothing here knows: other people's files, and training rows and histories as tensors."""
+"""Data as files of other people and as tensors of histories and rows. Knows nothing of RecBole."""

@@ -40,8 +40,8 @@ class SequentialModel(SequentialRecommender):
     As it is, the encoder is that of SASRec (Kang, McAuley 2018) in the form of RecBole: post-norm causal Transformer
     blocks over item and position vectors, x = Dropout(LayerNorm(E[i] + P[k])), positions counted from the oldest item.
 
-    A model of this kind changes what it needs to: ``build_encoder`` for the layers, ``embed`` and ``encode`` for the way
-    from items to states, ``build_scores`` for how items are scored, ``calculate_loss`` for what is learned.
+    A model of this kind changes what it needs to: ``build_encoder`` for the layers, ``embed`` and ``encode`` for the
+    way from items to states, ``build_scores`` for how items are scored, ``calculate_loss`` for what is learned.
 
     Parameters
     ----------
