@@ -230,7 +230,7 @@ class PrefixRows(Interaction):
         return right_padded(values, start, self.target, width or self.max_length)
 
     def padded(self, trim: bool = False) -> Interaction:
-        """RecBole's usual rows: an ``Interaction`` with every list column, right-padded with 0.
+        """RecBole's usual rows: an ``Interaction`` with every list column, right-padded with 0, and the rows' numbers.
 
         Parameters
         ----------
@@ -238,7 +238,7 @@ class PrefixRows(Interaction):
         """
         width = min(self.max_length, int((self.target - self.first).max())) if trim and len(self) else None
         lists = {name: self._pad(values, width) for name, values in self.flat.items()}
-        return Interaction({**self.interaction, **lists})
+        return Interaction({**self.interaction, **lists, ROW: self.target})
 
 
 class SequenceDataset(SplitFiles, Chronological, SequentialDataset):
@@ -272,11 +272,9 @@ class SequenceDataset(SplitFiles, Chronological, SequentialDataset):
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         rows = self.inter_feat[index]
         if isinstance(rows, PrefixRows):
-            numbers = {ROW: rows.target}
-            if self.config["mask_seen"]:
-                numbers |= {SEEN_FROM: rows.first, SEEN_TO: rows.target}
+            span = {SEEN_FROM: rows.first, SEEN_TO: rows.target} if self.config["mask_seen"] else {}
             rows = rows.padded(trim=catalogue.find(self.config["model"]).trims_padding)
-            rows.interaction.update(numbers)
+            rows.interaction.update(span)
         return self.join(rows) if join else rows
 
     def _grouped_index(self, group_by_list: np.ndarray) -> list[list[int]]:
