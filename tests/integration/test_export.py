@@ -19,13 +19,14 @@ HISTORIES = [["50", "172", "1"], ["1"], ["7", "50", "181", "7", "100", "98", "56
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Checkpoints of DiffuRec with all that its program may have, DiffuRecSys and SASRec."""
+    """Checkpoints of DiffuRec with all that its program may have, DiffuRecSys, CL4SRec and SASRec."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         return {
             "DiffuRec": Path(run("DiffuRec", use_position=True, repeat_bias=True, **TINY)["checkpoint"]).resolve(),
             "DiffuRecSys": Path(run("DiffuRecSys", **TINY)["checkpoint"]).resolve(),
+            "CL4SRec": Path(run("CL4SRec", **TINY)["checkpoint"]).resolve(),
             "SASRec": Path(run("SASRec", **TINY)["checkpoint"]).resolve(),
         }
 
@@ -43,6 +44,7 @@ def numbers(items: list[str], histories: list[list[str]]) -> torch.Tensor:
         ("DiffuRecSys", {"sampling_steps": 3}),
         ("DiffuRec", {"sampling_steps": 2}),
         ("DiffuRec", {"reverse_start": "last_item"}),
+        ("CL4SRec", {}),
     ],
 )
 def test_program_gives_our_scores(trained, model, parameters, format, workdir):
