@@ -19,6 +19,13 @@ import torch
 
 def apply() -> None:
     """Mend RecBole for this process. Calling it again changes nothing."""
+    from recbole_diffurec.host import guards, models
+    from recbole_diffurec.host.hooks import HOOKS
+
+    if not HOOKS.installed:
+        HOOKS.install()
+        guards.apply()
+        models.apply()
     _numpy_aliases()
     _quiet_warnings()
     _pandas_3()

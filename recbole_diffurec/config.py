@@ -142,6 +142,7 @@ RULES: dict[str, Rule] = {
 # RecBole's parameters that are empty by default, so that the default does not tell the kind.
 for _name in ("clip_grad_norm", "discretization", "preload_weight", "seq_len", "threshold", "val_interval"):
     RULES[_name] = Rule("dict", optional=True)
+RULES["additional_feat_suffix"] = Rule("list", optional=True)
 # Names that RecBole's models (DiffRec) use with meanings of their own are checked for our models alone.
 MODEL_RULES: dict[str, Rule] = {
     "hidden_act": Rule("str", choices=list(ACTIVATIONS)),
@@ -330,6 +331,8 @@ class RunConfig(Config):
             final["topk"] = [final["topk"]]
         if isinstance(final["metrics"], str):
             final["metrics"] = [final["metrics"]]
+        if isinstance(final["additional_feat_suffix"], str):
+            final["additional_feat_suffix"] = [final["additional_feat_suffix"]]
         rules = {**RULES, **(MODEL_RULES if self._our_model else {})}
         # For our models the files' values are checked too; RecBole's defaults are RecBole's business.
         checked = {*given, *rules} & final.keys() if self._our_model else set(given)

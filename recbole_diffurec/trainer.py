@@ -22,7 +22,8 @@ from recbole_diffurec import checkpoint, distributed
 from recbole_diffurec.averaging import WeightAverage
 from recbole_diffurec.data.dataset import SequenceDataset
 from recbole_diffurec.errors import ProcessError, UserError
-from recbole_diffurec.resume import EXTENSION, Interrupted, StopRequest, random_states, set_random_states
+from recbole_diffurec.training.attributes import PlainAttributes
+from recbole_diffurec.resume import EXTENSION, Interrupted, StopRequest, draws_of_its_own, random_states, set_random_states
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -65,6 +66,8 @@ class _Epoch:
         for _ in range(self.done):  # the loader has to go through them to come to the same next one
             next(batches)
         if start:
+            # Not before: trainers and models prepare an epoch (clusters, drawn graphs) that this one had begun with.
+            start["put_back"]()
             set_random_states(start["random"][distributed.rank()])
         options: dict[str, Any] = {"desc": self._description, "disable": not self._show, "leave": False}
         with tqdm(total=len(self._loader), initial=self.done, unit="batch", **options) as self.bar:
@@ -141,6 +144,7 @@ class PluginTrainer(Trainer):
         self.stop_request = StopRequest()
         self.keeps_state = False
         self._unfinished: dict[str, Any] | None = None
+        self._attributes = PlainAttributes(model)
         self._saved_at = 0.0
         if self.enable_amp and self.device.type == "cuda":
             # RecBole's autocast takes the default, which is fp16 there and would need its loss scaled.
@@ -288,7 +292,9 @@ class PluginTrainer(Trainer):
             options: dict[str, Any] = {"disable": not (full_sort and show_progress), "leave": False, "unit": "batch"}
             try:
                 with tqdm(total=len(eval_data), desc="evaluate", **options) as self._eval_bar:
-                    return super().evaluate(eval_data, load_best_model=False)
+                    # Models and loaders that draw (sampled negatives) draw the same at every evaluation.
+                    with draws_of_its_own(self.config["seed"]):
+                        return super().evaluate(eval_data, load_best_model=False)
             except (MemoryError, RuntimeError) as error:
                 # Whoever is told of the scores must not be told twice.
                 if not out_of_memory(error) or self.on_scores is not None:
@@ -347,6 +353,20 @@ class PluginTrainer(Trainer):
                 },
             )
 
+    def pretrain(self, train_data: Any, verbose: bool = True, show_progress: bool = False) -> Any:
+        """The first stages of S3Rec and RaCT: as many epochs as ``pretrain_epochs`` says, without validation.
+
+        The last epoch's weights are kept under the run's own name too, whatever ``save_step`` is.
+        """
+        self.epochs = self.pretrain_epochs
+        super().pretrain(train_data, verbose, show_progress)
+        self._save_checkpoint(self.epochs - 1)
+        return self.best_valid_score, {}
+
+    def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
+        """Keep a stage's weights under the name that RecBole gives them; RecBole would write a pickle."""
+        self._save_checkpoint(epoch, saved_model_file=saved_model_file)
+
     @property
     def state_file(self) -> str:
         """Where the state of a training that is going on is kept."""
@@ -356,6 +376,7 @@ class PluginTrainer(Trainer):
         random = distributed.from_all(random_states())
         if distributed.rank() > 0:
             return
+        kept, lost = self._attributes.changed()
         checkpoint.save(
             self.state_file,
             {
@@ -363,6 +384,8 @@ class PluginTrainer(Trainer):
                 "checkpoint": os.path.basename(self.saved_model_file),
                 "epoch": epoch_idx,
                 "unfinished": epoch.state(),
+                "attributes": kept,
+                "lost_attributes": lost,
                 "random": random,
                 "cur_step": self.cur_step,
                 "best_valid_score": float(self.best_valid_score),
@@ -383,6 +406,12 @@ class PluginTrainer(Trainer):
                 f"the training in '{state['state_file']}' ran in {len(state['random'])} processes, not in "
                 f"{distributed.size()}: start as many, or leave out --resume to start afresh"
             )
+        if state["lost_attributes"]:
+            raise UserError(
+                f"the training in '{state['state_file']}' cannot go on as it was, because model "
+                f"'{self.config['model']}' keeps what no file holds ({', '.join(state['lost_attributes'])}): leave out "
+                f"--resume to start afresh"
+            )
         self.saved_model_file = os.path.join(os.path.dirname(state["state_file"]), state["checkpoint"])
         self.load_weights(state)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -393,7 +422,8 @@ class PluginTrainer(Trainer):
         self.start_epoch, self.cur_step = state["epoch"], state["cur_step"]
         self.best_valid_score, self.best_valid_result = state["best_valid_score"], state["best_valid_result"]
         self.history = state["history"]
-        self._unfinished = {**state["unfinished"], "random": state["random"]}
+        put_back = functools.partial(self._attributes.put_back, state["attributes"], self.device)
+        self._unfinished = {**state["unfinished"], "random": state["random"], "put_back": put_back}
 
     def plain_config(self) -> dict[str, Any]:
         """The configuration as plain values; under RecBole's own ``Config``, those of its values that are plain."""
