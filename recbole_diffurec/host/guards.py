@@ -130,7 +130,7 @@ def checked_before_it_is_opened(quick_start: Any) -> Iterator[None]:
 
 
 def _read(path: str | Path, device: Any) -> Any:
-    from recbole_diffurec import checkpoint
+    from recbole_diffurec.runtime import checkpoint
 
     return checkpoint.read(path, device)
 

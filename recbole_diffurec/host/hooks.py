@@ -11,7 +11,6 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-
 Mend = Callable[[ModuleType], contextlib.AbstractContextManager[None]]
 
 

@@ -15,7 +15,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from recbole_diffurec import checkpoint
+from recbole_diffurec.runtime import checkpoint
 
 # Attributes of every module: PyTorch's own, and the epoch that the trainer sets.
 _NOT_THE_MODELS = {*vars(nn.Module()), "training_epoch"}

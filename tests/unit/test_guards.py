@@ -14,8 +14,9 @@ import pytest
 import torch
 import yaml
 
-from recbole_diffurec import UserError, checkpoint, cli, evaluate, run
+from recbole_diffurec import UserError, cli, evaluate, run
 from recbole_diffurec.host import guards
+from recbole_diffurec.runtime import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = Path("executed")
