@@ -134,8 +134,8 @@ def update_of_matrices(module: ModuleType) -> Iterator[None]:
 def scatter(module: Any) -> Iterator[None]:
     """KGIN and MCCLK where ``torch_scatter`` is not installed, 1.2.0 and 1.2.1.
 
-    They import two functions of it (kgin.py:54, mcclk.py:41), whose builds have to fit torch's. PyTorch alone can do the
-    same. Can go when they use PyTorch's.
+    They import two functions of it (kgin.py:54, mcclk.py:41), whose builds have to fit torch's. PyTorch's own can do
+    the same. Can go when they use those.
     """
     yield
     if importlib.util.find_spec("torch_scatter") is not None:
@@ -182,11 +182,11 @@ def scatter_mean(src: Tensor, index: Tensor, dim: int = 0, dim_size: int | None 
 
 def scatter_softmax(src: Tensor, index: Tensor, dim: int = 0) -> Tensor:
     """The softmax of each column among the rows that have the same index; see ``scatter_mean``."""
-    n_groups = int(index.max()) + 1
-    groups = (n_groups, src.shape[1])
-    highest = src.detach().new_full(groups, float("-inf")).index_reduce(dim, index, src.detach(), "amax")
+    places = index.unsqueeze(1).expand_as(src)
+    nothing = src.new_zeros(int(index.max()) + 1, src.shape[1])
+    highest = nothing.scatter_reduce(dim, places, src.detach(), "amax", include_self=False)
     weights = (src - highest[index]).exp()
-    return weights / src.new_zeros(groups).index_add(dim, index, weights)[index]
+    return weights / nothing.scatter_add(dim, places, weights)[index]
 
 
 @contextlib.contextmanager
@@ -253,20 +253,29 @@ def precision_of_relations(module: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def count_of_items(module: Any) -> Iterator[None]:
-    """Pop counts an item that comes several times in a batch once (pop.py:47), 1.2.0 and 1.2.1.
+    """Pop counts an item that comes several times in a batch once, and the negatives that were drawn, 1.2.0 and 1.2.1.
 
-    Its order of the items depends on the batch size then. Can go when that line adds up.
+    Its order of the items depends on the batch size and on chance (pop.py:47). Can go when that line adds up, and
+    leaves out rows with the label 0.
     """
     yield
-    calculate_loss = module.Pop.calculate_loss
+    build, calculate_loss = module.Pop.__init__, module.Pop.calculate_loss
+
+    @functools.wraps(build)
+    def build_with_label(self: Any, config: Any, dataset: Any) -> None:
+        build(self, config, dataset)
+        self.LABEL = config["LABEL_FIELD"]
 
     @functools.wraps(calculate_loss)
     def count_and_calculate_loss(self: Any, interaction: Any) -> Tensor:
-        items, counts = interaction[self.ITEM_ID].unique(return_counts=True)
+        items = interaction[self.ITEM_ID]
+        if self.LABEL in interaction:
+            items = items[interaction[self.LABEL] > 0]
+        items, counts = items.unique(return_counts=True)
         self.item_cnt[items] += counts.unsqueeze(1) - 1
-        return calculate_loss(self, interaction)  # which adds the one
+        return calculate_loss(self, {self.ITEM_ID: items})  # which adds the one
 
-    module.Pop.calculate_loss = count_and_calculate_loss
+    module.Pop.__init__, module.Pop.calculate_loss = build_with_label, count_and_calculate_loss
 
 
 @contextlib.contextmanager

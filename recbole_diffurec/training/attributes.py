@@ -5,6 +5,7 @@ RecBole's models keep such things as plain attributes, which no ``state_dict`` h
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import weakref
 from collections.abc import Callable, Iterator
@@ -65,7 +66,7 @@ class PlainAttributes:
             layer, _, name = place.rpartition(".")
             target = device if entry["with_model"] else torch.device("cpu")
             value = checkpoint.from_plain(entry["value"])
-            setattr(layers[layer], name, _with_tensors(lambda tensor, to=target: tensor.to(to), value))
+            setattr(layers[layer], name, _with_tensors(functools.partial(Tensor.to, device=target), value))
 
     def _all(self) -> Iterator[tuple[str, Any]]:
         for layer, module in self._model.named_modules():

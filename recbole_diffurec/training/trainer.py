@@ -260,10 +260,10 @@ class PluginTrainer(Trainer):
             # RecBole asks the class of the loader, so the bar goes around the loader's own iteration.
             options: dict[str, Any] = {"disable": not (full_sort and show_progress), "leave": False, "unit": "batch"}
             try:
-                with tqdm(total=len(eval_data), desc="evaluate", **options) as self._eval_bar:
-                    # Models and loaders that draw (sampled negatives) draw the same at every evaluation.
-                    with draws_of_its_own(self.config["seed"]):
-                        return super().evaluate(eval_data, load_best_model=False)
+                # Models and loaders that draw (sampled negatives) draw the same at every evaluation.
+                own, bar = draws_of_its_own(self.config["seed"]), tqdm(total=len(eval_data), desc="evaluate", **options)
+                with own, bar as self._eval_bar:
+                    return super().evaluate(eval_data, load_best_model=False)
             except (MemoryError, RuntimeError) as error:
                 # Whoever is told of the scores must not be told twice.
                 if not out_of_memory(error) or self._on_scores is not None:

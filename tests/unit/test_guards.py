@@ -235,7 +235,10 @@ def test_a_search_space_holds_plain_choices() -> None:
 
     Path("space").write_text("learning_rate choice [0.1,0.2]\nhidden_sizes choice ['[8,8]','[8]']\n")
     space = HyperTuning._build_space_from_file("space")
-    assert {choice for choice in (hyperopt.pyll.stochastic.sample(space)["learning_rate"] for _ in range(9))} <= {0.1, 0.2}
+    assert {choice for choice in (hyperopt.pyll.stochastic.sample(space)["learning_rate"] for _ in range(9))} <= {
+        0.1,
+        0.2,
+    }
     Path("space").write_text(f"learning_rate choice [{CODE}]\n")
     with pytest.raises(UserError, match="are no list of plain values"):
         HyperTuning._build_space_from_file("space")
