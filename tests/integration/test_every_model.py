@@ -131,9 +131,7 @@ def test_every_listed_model(
         lists = Recommender.load(whole["checkpoint"]).recommend([["i1", "i2"], ["i3"]], k=5)
         assert lists["rank"].tolist() == [1, 2, 3, 4, 5] * 2 and not lists["popular"].any()
     else:
-        with pytest.raises(
-            UserError, match="reads no histories|beside a history|from more of its data|cannot recommend"
-        ):
+        with pytest.raises(UserError, match=r"reads no histories|cannot recommend"):
             Recommender.load(whole["checkpoint"])
 
     killed_run(monkeypatch, **given)

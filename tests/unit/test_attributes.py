@@ -75,7 +75,7 @@ def test_what_training_changes_is_kept_and_put_back(tmp_path: Path) -> None:
     train(model)
     kept, lost = attributes.changed()
     assert lost == []
-    names = "update history order graph matrix parts counts clusters drawn".split()
+    names = ["update", "history", "order", "graph", "matrix", "parts", "counts", "clusters", "drawn"]
     assert set(kept) == {*(f".{name}" for name in names), "layer.steps", "layer.seen"}
 
     checkpoint.save(tmp_path / "a.state", {"attributes": kept})

@@ -170,6 +170,11 @@ def _promise_too_much() -> None:
         file.write(b"1234")
 
 
+def _save_several() -> None:
+    np.savez("several.npz", a=np.zeros((8, 4)))
+    Path("several.npz").rename("tiny/item_emb.npy")
+
+
 @pytest.mark.parametrize(
     "write,message",
     [
@@ -180,7 +185,7 @@ def _promise_too_much() -> None:
         (_save(np.full((8, 4), "a")), "must hold one table of numbers"),
         (_promise_too_much, "no .npy file of numbers"),
         (lambda: Path("tiny/item_emb.npy").write_bytes(b""), "no .npy file of numbers|cannot be read"),
-        (lambda: np.savez(open("tiny/item_emb.npy", "wb"), a=np.zeros((8, 4))), "must hold one table of numbers"),
+        (_save_several, "must hold one table of numbers"),
     ],
 )
 def test_other_files_of_vectors_are_refused(write: Callable[[], None], message: str) -> None:
@@ -235,10 +240,7 @@ def test_a_search_space_holds_plain_choices() -> None:
 
     Path("space").write_text("learning_rate choice [0.1,0.2]\nhidden_sizes choice ['[8,8]','[8]']\n")
     space = HyperTuning._build_space_from_file("space")
-    assert {choice for choice in (hyperopt.pyll.stochastic.sample(space)["learning_rate"] for _ in range(9))} <= {
-        0.1,
-        0.2,
-    }
+    assert hyperopt.pyll.stochastic.sample(space)["learning_rate"] in (0.1, 0.2)
     Path("space").write_text(f"learning_rate choice [{CODE}]\n")
     with pytest.raises(UserError, match="are no list of plain values"):
         HyperTuning._build_space_from_file("space")

@@ -86,7 +86,7 @@ def test_scatter_is_a_mean_and_a_softmax_of_groups() -> None:
 
 
 def test_nobody_else_finds_our_scatter() -> None:
-    data, network, trainer = made("KGIN", **KNOWLEDGE)
+    data, _, trainer = made("KGIN", **KNOWLEDGE)
     trainer._train_epoch(data.loaders[0], 0)
     if importlib.util.find_spec("torch_scatter") is None:
         with pytest.raises(ImportError):
@@ -104,7 +104,7 @@ def test_adjacency_of_a_graph_model_is_the_normalised_one() -> None:
 
 @pytest.mark.parametrize("model", ["KGIN", "MCCLK"])
 def test_a_knowledge_model_is_tested_whole_and_with_the_weights_loaded(model: str) -> None:
-    data, network, trainer = made(model, **KNOWLEDGE, node_dropout_rate=0.5)
+    data, network, _ = made(model, **KNOWLEDGE, node_dropout_rate=0.5)
     network.eval()
     batch = next(iter(data.loaders[2]))[0]
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_dssm_takes_columns_of_numbers(numerical: list[str]) -> None:
 
 def test_layers_are_saved_once() -> None:
     columns = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "class"]}
-    data, network, _ = made("GRU4RecF", load_col=columns, selected_features=["class"])
+    _, network, _ = made("GRU4RecF", load_col=columns, selected_features=["class"])
     assert network.other_parameter() == {}
     assert any(name.startswith("feature_embed_layer.") for name in network.state_dict())
 
@@ -167,7 +167,7 @@ def test_a_model_that_cannot_run_is_not_listed(model: str) -> None:
 
 def test_a_package_that_training_needs_is_missed_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="model 'NCL' needs the Python package 'faiss-cpu'.*pip install faiss-cpu"):
+    with pytest.raises(UserError, match=r"model 'NCL' needs the Python package 'faiss-cpu'.*pip install faiss-cpu"):
         catalogue.model_class("NCL")
 
 
