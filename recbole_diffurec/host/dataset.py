@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 from torch import Tensor
 
+from recbole_diffurec.data.rows import ROW, right_padded
 from recbole_diffurec.data.sources import ensure_dataset
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue
@@ -77,7 +79,9 @@ class Chronological(Dataset):
             # RecBole removes them by label where it means position (dataset.py:835).
             logger.warning(
                 "'%s': lines without a user or an item are left out: %s, the first is line %d",
-                *(path, f"{nameless.sum():,}", np.flatnonzero(nameless)[0] + 2),
+                path,
+                f"{nameless.sum():,}",
+                np.flatnonzero(nameless)[0] + 2,
             )
             self.inter_feat = self.inter_feat[~nameless].reset_index(drop=True)
 
@@ -171,7 +175,7 @@ class PrefixRows(Interaction):
     def columns(self) -> list[str]:
         return [*self.interaction, *self.flat]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self.columns)
 
     def __getitem__(self, index: Any) -> Any:
@@ -209,12 +213,8 @@ class PrefixRows(Interaction):
 
     def _pad(self, values: Tensor, width: int | None = None) -> Tensor:
         """Right-padded histories, [R, L, ...], or [R, width, ...]."""
-        offset = torch.arange(width or self.max_length)
-        start = torch.maximum(self.first, self.target - self.max_length).unsqueeze(1)
-        position = start + offset
-        real = position < self.target.unsqueeze(1)
-        padded = values[position.clamp_(max=len(values) - 1)]
-        return padded * real.view(*real.shape, *[1] * (padded.dim() - 2))
+        start = torch.maximum(self.first, self.target - self.max_length)
+        return right_padded(values, start, self.target, width or self.max_length)
 
     def padded(self, trim: bool = False) -> Interaction:
         """RecBole's usual rows: an ``Interaction`` with every list column, right-padded with 0.
@@ -252,9 +252,11 @@ class SequenceDataset(Chronological, SequentialDataset):
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         rows = self.inter_feat[index]
         if isinstance(rows, PrefixRows):
-            span = {SEEN_FROM: rows.first, SEEN_TO: rows.target} if self.config["mask_seen"] else {}
+            numbers = {ROW: rows.target}
+            if self.config["mask_seen"]:
+                numbers |= {SEEN_FROM: rows.first, SEEN_TO: rows.target}
             rows = rows.padded(trim=catalogue.find(self.config["model"]).trims_padding)
-            rows.interaction.update(span)
+            rows.interaction.update(numbers)
         return self.join(rows) if join else rows
 
     def _grouped_index(self, group_by_list: np.ndarray) -> list[list[int]]:

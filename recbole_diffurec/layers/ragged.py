@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_diffurec.layers.device import device_type
+
 # What one more slab costs beside its tokens (kernel launches, small matrices), in tokens' worth of work.
 SLAB_OVERHEAD_TOKENS = {"cpu": 48, "cuda": 2048}
 
@@ -95,7 +97,7 @@ class RaggedBatch:
             raise ValueError("every history needs at least one item")
         order = np.argsort(host_lengths, kind="stable")
         sorted_lengths = host_lengths[order]
-        plan = plan_slabs(sorted_lengths, SLAB_OVERHEAD_TOKENS.get(device.type, SLAB_OVERHEAD_TOKENS["cuda"]))
+        plan = plan_slabs(sorted_lengths, SLAB_OVERHEAD_TOKENS.get(device_type(item_seq), SLAB_OVERHEAD_TOKENS["cuda"]))
 
         self.n_sequences = len(host_lengths)
         self._order = torch.from_numpy(order).to(device)
@@ -126,6 +128,12 @@ class RaggedBatch:
         self.real = age >= 0 if padded else None
         self.age = age.clamp_(min=0)
         self.last = torch.cat(last)
+
+    @property
+    def position(self) -> Tensor:
+        """int [N], 0 for the oldest item of a history, 1 for the one after, ..."""
+        device = self.items.device
+        return torch.cat([torch.arange(slab.length, device=device).repeat(slab.n) for slab in self.slabs])
 
     def restore(self, x: Tensor) -> Tensor:
         """Bring [B, ...] from sorted order back to the order of the given batch."""
