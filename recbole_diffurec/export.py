@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from recbole_diffurec import files
 from recbole_diffurec.diffusion.noise import history_keys
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.histories import read_histories
 from recbole_diffurec.layers.ragged import RaggedBatch, Slab
 from recbole_diffurec.model.base import DiffusionRecommender
 from recbole_diffurec.pipeline import training_histories
@@ -290,7 +289,7 @@ def _index(recommender: Recommender, input: str | Path | None) -> tuple[bytes, f
     index = faiss.IndexHNSWFlat(vectors.shape[1], HNSW_NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction, index.hnsw.efSearch = HNSW_CONSTRUCTION, HNSW_SEARCH
     index.add(vectors)
-    _, histories = next(training_histories(recommender.config) if input is None else read_histories(input))
+    _, histories = next(training_histories(recommender.config) if input is None else recommender.histories(input))
     queries = recommender.vectors(histories[:RECALL_USERS])
     queries = queries[queries.any(axis=1)]  # without the histories that have no known item
     if not len(queries):

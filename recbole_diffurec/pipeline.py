@@ -27,8 +27,8 @@ from recbole_diffurec.config import PLACES, RunConfig
 from recbole_diffurec.data import dataset_class
 from recbole_diffurec.data.batches import fitting_users, group_by_length, order_by_length
 from recbole_diffurec.data.dataset import TRIMMED_MODELS
+from recbole_diffurec.data.histories import HISTORIES_PER_BATCH, HistoryBatch, writing
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.histories import USERS, Batch, read_histories, writing
 from recbole_diffurec.model.ensemble import Ensemble, ranks_all_items
 from recbole_diffurec.recommend import Recommender
 from recbole_diffurec.resume import find_state
@@ -305,20 +305,82 @@ def recommend(
         raise UserError(f"output '{output}' is the input as well: give another file")
     recommender = Recommender.load(checkpoint_file, **parameters)
     allowed = None if candidates is None else _read_lines(candidates, "candidates")
-    batches = training_histories(recommender.config) if input is None else read_histories(input)
+    batches = training_histories(recommender.config) if input is None else recommender.histories(input)
     counts = {"users": 0, "rows": 0, "unknown_items": 0, "popular_users": 0}
+    known = KnownIds(recommender, f"of input '{input}'")
     with writing(output) as append:
         for users, sequences in batches:
             table = recommender.recommend(sequences, k, exclude_seen, allowed, users, samples, diversity)
             append(table)
             counts["users"] += len(users)
             counts["rows"] += len(table)
-            counts["unknown_items"] += recommender.unknown(sequences)
+            counts["unknown_items"] += known.add(sequences)
             counts["popular_users"] += table.loc[table["popular"], "user_id"].nunique()
+        known.check()
     return counts
 
 
-def training_histories(config: RunConfig) -> Iterator[Batch]:
+# The share of known ids below which a table looks like one of other items.
+FEW_KNOWN = 0.1
+
+
+class KnownIds:
+    """Ids that a model knows among those that it is given, counted.
+
+    Parameters
+    ----------
+    recommender : Recommender
+    whence : str
+        Where the ids come from, for messages.
+    """
+
+    def __init__(self, recommender: Recommender, whence: str):
+        self._recommender, self._whence = recommender, whence
+        self._total = self._unknown = 0
+        self._examples: dict[str, None] = {}
+
+    def add(self, sequences: Sequence[Sequence[str]]) -> int:
+        """Count the ids of some histories; how many of them are unknown."""
+        unknown = [item for sequence in sequences for item in sequence if not self._recommender.knows(item)]
+        for item in unknown:
+            if len(self._examples) == 3:
+                break
+            self._examples[item] = None
+        self._total += sum(map(len, sequences))
+        self._unknown += len(unknown)
+        return len(unknown)
+
+    def check(self) -> None:
+        """Warn where the model knows few of the ids.
+
+        Raises
+        ------
+        UserError
+            It knows none.
+        """
+        known = self._total - self._unknown
+        if not self._unknown or known >= FEW_KNOWN * self._total:
+            return
+        examples = []
+        for item in self._examples:
+            like = self._recommender.like(item)
+            examples.append(f"{item!r}" + (f" (known is {like!r})" if like else ""))
+        named = f"such as {', '.join(examples)}"
+        if not known:
+            raise UserError(
+                f"none of the {self._total:,} item ids {self._whence} is known to the model, {named}: give ids as in "
+                f"its training data"
+            )
+        logger.warning(
+            "only %s of the %s item ids %s are known to the model; unknown are %s",
+            f"{known:,}",
+            f"{self._total:,}",
+            self._whence,
+            named,
+        )
+
+
+def training_histories(config: RunConfig) -> Iterator[HistoryBatch]:
     """Every user of a configuration's data, with all interactions, oldest first."""
     dataset = dataset_class(config)(config)
     frame = dataset.inter_feat
@@ -327,8 +389,9 @@ def training_histories(config: RunConfig) -> Iterator[Batch]:
     starts = np.flatnonzero(np.append(True, users[1:] != users[:-1]))
     histories = np.split(names[dataset.iid_field][items], starts[1:])
     order = names[dataset.uid_field][users[starts]]
-    for start in range(0, len(order), USERS):
-        yield list(order[start : start + USERS]), [list(h) for h in histories[start : start + USERS]]
+    for start in range(0, len(order), HISTORIES_PER_BATCH):
+        part = slice(start, start + HISTORIES_PER_BATCH)
+        yield list(order[part]), [list(history) for history in histories[part]]
 
 
 def _read_lines(path: str | Path, what: str) -> list[str]:
