@@ -11,7 +11,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from recbole_diffurec import defaults, evaluate
+from recbole_diffurec import evaluate
+from recbole_diffurec.config import layers
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -148,7 +149,7 @@ def main() -> None:
         [run["base"], run["change"] or "none", *(f"{run[c]:.4f}" for c in columns), f"{run['best_epoch']}"]
         for _, run in runs.iterrows()
     ]
-    first, width = runs.iloc[0], defaults.experiment("ablation")["hidden_size"]
+    first, width = runs.iloc[0], layers.experiment("ablation")["hidden_size"]
     text = (
         f"{len(runs)} runs of `recbole-diffurec compare --experiment=ablation` on {first['dataset']}: one block, "
         f"d = {width}, {first['epochs']} epochs, seed {first['seed']} alone, one reverse step unless said otherwise; "

@@ -21,8 +21,8 @@ import requests
 import torch
 
 from recbole_diffurec import Recommender
-from recbole_diffurec.export import program_inputs
-from recbole_diffurec.pipeline import training_histories
+from recbole_diffurec.inference.export import program_inputs
+from recbole_diffurec.training.run import training_histories
 
 K = 20
 COMMAND = [sys.executable, "-m", "recbole_diffurec.cli"]

@@ -19,9 +19,9 @@ import pandas as pd
 import torch
 
 import recbole_diffurec  # noqa: F401  mends RecBole
-from recbole_diffurec.config import RunConfig
 from recbole_diffurec.experiments.measures import subset_loader
-from recbole_diffurec.pipeline import PreparedData, build
+from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.training.run import PreparedData, build
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"

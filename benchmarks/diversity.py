@@ -13,7 +13,7 @@ import numpy as np
 
 from recbole_diffurec import Recommender
 from recbole_diffurec.experiments.measures import gains
-from recbole_diffurec.pipeline import PreparedData
+from recbole_diffurec.training.run import PreparedData
 
 K = 10
 SETTINGS = ((None, 0.0), (20, 0.0), (20, 0.25), (20, 0.5), (20, 0.75), (20, 1.0))  # samples, diversity

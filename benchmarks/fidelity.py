@@ -26,10 +26,10 @@ import torch
 import torch.nn.functional as F
 
 import recbole_diffurec
-from recbole_diffurec import defaults
+from recbole_diffurec.config import layers
 from recbole_diffurec.experiments.measures import gains
 from recbole_diffurec.layers.ragged import RaggedBatch
-from recbole_diffurec.model import base
+from recbole_diffurec.models import base
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -93,7 +93,7 @@ VARIANTS = {"padding attended": padding_attended, "padding attended, row 0 a cla
 
 def parameters(data_path: str) -> dict[str, Any]:
     """What all runs of the comparison share, and what ``BASE`` changes."""
-    shared = defaults.experiment("fidelity")
+    shared = layers.experiment("fidelity")
     for name in ("models", "datasets", "seeds", "baseline"):
         del shared[name]
     return {**shared, "n_layers": 1, "data_path": data_path}

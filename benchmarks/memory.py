@@ -18,8 +18,8 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.utils import data_preparation
 from recbole.utils import init_seed
 
-from recbole_diffurec.config import RunConfig
-from recbole_diffurec.pipeline import PreparedData, build
+from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.training.run import PreparedData, build
 
 STEPS = 5  # training steps; the peak is reached in the first ones
 MILLION = "million-items"

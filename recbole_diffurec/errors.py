@@ -17,5 +17,19 @@ class UserError(ValueError):
         super().__init__(message)
 
 
-class ProcessError(UserError):
-    """A ``UserError`` that, of several processes of one training, this one alone may have."""
+class RankError(UserError):
+    """A ``UserError`` raised on one rank only; the others wait or fail, so it is printed with the rank."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A training that was asked to stop has stopped; its state is on the disk.
+
+    Attributes
+    ----------
+    signal : the number of the signal that asked.
+    state_file : where the state is.
+    """
+
+    def __init__(self, number: int, state_file: str):
+        super().__init__(f"interrupted by signal {number}")
+        self.signal, self.state_file = number, state_file

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import recbole_diffurec  # noqa: F401  mends RecBole before a test imports it
-from recbole_diffurec.config import RunConfig
+from recbole_diffurec.host.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"

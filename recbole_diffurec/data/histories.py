@@ -19,10 +19,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
-from recbole_diffurec import files
 from recbole_diffurec.data.columns import id_text, refuse_mixed_units
 from recbole_diffurec.data.tables import AtomicFile, Table
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.runtime import files
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -257,7 +257,7 @@ def writing(path: str | Path) -> Iterator[Callable[[pd.DataFrame], None]]:
     path = Path(path)
     if path.suffix not in OUTPUTS:
         raise UserError(f"output '{path}' must end in one of {', '.join(OUTPUTS)}")
-    with files.whole(path) as file, _appender(file, path.suffix) as append:
+    with files.atomic_write(path) as file, _appender(file, path.suffix) as append:
         yield append
 
 

@@ -1,7 +1,7 @@
 """Where the random numbers of a pass come from.
 
-Shapes: B batch, N tokens, d hidden size. A source draws from N(0, I) the noise of the forward process or the start of
-the reverse process, and the noise of its steps; and lambda from N(delta, delta^2), one for each token and dimension.
+Shapes: B batch, N tokens, d hidden size. A source gives the noise of the forward process or the start of the reverse
+process, the noise of its steps, and what a denoiser draws for each token.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 # splitmix64 (Steele et al. 2014), whose constants are written as signed 64-bit numbers.
 _GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
-_START, _STEP, _UNCERTAINTY, _UNIFORM = 1, 2, 3, 0
+_START, _STEP, _PER_TOKEN, _UNIFORM = 1, 2, 3, 0
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -50,12 +50,22 @@ def history_keys(items: Tensor, age: Tensor, real: Tensor | None, row: Tensor, n
     return _mix(torch.zeros(n_rows, dtype=torch.int64, device=items.device).index_add_(0, row, token_hash))
 
 
-class ReverseNoise(Protocol):
-    """What the reverse process draws from, by 0-based diffusion step."""
+class Draws(Protocol):
+    """What one pass draws from, by 0-based diffusion step."""
 
-    def start(self) -> Tensor: ...
-    def step(self, t: int) -> Tensor: ...
-    def uncertainty(self, t: int) -> Tensor: ...
+    def start(self) -> Tensor:
+        """The noise of the forward process, or x_T, [B, d] of N(0, I)."""
+
+    def step(self, t: int) -> Tensor:
+        """The noise that the reverse step from t adds, [B, d] of N(0, I)."""
+
+    def per_token(self, t: int, mean: float, std: float, dtype: torch.dtype) -> Tensor:
+        """One draw of N(mean, std^2) for each token and dimension, [N, d]."""
+
+
+def _affine(normal: Tensor, mean: float, std: float) -> Tensor:
+    """std (normal + mean / std): exact where mean and std are equal, as those of lambda are."""
+    return normal.add(mean / std if std else 0.0).mul_(std)
 
 
 class FreshNoise:
@@ -65,20 +75,23 @@ class FreshNoise:
     ----------
     n_rows, n_tokens, dim : B, N, d.
     like : a tensor that gives device and dtype.
-    delta : mean and standard deviation of lambda.
     """
 
-    def __init__(self, n_rows: int, n_tokens: int, dim: int, like: Tensor, delta: float):
-        self._row_shape, self._token_shape, self._like, self._delta = (n_rows, dim), (n_tokens, dim), like, delta
+    def __init__(self, n_rows: int, n_tokens: int, dim: int, like: Tensor):
+        self._row_shape, self._token_shape = (n_rows, dim), (n_tokens, dim)
+        self._like = like
 
     def start(self) -> Tensor:
+        """``Draws.start``."""
         return self._draw(self._row_shape)
 
     def step(self, t: int) -> Tensor:
+        """``Draws.step``."""
         return self._draw(self._row_shape)
 
-    def uncertainty(self, t: int) -> Tensor:
-        return self._draw(self._token_shape).add_(1.0).mul_(self._delta)
+    def per_token(self, t: int, mean: float, std: float, dtype: torch.dtype) -> Tensor:
+        """``Draws.per_token``."""
+        return _affine(self._draw(self._token_shape), mean, std).to(dtype)
 
     def _draw(self, shape: tuple[int, int]) -> Tensor:
         return torch.randn(shape, device=self._like.device, dtype=self._like.dtype)
@@ -105,15 +118,7 @@ class NoiseTable(nn.Module):
         generator = torch.Generator().manual_seed(0)
         self.register_buffer("rows", torch.randn(self.SIZE, dim, generator=generator), persistent=False)
 
-    def draws(
-        self,
-        seed: int,
-        row_keys: Tensor,
-        row: Tensor,
-        age: Tensor,
-        delta: float,
-        dtypes: tuple[torch.dtype, torch.dtype],
-    ) -> TableNoise:
+    def for_batch(self, seed: int, row_keys: Tensor, row: Tensor, age: Tensor, dtype: torch.dtype) -> TableNoise:
         """The source for one batch.
 
         Parameters
@@ -121,28 +126,35 @@ class NoiseTable(nn.Module):
         seed : another seed gives other noise.
         row_keys : int64 [B], from ``history_keys``.
         row, age : int [N], see ``RaggedBatch``.
-        delta : mean and standard deviation of lambda.
-        dtypes : of the noise, and of lambda.
+        dtype : of ``start`` and ``step``.
         """
         seeded = _seeded(row_keys, seed)
-        normal, uncertain = self.rows.to(dtypes[0]), self.rows.add(1.0).mul(delta).to(dtypes[1])
-        return TableNoise(normal, uncertain, seeded, _mix(seeded[row] + age))
+        return TableNoise(self.rows, dtype, seeded, _mix(seeded[row] + age))
 
 
 class TableNoise:
     """Draws for one batch from a ``NoiseTable``; see there."""
 
-    def __init__(self, normal: Tensor, uncertain: Tensor, row_keys: Tensor, token_keys: Tensor):
-        self._normal, self._uncertain, self._row_keys, self._token_keys = normal, uncertain, row_keys, token_keys
+    def __init__(self, rows: Tensor, dtype: torch.dtype, row_keys: Tensor, token_keys: Tensor):
+        self._rows, self._normal = rows, rows.to(dtype)
+        self._row_keys, self._token_keys = row_keys, token_keys
+        # Made once and not for each step: the table is smaller than the tokens of a batch.
+        self._tables: dict[tuple[float, float, torch.dtype], Tensor] = {}
 
     def start(self) -> Tensor:
+        """``Draws.start``."""
         return self._normal[self._places(self._row_keys, _START, 0)]
 
     def step(self, t: int) -> Tensor:
+        """``Draws.step``."""
         return self._normal[self._places(self._row_keys, _STEP, t)]
 
-    def uncertainty(self, t: int) -> Tensor:
-        return self._uncertain[self._places(self._token_keys, _UNCERTAINTY, t)]
+    def per_token(self, t: int, mean: float, std: float, dtype: torch.dtype) -> Tensor:
+        """``Draws.per_token``."""
+        key = mean, std, dtype
+        if key not in self._tables:
+            self._tables[key] = _affine(self._rows, mean, std).to(dtype)
+        return self._tables[key][self._places(self._token_keys, _PER_TOKEN, t)]
 
     @staticmethod
     def _places(keys: Tensor, kind: int, t: int) -> Tensor:

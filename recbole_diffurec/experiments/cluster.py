@@ -7,10 +7,12 @@ import logging
 import shutil
 import socket
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
-from recbole_diffurec import defaults
+from recbole_diffurec.config import layers
+from recbole_diffurec.config.rules import check_numbers
 from recbole_diffurec.errors import UserError
 
 
@@ -35,7 +37,7 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "recbole_diffurec"
         shutil.copytree(Path(__file__).resolve().parents[1], package, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(defaults.properties_dir(), package / "properties", dirs_exist_ok=True)
+        shutil.copytree(layers.properties_dir(), package / "properties", dirs_exist_ok=True)
         # Workers elsewhere have neither this folder nor this installation.
         environment = {"py_modules": [str(package)], "env_vars": {"OMP_WAIT_POLICY": "passive"}}
         options: dict[str, Any] = {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
@@ -66,35 +68,59 @@ def _check_address(address: str | None) -> None:
         raise UserError(_NO_CLUSTER.format(address)) from None
 
 
-def run_parallel(
-    jobs: Sequence[Any],
-    function: Callable[[Any, Any], Any],
-    shared: Any,
-    parallel: int,
-    address: str | None,
-    cpus: float,
-    gpus: float,
-) -> Iterator[tuple[Any, Any]]:
-    """``function(job, shared)`` for every job, at most ``parallel`` at a time, as they finish.
+@dataclass(frozen=True)
+class HowToRun:
+    """How the runs of a comparison are run; wrong values are refused.
 
     Parameters
     ----------
+    parallel : runs at a time.
+    ray_address : a Ray cluster; ``auto`` finds a local one.
+    cpus_per_run, gpus_per_run : what each run is given; fractions share a device.
+    dry_run : estimate the cost and stop.
+    """
+
+    parallel: int = 1
+    ray_address: str | None = None
+    cpus_per_run: float = 1
+    gpus_per_run: float = 0
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        check_numbers(
+            {
+                "parallel": (self.parallel, 1, "int"),
+                "cpus_per_run": (self.cpus_per_run, 0, "number"),
+                "gpus_per_run": (self.gpus_per_run, 0, "number"),
+            }
+        )
+
+
+def run_parallel(
+    jobs: Sequence[Any], function: Callable[[Any, Any], Any], shared: Any, how: HowToRun
+) -> Iterator[tuple[Any, Any]]:
+    """``function(job, shared)`` for every job, at most ``how.parallel`` at a time, as they finish.
+
+    Parameters
+    ----------
+    jobs : what to run.
+    function : called on the workers.
     shared : put into Ray's object store once.
-    cpus, gpus : what each run is given; fractions share a device.
+    how : where, and what each run is given.
 
     Yields
     ------
     (job, what the function returned or the exception that it raised).
     """
-    needed = max(1, int(parallel * cpus + 0.999))
-    with connected(address, None if address else needed) as ray:
-        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=1)(function)
+    needed = max(1, int(how.parallel * how.cpus_per_run + 0.999))
+    with connected(how.ray_address, None if how.ray_address else needed) as ray:
+        remote = ray.remote(num_cpus=how.cpus_per_run, num_gpus=how.gpus_per_run, max_retries=1)(function)
         reference = ray.put(shared)
         waiting = list(jobs)
         running: dict[Any, Any] = {}
         try:
             while waiting or running:
-                while waiting and len(running) < parallel:
+                while waiting and len(running) < how.parallel:
                     job = waiting.pop(0)
                     running[remote.remote(job, reference)] = job
                 (done, *_), _ = ray.wait(list(running))

@@ -11,13 +11,18 @@ from typing import Any, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from recbole_diffurec import defaults, pipeline
-from recbole_diffurec.data.batches import FirstBatches
+from recbole_diffurec.config import layers
+from recbole_diffurec.config.rules import take_options
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.experiments import cluster, figures, measures, report, tables
+from recbole_diffurec.experiments.cluster import HowToRun
 from recbole_diffurec.experiments.grid import Job, plan
 from recbole_diffurec.experiments.store import RunStore
-from recbole_diffurec.resume import find_state
+from recbole_diffurec.host.loaders import FirstBatches, dataset_of, subset_loader
+from recbole_diffurec.runtime import files
+from recbole_diffurec.training.prepare import DatasetCache, build, prepare_data
+from recbole_diffurec.training.run import train
+from recbole_diffurec.training.state import find_state
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -51,11 +56,6 @@ def compare(
     baseline: str | None = None,
     experiment: str | None = None,
     config_files: Sequence[str | Path] = (),
-    parallel: int = 1,
-    ray_address: str | None = None,
-    cpus_per_run: float = 1,
-    gpus_per_run: float = 0,
-    dry_run: bool = False,
     **parameters: Any,
 ) -> Comparison | None:
     """Run what is missing of models x data sets x seeds, then write tables, figures and ``report.html``.
@@ -70,39 +70,38 @@ def compare(
     baseline : the entry that the others are tested against; by default the best by validation among the models that
         are not of this package, or the first entry.
     experiment, config_files : settings; those of an experiment may name models, datasets, seeds and baseline as well.
-    parallel, ray_address, cpus_per_run, gpus_per_run : more than one run at a time, on Ray.
-    dry_run : estimate the cost and stop.
-    parameters : for every run, such as ``epochs=2``.
+    parameters : the fields of ``HowToRun``, such as ``parallel=4`` or ``dry_run=True``; all others are for every run,
+        such as ``epochs=2``.
 
     Raises
     ------
     UserError
         Anything given is wrong; raised before the first run starts.
     """
-    layers = defaults.settings(experiment, config_files, parameters, many_runs=True)
-    models = models or layers.get("models") or ["DiffuRec", "DiffuRecSys", "SASRec", "BERT4Rec"]
-    datasets = datasets or layers.get("datasets") or ["ml-100k"]
-    seeds = layers.get("seeds", 1) if seeds is None else seeds
-    baseline = baseline or layers.get("baseline")
-    common = {name: value for name, value in layers.items() if name not in GRID_KEYS}
+    how = take_options(HowToRun, parameters)
+    settings = layers.settings(experiment, config_files, parameters, many_runs=True)
+    models = models or settings.get("models") or ["DiffuRec", "DiffuRecSys", "SASRec", "BERT4Rec"]
+    datasets = datasets or settings.get("datasets") or ["ml-100k"]
+    seeds = settings.get("seeds", 1) if seeds is None else seeds
+    baseline = baseline or settings.get("baseline")
+    common = {name: value for name, value in settings.items() if name not in GRID_KEYS}
     output_dir = Path(output_dir)
-    pipeline.make_folder(str(output_dir), "output_dir")
+    files.make_folder(str(output_dir), "output_dir")
     common = {"checkpoint_dir": str((output_dir / "checkpoints").resolve()), **common}
     jobs = plan(models, datasets, _seed_list(seeds, common.get("seed", 2020)), common)
     labels = list(dict.fromkeys(job.entry.label for job in jobs))
     if baseline is not None and baseline not in labels:
         raise UserError(f"baseline must be one of the models compared ({', '.join(labels)}), got '{baseline}'")
-    _check_parallel(parallel, cpus_per_run, gpus_per_run)
 
     store = RunStore(output_dir / "runs")
     missing = [job for job in jobs if job not in store]
-    shared = pipeline.DatasetCache()
+    shared = DatasetCache()
     durations = {job: store.result(job)["seconds"] for job in jobs if job not in missing}
     bounds = estimate(missing, durations, shared)
-    logger.info("%s", describe_cost(jobs, missing, bounds, parallel))
-    if dry_run:
+    logger.info("%s", describe_cost(jobs, missing, bounds, how.parallel))
+    if how.dry_run:
         return None
-    failures = _run_all(missing, store, shared, durations, bounds, parallel, ray_address, cpus_per_run, gpus_per_run)
+    failures = _run_all(missing, store, shared, _Clock(durations, bounds, how.parallel), how)
     finished = [job for job in jobs if job in store]
     if not finished:
         raise UserError("no run of the comparison succeeded: " + "; ".join(f"{k}: {v}" for k, v in failures.items()))
@@ -123,7 +122,7 @@ def write_outputs(
 # The runs
 
 
-def run_job(job: Job, datasets: pipeline.DatasetCache | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def run_job(job: Job, datasets: DatasetCache | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Train and test one run of a comparison, and measure what only a comparison needs.
 
     Returns
@@ -139,8 +138,7 @@ def run_job(job: Job, datasets: pipeline.DatasetCache | None = None) -> tuple[di
             collected.append(measures.RankCollector(config["topk"], scored[0].shape[-1], config["USER_ID_FIELD"]))
         collected[0](interaction, *scored)
 
-    run = pipeline.train(config, datasets, on_scores=collect, state=find_state(config, strict=False))
-    run.trainer.on_scores = None
+    run = train(config, datasets, on_scores=collect, state=find_state(config, strict=False))
     collector = collected[0]
     lists = {
         str(k): measures.list_measures(exposure, run.data.popularity) for k, exposure in collector.exposure.items()
@@ -151,20 +149,12 @@ def run_job(job: Job, datasets: pipeline.DatasetCache | None = None) -> tuple[di
 
 
 def _run_all(
-    missing: Sequence[Job],
-    store: RunStore,
-    shared: pipeline.DatasetCache,
-    durations: dict[Job, float],
-    bounds: Mapping[Job, float],
-    parallel: int,
-    ray_address: str | None,
-    cpus: float,
-    gpus: float,
+    missing: Sequence[Job], store: RunStore, shared: DatasetCache, clock: _Clock, how: HowToRun
 ) -> dict[str, str]:
     """Run and store; returns the failures."""
     failures: dict[str, str] = {}
-    if parallel > 1 or ray_address:
-        outcomes = cluster.run_parallel(missing, run_job, shared, parallel, ray_address, cpus, gpus)
+    if how.parallel > 1 or how.ray_address:
+        outcomes = cluster.run_parallel(missing, run_job, shared, how)
     else:
         outcomes = _one_by_one(missing, shared)
     for done, (job, outcome) in enumerate(outcomes, start=1):
@@ -174,18 +164,21 @@ def _run_all(
             continue
         result, arrays = outcome
         store.write(job, result, arrays)
-        durations[job] = result["seconds"]
-        remaining = _remaining(missing, durations, bounds, failures) / max(parallel, 1)
+        clock.durations[job] = result["seconds"]
         logger.info(
             "%d/%d %s: test NDCG@10 %.4f in %s; about %s left",
-            *(done, len(missing), job, result["test_result"].get("ndcg@10", float("nan"))),
-            *(format_seconds(result["seconds"]), format_seconds(remaining)),
+            done,
+            len(missing),
+            job,
+            result["test_result"].get("ndcg@10", float("nan")),
+            format_seconds(result["seconds"]),
+            format_seconds(clock.remaining(missing, failures)),
         )
     return failures
 
 
 def _one_by_one(
-    jobs: Sequence[Job], shared: pipeline.DatasetCache
+    jobs: Sequence[Job], shared: DatasetCache
 ) -> Iterator[tuple[Job, tuple[dict[str, Any], dict[str, np.ndarray]] | Exception]]:
     for job in jobs:
         logger.info("%s starts", job)
@@ -196,17 +189,24 @@ def _one_by_one(
             yield job, error
 
 
-def _remaining(
-    jobs: Sequence[Job], durations: Mapping[Job, float], bounds: Mapping[Job, float], failures: Mapping[str, str]
-) -> float:
-    """Seconds for the runs that are neither done nor failed: as their like took, or as estimated, scaled likewise."""
-    done = [job for job in jobs if job in durations and bounds.get(job)]
-    scale = sum(durations[j] for j in done) / sum(bounds[j] for j in done) if done else 1.0
-    return sum(
-        _like(job, durations) or scale * bounds.get(job, 0.0)
-        for job in jobs
-        if job not in durations and str(job) not in failures
-    )
+@dataclass
+class _Clock:
+    """How long runs took, and take at most."""
+
+    durations: dict[Job, float]
+    bounds: Mapping[Job, float]
+    parallel: int
+
+    def remaining(self, jobs: Sequence[Job], failures: Mapping[str, str]) -> float:
+        """Seconds for the runs that are neither done nor failed: as their like took, or as estimated, scaled likewise."""
+        done = [job for job in jobs if job in self.durations and self.bounds.get(job)]
+        scale = sum(self.durations[j] for j in done) / sum(self.bounds[j] for j in done) if done else 1.0
+        seconds = sum(
+            _like(job, self.durations) or scale * self.bounds.get(job, 0.0)
+            for job in jobs
+            if job not in self.durations and str(job) not in failures
+        )
+        return seconds / max(self.parallel, 1)
 
 
 def _like(job: Job, durations: Mapping[Job, float]) -> float | None:
@@ -218,7 +218,7 @@ def _like(job: Job, durations: Mapping[Job, float]) -> float | None:
 # Cost
 
 
-def estimate(jobs: Sequence[Job], durations: Mapping[Job, float], datasets: pipeline.DatasetCache) -> dict[Job, float]:
+def estimate(jobs: Sequence[Job], durations: Mapping[Job, float], datasets: DatasetCache) -> dict[Job, float]:
     """At most how many seconds each run takes, from a few of its own batches; early stopping makes it less.
 
     Runs whose like has finished take as long as that did. Runs that cannot be started are left out.
@@ -246,24 +246,22 @@ def estimate(jobs: Sequence[Job], durations: Mapping[Job, float], datasets: pipe
     return seconds
 
 
-def _probe(job: Job, datasets: pipeline.DatasetCache, batches: int = 3) -> float:
+def _probe(job: Job, datasets: DatasetCache, batches: int = 3) -> float:
     config = job.config()
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        data = pipeline.prepare_data(config, datasets)
+        data = prepare_data(config, datasets)
     finally:
         logger.setLevel(level)
     train_data, valid_data, _ = data.loaders
-    _, trainer = pipeline.build(config, train_data._dataset)
-    trainer._train_epoch(FirstBatches(train_data, 1), 0)
-    started = time.perf_counter()
+    _, trainer = build(data.config, dataset_of(train_data))
+    trainer.time_epoch(FirstBatches(train_data, 1))
     n_train = min(batches, len(train_data))
-    trainer._train_epoch(FirstBatches(train_data, n_train), 0)
-    training = (time.perf_counter() - started) * len(train_data) / n_train
+    training = trainer.time_epoch(FirstBatches(train_data, n_train)) * len(train_data) / n_train
     n_users = min(config["train_batch_size"], data.n_users)
     started = time.perf_counter()
-    trainer.evaluate(measures.subset_loader(valid_data, n_users), load_best_model=False)
+    trainer.evaluate(subset_loader(valid_data, n_users), load_best_model=False)
     evaluation = (time.perf_counter() - started) * data.n_users / n_users
     return config["epochs"] * (training + evaluation / config["eval_step"]) + evaluation
 
@@ -306,11 +304,3 @@ def _seed_list(seeds: int | Sequence[int], first: int) -> list[int]:
     if isinstance(seeds, (list, tuple)) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds):
         return list(seeds)
     raise UserError(f"seeds must be a number of at least 1 or a list of seeds such as [1,2,3], got {seeds!r}")
-
-
-def _check_parallel(parallel: int, cpus: float, gpus: float) -> None:
-    for name, value, low in (("parallel", parallel, 1), ("cpus_per_run", cpus, 0), ("gpus_per_run", gpus, 0)):
-        whole = name != "parallel" or isinstance(value, int)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not whole or value < low:
-            kind = "an integer" if name == "parallel" else "a number"
-            raise UserError(f"{name} must be {kind} of at least {low}, got {value!r}")

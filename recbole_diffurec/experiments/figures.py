@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Callable, Collection, Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from recbole_diffurec import files
 from recbole_diffurec.experiments import measures
 from recbole_diffurec.experiments.tables import Results, metric_name
+from recbole_diffurec.runtime import files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,7 +75,7 @@ def _write(figure: Figure, stem: Path) -> bytes:
     figure.savefig(svg, format="svg", metadata={"Date": None}, dpi=200, bbox_inches="tight")
     figure.savefig(png, format="png", dpi=200, bbox_inches="tight")
     for extension, content in (("svg", svg), ("png", png)):
-        with files.whole(stem.with_name(f"{stem.name}.{extension}")) as file:
+        with files.atomic_write(stem.with_name(f"{stem.name}.{extension}")) as file:
             file.write(content.getvalue())
     return svg.getvalue()
 

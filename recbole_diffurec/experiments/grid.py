@@ -7,15 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from recbole_diffurec import defaults
-from recbole_diffurec.config import RunConfig, known_parameters, model_class, parse_value
+from recbole_diffurec.config import layers
 from recbole_diffurec.errors import UserError
-
-# The variants of DiffuRecSys by the names of its paper (section 6.3).
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "V1": ("DiffuRecSys", {"cross_attention": True, "offset_noise": False}),
-    "V2": ("DiffuRecSys", {"cross_attention": True, "offset_noise": True}),
-}
+from recbole_diffurec.host import catalogue
+from recbole_diffurec.host.config import RunConfig, known_parameters
 
 
 @dataclass(frozen=True)
@@ -30,7 +25,7 @@ class Entry:
     def parse(cls, text: str) -> Entry:
         """``MODEL`` or ``MODEL@PART+PART``, where a part is a YAML file, an experiment, or ``name=value``.
 
-        V1 and V2 stand for the variants of DiffuRecSys.
+        Names of variants, such as V1 of DiffuRecSys, stand for their model with the parameters that they fix.
 
         Raises
         ------
@@ -38,16 +33,16 @@ class Entry:
             The model, the file or the experiment does not exist, or a parameter is not the model's.
         """
         name, _, parts = text.partition("@")
-        model, fixed = VARIANTS.get(name, (name, {}))
-        model_class(model)
+        spec, fixed = catalogue.named(name)
+        catalogue.model_class(spec.name)
         parameters = dict(fixed)
         for part in filter(None, parts.split("+")):
             key, equals, value = part.partition("=")
             if equals:
-                parameters[key] = parse_value(key, value)
+                parameters[key] = layers.parse_value(key, value)
             else:
-                parameters.update(defaults.read_yaml(part) if Path(part).is_file() else defaults.experiment(part))
-        return cls(text, model, parameters)
+                parameters.update(layers.read_yaml(part) if Path(part).is_file() else layers.experiment(part))
+        return cls(text, spec.name, parameters)
 
 
 @dataclass(frozen=True, eq=False)

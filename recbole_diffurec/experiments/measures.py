@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_diffurec.diffusion import schedules
-from recbole_diffurec.diffusion.process import DiffusionProcess
-from recbole_diffurec.model.base import DiffusionRecommender
-from recbole_diffurec.pipeline import PreparedData, TrainedRun
+from recbole_diffurec.host.loaders import subset_loader
+from recbole_diffurec.models.base import DiffusionRecommender
+from recbole_diffurec.training.prepare import PreparedData
+from recbole_diffurec.training.run import TrainedRun
 
 HEAD_SHARE = 0.2  # the most popular items, DiffuRecSys section 6.5
 LENGTH_GROUPS = 5
@@ -27,7 +27,7 @@ SAMPLING_STEPS = (1, 2, 4, 8, 16, 32)
 
 
 class RankCollector:
-    """Where each user's target ranks, and how often each item is recommended; for ``PluginTrainer.on_scores``.
+    """Where each user's target ranks, and how often each item is recommended; for ``PluginTrainer.telling``.
 
     Parameters
     ----------
@@ -143,13 +143,6 @@ def per_user(collector: RankCollector, data: PreparedData) -> dict[str, np.ndarr
 # The diffusion itself
 
 
-def subset_loader(loader: Any, n: int) -> Any:
-    """A loader of ``n`` of an evaluation loader's rows, evenly spaced."""
-    dataset = loader._dataset
-    rows = np.unique(np.linspace(0, len(dataset) - 1, min(n, len(dataset))).astype(int))
-    return type(loader)(loader.config, dataset.copy(dataset.inter_feat[rows]), loader._sampler)
-
-
 def diffusion_measures(run: TrainedRun) -> dict[str, np.ndarray]:
     """Reconstructions, their spread, and quality against steps, of a trained diffusion model; nothing for others.
 
@@ -166,7 +159,7 @@ def diffusion_measures(run: TrainedRun) -> dict[str, np.ndarray]:
     x_0 = [_reconstructions(network, batch)[0] for batch, *_ in subset_loader(test_data, SAMPLED_USERS)]
     batch, *_ = next(iter(subset_loader(test_data, SPREAD_USERS)))
     spread = torch.stack(_reconstructions(network, batch, range(SPREAD_SEEDS)), dim=1)
-    steps = [s for s in SAMPLING_STEPS if s <= network.process.n_steps]
+    steps = [s for s in SAMPLING_STEPS if s <= network.n_steps]
     return {
         "reconstructions": torch.cat(x_0).float().cpu().numpy(),
         "spread": spread.float().cpu().numpy(),
@@ -177,19 +170,19 @@ def diffusion_measures(run: TrainedRun) -> dict[str, np.ndarray]:
 
 @torch.no_grad()
 def _reconstructions(network: DiffusionRecommender, batch: Any, seeds: Sequence[int] | None = None) -> list[Tensor]:
-    return network.reconstructions(batch.to(network.item_embedding.weight.device), seeds)
+    return network.reconstructions(batch.to(next(network.parameters()).device), seeds)
 
 
 def _quality_by_steps(run: TrainedRun, loader: Any, steps: Sequence[int]) -> list[float]:
-    network, config = run.network, run.config
-    process = network.process
-    betas = schedules.betas(config["noise_schedule"], config["diffusion_steps"])
+    trainer, network = run.trainer, run.network
     quality = []
-    for n in steps:
-        network.process = DiffusionProcess(betas, n).to(config["device"])
-        collector = RankCollector([10], run.data.n_items + 1, config["USER_ID_FIELD"])
-        run.trainer.on_scores = collector
-        run.trainer.evaluate(loader, load_best_model=False)
-        quality.append(float(gains(collector.ranks, 10)["ndcg"].mean()))
-    network.process, run.trainer.on_scores = process, None
+    try:
+        for n in steps:
+            trainer.model = network.with_sampling_steps(n)
+            collector = RankCollector([10], run.data.n_items + 1, run.config["USER_ID_FIELD"])
+            with trainer.telling(collector):
+                trainer.evaluate(loader, load_best_model=False)
+            quality.append(float(gains(collector.ranks, 10)["ndcg"].mean()))
+    finally:
+        trainer.model = network
     return quality

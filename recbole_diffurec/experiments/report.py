@@ -9,10 +9,10 @@ from typing import Mapping, Sequence
 
 import pandas as pd
 
-from recbole_diffurec import files
 from recbole_diffurec.experiments import tables
 from recbole_diffurec.experiments.figures import Picture
 from recbole_diffurec.experiments.tables import Results
+from recbole_diffurec.runtime import files
 
 _STYLE = """
 :root { color-scheme: light; }

@@ -23,9 +23,9 @@ from typing import Any
 
 import yaml
 
-from recbole_diffurec import defaults
-from recbole_diffurec.config import known_parameters, nearest
+from recbole_diffurec.config import layers
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.host.config import known_parameters, nearest
 
 # type: number of bounds
 _BOUNDS = {"uniform": 2, "quniform": 3, "loguniform": 2, "randint": 2}
@@ -105,7 +105,7 @@ def _values(kind: str, text: str, where: str) -> tuple[Any, ...]:
     if kind not in TYPES:
         raise UserError(f"{where}: type must be one of {', '.join(TYPES)}, got '{kind}'")
     try:
-        values = defaults.parse_yaml(text if kind == "choice" else f"[{text}]")
+        values = layers.parse_yaml(text if kind == "choice" else f"[{text}]")
     except (yaml.YAMLError, ValueError):
         values = None
     if kind == "choice":

@@ -9,8 +9,8 @@ from typing import Any, Mapping
 
 import numpy as np
 
-from recbole_diffurec import files
 from recbole_diffurec.experiments.grid import Job
+from recbole_diffurec.runtime import files
 
 _NAME = re.compile(r"[A-Za-z0-9._=-]+")
 
@@ -32,7 +32,7 @@ class RunStore:
             return False
 
     def write(self, job: Job, result: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        with files.whole(self._path(job, "npz")) as file:
+        with files.atomic_write(self._path(job, "npz")) as file:
             np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
         files.write_text(self._path(job, "json"), json.dumps({**result, "key": job.key}, indent=1))
 

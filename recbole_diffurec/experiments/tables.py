@@ -12,16 +12,16 @@ from typing import Any, Sequence
 import numpy as np
 import pandas as pd
 
-from recbole_diffurec import files
 from recbole_diffurec.experiments import measures, stats
 from recbole_diffurec.experiments.grid import Job
 from recbole_diffurec.experiments.store import RunStore
-from recbole_diffurec.registry import MODELS
+from recbole_diffurec.host import catalogue
+from recbole_diffurec.runtime import files
+from recbole_diffurec.training.report import metric_name
 
 # The label of the row that says how much better the best of our models is than the best baseline.
 IMPROVEMENT = "improvement"
 
-METRIC_NAMES = {"hit": "HR", "ndcg": "NDCG"}
 # Columns that are costs rather than qualities: the smaller, the better; none is marked as best.
 COSTS = {
     "seconds_to_best": "training to the best epoch, s",
@@ -30,12 +30,6 @@ COSTS = {
     "n_parameters": "parameters",
     "best_epoch": "best epoch",
 }
-
-
-def metric_name(key: str) -> str:
-    """``ndcg@10`` -> ``NDCG@10``, ``hit@10`` -> ``HR@10``."""
-    metric, _, k = key.partition("@")
-    return f"{METRIC_NAMES.get(metric, metric)}@{k}" if k else METRIC_NAMES.get(metric, metric)
 
 
 class Results:
@@ -54,7 +48,7 @@ class Results:
         self._arrays = {job: store.arrays(job) for job in jobs}
         self.labels = list(dict.fromkeys(job.entry.label for job in jobs))
         self.datasets = list(dict.fromkeys(job.dataset for job in jobs))
-        self.ours = {job.entry.label for job in jobs if job.entry.model in MODELS}
+        self.methods = {job.entry.label for job in jobs if catalogue.find(job.entry.model).method}
         self.metrics = list(next(iter(self.results.values()))["test_result"])
         self._baseline = baseline
 
@@ -112,7 +106,7 @@ class Results:
         labels = self.labels_of(dataset)
         if self._baseline in labels:
             return str(self._baseline)
-        others = [label for label in labels if label not in self.ours]
+        others = [label for label in labels if label not in self.methods]
         if not others:
             return labels[0]
         return max(others, key=lambda label: self.mean(dataset, label, f"valid_{self.main_metric}"))
@@ -187,8 +181,10 @@ class Results:
     def improvement(self, dataset: str, part: str) -> pd.Series | None:
         """Of the best of our models over the best baseline in each metric, in percent; None without one of either."""
         labels = self.labels_of(dataset)
-        ours = [label for label in labels if label in self.ours]
-        others = [self._baseline] if self._baseline in labels else [label for label in labels if label not in self.ours]
+        ours = [label for label in labels if label in self.methods]
+        others = (
+            [self._baseline] if self._baseline in labels else [label for label in labels if label not in self.methods]
+        )
         ours = [label for label in ours if label not in others]
         if not ours or not others:
             return None

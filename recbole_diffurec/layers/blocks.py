@@ -5,7 +5,8 @@ Shapes: B sequences, N tokens, d hidden size.
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -25,6 +26,31 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 LAYER_NORM_EPS = 1e-12
 
 
+@dataclass(frozen=True)
+class BlockShape:
+    """Sizes and switches of a block.
+
+    Parameters
+    ----------
+    hidden_size, n_heads, inner_size : d, heads, width of the feed-forward layer.
+    hidden_act : name of its activation, one of ``ACTIVATIONS``.
+    hidden_dropout, attn_dropout : probabilities, of sublayers and of attention weights.
+    cross_attention : whether the block has that sublayer.
+    output_dropout : one more dropout on the block's output, as in DiffuRec's public code.
+    checkpointing : keep only what enters a sublayer for the backward pass, and compute the rest of it again there.
+    """
+
+    hidden_size: int
+    n_heads: int
+    inner_size: int
+    hidden_act: str
+    hidden_dropout: float
+    attn_dropout: float
+    cross_attention: bool = False
+    output_dropout: bool = False
+    checkpointing: bool = False
+
+
 class Block(nn.Module):
     """Pre-norm sublayers with residuals, x + Dropout(Sublayer(LayerNorm(x))): [cross-attention,] self-attention, FFN.
 
@@ -33,40 +59,24 @@ class Block(nn.Module):
 
     Parameters
     ----------
-    hidden_size, n_heads, inner_size : d, heads, width of the feed-forward layer.
-    hidden_act : name of its activation, one of ``ACTIVATIONS``.
-    hidden_dropout, attn_dropout : probabilities.
-    cross_attention : whether the block has that sublayer.
-    output_dropout : one more dropout on the block's output, as in DiffuRec's public code.
-    checkpointing : keep only what enters a sublayer for the backward pass, and compute the rest of it again there.
+    shape : sizes and switches.
     """
 
-    def __init__(
-        self,
-        hidden_size: int,
-        n_heads: int,
-        inner_size: int,
-        hidden_act: str,
-        hidden_dropout: float,
-        attn_dropout: float,
-        cross_attention: bool,
-        output_dropout: bool,
-        checkpointing: bool,
-    ):
+    def __init__(self, shape: BlockShape):
         super().__init__()
+        size, heads, checkpointing = shape.hidden_size, shape.n_heads, shape.checkpointing
         self.checkpointing = checkpointing
-        if cross_attention:
-            self.cross_attention_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
-            self.cross_attention = MultiHeadAttention(hidden_size, n_heads, attn_dropout, checkpointing)
-        self.has_cross_attention = cross_attention
-        self.attention_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
-        self.attention = MultiHeadAttention(hidden_size, n_heads, attn_dropout, checkpointing)
-        self.ffn_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
-        self.ffn = nn.Sequential(
-            Linear(hidden_size, inner_size), ACTIVATIONS[hidden_act](), Linear(inner_size, hidden_size)
-        )
-        self.dropout = Dropout(hidden_dropout)
-        self.output_dropout = Dropout(hidden_dropout if output_dropout else 0.0)
+        if shape.cross_attention:
+            self.cross_attention_norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
+            self.cross_attention = MultiHeadAttention(size, heads, shape.attn_dropout, checkpointing)
+        self.has_cross_attention = shape.cross_attention
+        self.attention_norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
+        self.attention = MultiHeadAttention(size, heads, shape.attn_dropout, checkpointing)
+        self.ffn_norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
+        activation = ACTIVATIONS[shape.hidden_act]()
+        self.ffn = nn.Sequential(Linear(size, shape.inner_size), activation, Linear(shape.inner_size, size))
+        self.dropout = Dropout(shape.hidden_dropout)
+        self.output_dropout = Dropout(shape.hidden_dropout if shape.output_dropout else 0.0)
 
     def cross_keys_values(self, x: Tensor, batch: RaggedBatch) -> list[Tensor]:
         """Keys and values of the cross-attention for the states ``x`` [N, d]."""

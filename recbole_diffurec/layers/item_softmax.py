@@ -18,17 +18,17 @@ CHUNK_LOGITS = {"cpu": 2**20, "cuda": 2**26}
 CHUNK_ROWS = 64
 
 
-class Additions(NamedTuple):
+class LogitBias(NamedTuple):
     """What is added to the logits of some items of each row; what falls to the padding item 0 has no effect."""
 
     items: Tensor  # int [B, L]; an item that is there twice gets both
     scores: Tensor  # [B, L]
 
-    def of(self, items: Tensor) -> Tensor:
+    def gather(self, items: Tensor) -> Tensor:
         """The sum for one item of each row, [B], given as int [B]."""
         return (self.scores * (self.items == items.unsqueeze(1))).sum(dim=1)
 
-    def of_shared(self, items: Tensor) -> Tensor:
+    def gather_shared(self, items: Tensor) -> Tensor:
         """The sums for items [S] that are the same in every row, [B, S]."""
         distinct, place = items.unique(return_inverse=True)
         nearest = torch.searchsorted(distinct, self.items).clamp(max=len(distinct) - 1)
@@ -87,7 +87,7 @@ class _FullCrossEntropy(torch.autograd.Function):
 
 
 def full_cross_entropy(
-    x: Tensor, items: Tensor, target: Tensor, weight: Tensor, added: Additions | None = None
+    x: Tensor, items: Tensor, target: Tensor, weight: Tensor, added: LogitBias | None = None
 ) -> tuple[Tensor, Tensor]:
     """Weighted cross-entropy of x . E^T over all items.
 
@@ -148,14 +148,14 @@ class SampledCrossEntropy(nn.Module):
         return self.by_rank[((u * math.log(n + 1)).exp() - 1).long().clamp_(max=n - 1)]
 
     def forward(
-        self, x: Tensor, items: Tensor, target: Tensor, weight: Tensor, added: Additions | None = None
+        self, x: Tensor, items: Tensor, target: Tensor, weight: Tensor, added: LogitBias | None = None
     ) -> tuple[Tensor, Tensor]:
         """As ``full_cross_entropy``, estimated."""
         negatives = self.draw()
         own = (x * items.index_select(0, target)).sum(dim=-1).to(items.dtype)
         others = x @ items.index_select(0, negatives).T - self.log_expected[negatives]
         if added is not None:
-            own, others = own + added.of(target), others + added.of_shared(negatives)
+            own, others = own + added.gather(target), others + added.gather_shared(negatives)
         others = others.masked_fill(negatives == target.unsqueeze(1), -math.inf)
         losses = torch.cat([own.unsqueeze(1), others.to(items.dtype)], dim=1).logsumexp(dim=-1) - own
         return (weight.to(losses.dtype) * losses).sum(), losses.detach()

@@ -130,3 +130,32 @@ class RaggedBatch:
     def restore(self, x: Tensor) -> Tensor:
         """Bring [B, ...] from sorted order back to the order of the given batch."""
         return x.index_select(0, self._inverse)
+
+
+class PaddedBatch(RaggedBatch):
+    """A batch laid out as it came, padding included: one slab, whose shape may be symbolic in an exported program.
+
+    Parameters
+    ----------
+    item_seq : int [B, L], right-padded item ids; a row without any is read as one padding item.
+    """
+
+    def __init__(self, item_seq: Tensor):
+        n, length = item_seq.shape
+        device = item_seq.device
+        lengths = (item_seq != 0).sum(dim=1, keepdim=True).clamp(min=1)
+        position = torch.arange(length, device=device)
+        pads = position >= lengths
+        bias = torch.zeros(pads.shape, device=device).masked_fill(pads, -math.inf)[:, None, None, :]
+        rows = torch.arange(n, device=device)
+        self.n_sequences = n
+        self.slabs = [Slab(0, n, 0, length, bias)]
+        self.items = item_seq.reshape(-1)
+        self.row = rows.unsqueeze(1).expand(n, length).reshape(-1)
+        self.real = ~pads.reshape(-1)
+        self.age = (lengths - 1 - position).clamp(min=0).reshape(-1)
+        self.last = rows * length + lengths.squeeze(1) - 1
+
+    def restore(self, x: Tensor) -> Tensor:
+        """The order is that of the given batch already."""
+        return x

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from recbole_diffurec import UserError, cli, pipeline
+from recbole_diffurec import UserError, cli
 from recbole_diffurec.experiments import compare as compare_module
 from recbole_diffurec.experiments import grid, measures, tables
 from recbole_diffurec.experiments.compare import compare
@@ -188,7 +188,7 @@ def test_mistakes_are_one_sentence(arguments, says, workdir, capsys):
 
 
 def test_the_papers_experiment_can_be_planned():
-    layers = grid.defaults.experiment("paper")
+    layers = grid.layers.experiment("paper")
     jobs = grid.plan(layers["models"], layers["datasets"], [1, 2], {})
     assert len(jobs) == 6 * 3 * 2 and layers["baseline"] in {job.entry.label for job in jobs}
     config = next(job for job in jobs if job.entry.label.startswith("V2")).config()

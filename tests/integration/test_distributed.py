@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recbole_diffurec import checkpoint, cli, evaluate
+from recbole_diffurec import cli, evaluate
+from recbole_diffurec.runtime import checkpoint
 
 TINY = [
     "--epochs=2", "--user_inter_num_interval=[5,30]", "--gpu_id=", "--train_batch_size=501", "--hidden_size=16",
@@ -78,7 +79,7 @@ def test_without_keyed_noise_the_processes_draw_differently(workdir):
     program.write_text(
         "import pathlib, torch\n"
         "from recbole_diffurec import distributed, run\n"
-        "from recbole_diffurec.trainer import PluginTrainer\n"
+        "from recbole_diffurec.training.trainer import PluginTrainer\n"
         "fit = PluginTrainer.fit\n"
         "def drawing(self, *args, **kwargs):\n"
         "    pathlib.Path(f'draw{distributed.rank()}').write_text(str(float(torch.randn(()))))\n"
@@ -100,7 +101,7 @@ def test_tensors_freed_late_do_not_abort_a_program(workdir):
         "from recbole_diffurec import distributed\n"
         "def many(n):\n"
         "    return [torch.zeros(1) for _ in range(n)]\n"
-        "with distributed.joined(torch.device('cpu')):\n"
+        "with distributed.process_group(torch.device('cpu')):\n"
         "    model = DistributedDataParallel(torch.nn.Linear(2, 2))\n"
         "    model(torch.ones(2, 2)).sum().backward()\n"
         "    group = torch.distributed.group.WORLD\n"

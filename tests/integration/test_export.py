@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recbole_diffurec import Recommender, UserError, cli, run
-from recbole_diffurec.export import export, program_inputs
+from recbole_diffurec.inference.export import export, program_inputs
 
 TINY = {
     "epochs": 1, "hidden_size": 16, "n_layers": 2, "n_heads": 2, "MAX_ITEM_LIST_LENGTH": 20, "show_progress": False,

@@ -14,8 +14,9 @@ import torch
 from conftest import ROOT
 
 import recbole_diffurec
-from recbole_diffurec import UserError, checkpoint, cli, pipeline, run
-from recbole_diffurec.config import RunConfig
+from recbole_diffurec import UserError, cli, run
+from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.runtime import checkpoint
 
 # Users with few interactions only, to keep runs at a second.
 FEW = {"user_inter_num_interval": "[5,50]"}

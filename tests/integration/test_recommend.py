@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recbole_diffurec import Recommender, UserError, cli, pipeline, run
-from recbole_diffurec.recommend import _spread_over
+from recbole_diffurec import Recommender, UserError, cli, run
+from recbole_diffurec.inference.recommender import _spread_over
 
 TINY = {
     "epochs": 1, "hidden_size": 16, "n_layers": 1, "n_heads": 2, "MAX_ITEM_LIST_LENGTH": 8, "show_progress": False,

@@ -13,8 +13,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-from recbole_diffurec import UserError, checkpoint, cli, run
-from recbole_diffurec.trainer import PluginTrainer
+from recbole_diffurec import UserError, cli, run
+from recbole_diffurec.runtime import checkpoint
+from recbole_diffurec.training.trainer import PluginTrainer
 
 TINY = {
     "epochs": 3, "hidden_size": 16, "n_layers": 1, "n_heads": 2, "MAX_ITEM_LIST_LENGTH": 8, "train_batch_size": 256,

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from recbole_diffurec import cli, pipeline
+from recbole_diffurec import cli
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.experiments.tune import objective_function, tune
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from conftest import ROOT, FakeDataset
 
-from recbole_diffurec.config import RunConfig
 from recbole_diffurec.diffusion import schedules
-from recbole_diffurec.diffusion.process import DiffusionProcess
+from recbole_diffurec.diffusion.samplers import DDPMSampler
 from recbole_diffurec.diffusion.step_samplers import LossAwareStepSampler
+from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.layers.item_softmax import full_cross_entropy
 from recbole_diffurec.layers.ragged import RaggedBatch
 from recbole_diffurec.layers.step_embedding import sinusoid
@@ -113,11 +113,11 @@ def test_every_schedule(reference):
 
 
 def test_tables_of_the_process(reference):
-    process = reference.model.process
+    process, sampler = reference.model.process, reference.model.sampler
     close(process.sqrt_alpha_bar**2, reference["schedule/alphas_cumprod"])
-    close(process.posterior_mean_coef1, reference["schedule/posterior_mean_coef1"])
-    close(process.posterior_mean_coef2, reference["schedule/posterior_mean_coef2"])
-    close(process.reverse_log_variance[1:], reference["schedule/reverse_log_variance"][1:])
+    close(sampler.posterior_mean_coef1, reference["schedule/posterior_mean_coef1"])
+    close(sampler.posterior_mean_coef2, reference["schedule/posterior_mean_coef2"])
+    close(sampler.reverse_log_variance[1:], reference["schedule/reverse_log_variance"][1:])
 
 
 def test_step_embedding(reference):
@@ -151,23 +151,24 @@ def test_loss(reference):
 
 
 def test_reverse_trajectory_and_scores(reference):
-    process, noise = reference.model.process, reference["input/reverse_noise"]
+    sampler, noise = reference.model.sampler, reference["input/reverse_noise"]
     x = reference["input/x_T"]
     states = []
     for index in reversed(range(reference.n_steps)):
-        x = process.p_sample(x, reference.denoise(x, index), index, lambda t: noise[t])
+        x_0 = reference.denoise(x, index)
+        x = sampler.step(x, x_0, index, lambda t: noise[t]) if index else x_0
         states.append(x)
     trajectory = reference["expect/reverse_trajectory"]
     close(torch.stack(states), trajectory)
 
-    x_0 = process.p_sample_loop(reference["input/x_T"], reference.denoise, lambda t: noise[t])
+    x_0 = sampler.sample(reference["input/x_T"], reference.denoise, lambda t: noise[t])
     close(x_0, trajectory[-1])
-    close(reference.model.logits(x_0, None)[:, 1:], reference["expect/scores"][:, 1:])
+    close(reference.model.scores.logits(x_0, None)[:, 1:], reference["expect/scores"][:, 1:])
 
 
 def test_strided_process_with_all_steps_is_the_process(reference):
     betas = schedules.betas(str(reference.arrays["meta/schedule"]), reference.n_steps)
-    strided = DiffusionProcess(betas, sampling_steps=reference.n_steps)
+    strided = DDPMSampler(betas, sampling_steps=reference.n_steps)
     close(strided.posterior_mean_coef1, reference["schedule/posterior_mean_coef1"])
     assert strided.sampled_steps.tolist() == list(range(reference.n_steps))
 

@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import resource, torch
-from recbole_diffurec import allocator
+from recbole_diffurec.runtime import allocator
 allocator.keep_freed_memory()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def use():

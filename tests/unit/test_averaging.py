@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_diffurec.averaging import WeightAverage
+from recbole_diffurec.training.averaging import WeightAverage
 
 
 def trained(decay: float, steps: int):

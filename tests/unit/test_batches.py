@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_diffurec.config import RunConfig
-from recbole_diffurec.data import batches
-from recbole_diffurec.data.batches import LengthGroupedSampler, fitting_users
-from recbole_diffurec.pipeline import PreparedData, build
+from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.dataset import batches
+from recbole_diffurec.host.loaders import LengthGroupedSampler, fitting_users
+from recbole_diffurec.training.run import PreparedData, build
 
 
 @settings(deadline=None)

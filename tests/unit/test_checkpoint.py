@@ -18,8 +18,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from scipy import sparse
 
-from recbole_diffurec.checkpoint import FORMAT, from_plain, load, save, to_plain
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.runtime.checkpoint import FORMAT, from_plain, load, save, to_plain
 
 PLAIN = (type(None), bool, int, float, str, list, dict, torch.Tensor)
 

@@ -13,10 +13,11 @@ from typing import Any, Iterator
 import pytest
 import torch
 
-from recbole_diffurec import checkpoint, config, pipeline
 from recbole_diffurec.cli import main, parse_parameters
-from recbole_diffurec.config import RunConfig
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.host import config
+from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.runtime import checkpoint
 from recbole_diffurec.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,9 +18,9 @@ from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.dataset import dataset as host
 from recbole.data.dataset import sequential_dataset as sequential_host
 
-from recbole_diffurec import compat
-from recbole_diffurec.config import RunConfig
-from recbole_diffurec.data import SequenceDataset
+from recbole_diffurec.host import compat
+from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.dataset import SequenceDataset
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -315,15 +315,15 @@ for name in ("DiffuRecSys", "DiffuRec"):
     found = get_model(name)
     print(found.__module__, found is getattr(recbole_diffurec, name))
 print(get_trainer(ModelType.SEQUENTIAL, "DiffuRecSys").__name__)
-print(recbole_diffurec.config.RunConfig("DiffuRecSys", "ml-100k")["model"])
+print(recbole_diffurec.host.config.RunConfig("DiffuRecSys", "ml-100k")["model"])
 """
 
 
 def test_import_without_ray_and_the_model_is_recboles(tmp_path: Path) -> None:
     assert in_a_process(BLOCKED, tmp_path).split("\n") == [
         "ray is blocked",
-        "recbole_diffurec.model.diffurecsys True",
-        "recbole_diffurec.model.diffurec True",
+        "recbole_diffurec.models.diffurecsys True",
+        "recbole_diffurec.models.diffurec True",
         "PluginTrainer",
         "DiffuRecSys",
         "",

@@ -12,9 +12,11 @@ import torch
 import yaml
 from conftest import ROOT
 
-from recbole_diffurec import checkpoint, config, defaults
-from recbole_diffurec.config import RunConfig, known_models, parse_value
+from recbole_diffurec.config import layers
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.host import config
+from recbole_diffurec.host.config import RunConfig, known_models, parse_value
+from recbole_diffurec.runtime import checkpoint
 
 OURS = ["DiffuRec", "DiffuRecSys"]
 
@@ -41,7 +43,7 @@ def write(path: Path, **values: Any) -> Path:
 def properties(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the folder of defaults, for a test to change, in place of the real one."""
     copy = tmp_path / "properties"
-    shutil.copytree(defaults.properties_dir(), copy)
+    shutil.copytree(layers.properties_dir(), copy)
     monkeypatch.setattr(defaults, "properties_dir", lambda: copy)
     return copy
 
@@ -63,7 +65,7 @@ def from_layers(folder: Path, values: dict[str, Any], key: str, model: str = "Di
         "second file": "second.yaml",
     }.items():
         path = folder / file
-        content = defaults.read_yaml(path) if path.exists() else {}
+        content = layers.read_yaml(path) if path.exists() else {}
         if LAYERS.index(layer) >= weakest:
             content.pop(key, None)
         write(path, **content, **({key: values[layer]} if layer in values else {}))
@@ -710,7 +712,7 @@ def test_plain_rebuilds_the_run_after_its_files_have_changed(model: str, propert
     built = RunConfig(model, "mine", {"gpu_id": "", "seed": 5}, (), "mine")
     kept = built.plain()
     for path in (properties / "overall.yaml", properties / "dataset" / "mine.yaml"):
-        content = defaults.read_yaml(path)
+        content = layers.read_yaml(path)
         write(path, **{**content, "epochs": 1, "hidden_size": 8, "learning_rate": 0.5, "seed": 1, "metrics": ["MRR"]})
     assert make(model, seed=1, valid_metric="MRR@10")["hidden_size"] == 8
     assert RunConfig(model, "mine", kept).final_config_dict == built.final_config_dict

@@ -14,11 +14,10 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.utils import data_preparation
 from recbole.utils import init_seed
 
-from recbole_diffurec.config import RunConfig
-from recbole_diffurec.data import dataset_class
-from recbole_diffurec.data.dataset import SequenceDataset
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.pipeline import PreparedData, _expected_counts
+from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.dataset import SequenceDataset, dataset_class
+from recbole_diffurec.training.run import PreparedData, _expected_counts
 
 
 def write_inter(folder: Path, frame: pd.DataFrame, name: str = "toy") -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from recbole_diffurec.diffusion import schedules
 from recbole_diffurec.diffusion.noise import uniforms
 from recbole_diffurec.diffusion.process import DiffusionProcess
+from recbole_diffurec.diffusion.samplers import DDIMSampler, DDPMSampler
 from recbole_diffurec.diffusion.step_samplers import LossAwareStepSampler, UniformStepSampler
 from recbole_diffurec.layers.step_embedding import StepEmbedding, sinusoid
 
@@ -65,7 +66,7 @@ def test_noised_target_has_the_stated_mean_and_variance(name, t, seed):
 def test_strided_steps_are_even_and_include_the_last(n_steps, data):
     sampling = data.draw(st.integers(1, n_steps))
     betas = schedules.betas("cosine", n_steps)
-    steps = DiffusionProcess(betas, sampling).sampled_steps
+    steps = DDPMSampler(betas, sampling).sampled_steps
     assert len(steps) == sampling and steps[-1] == n_steps - 1 and steps[0] >= 0
     gaps = np.diff(np.append(-1, steps))
     assert gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
@@ -74,9 +75,9 @@ def test_strided_steps_are_even_and_include_the_last(n_steps, data):
 def test_respaced_process_keeps_the_marginals():
     """The respaced variances multiply up to the alpha-bar of the full schedule at the sampled steps."""
     betas = schedules.betas("trunc_lin", 32)
-    process = DiffusionProcess(betas, 5)
-    respaced = torch.exp(process.reverse_log_variance).numpy()
-    np.testing.assert_allclose(np.cumprod(1 - respaced), np.cumprod(1 - betas)[process.sampled_steps], rtol=1e-12)
+    sampler = DDPMSampler(betas, 5)
+    respaced = torch.exp(sampler.reverse_log_variance).numpy()
+    np.testing.assert_allclose(np.cumprod(1 - respaced), np.cumprod(1 - betas)[sampler.sampled_steps], rtol=1e-12)
 
 
 def test_posterior_is_exact_for_a_known_target():
@@ -85,19 +86,19 @@ def test_posterior_is_exact_for_a_known_target():
     With variance beta in place of the posterior's, the spread is larger; the mean is exact.
     """
     betas = schedules.betas("cosine", 20)
-    process = DiffusionProcess(betas)
+    process, sampler = DiffusionProcess(betas), DDPMSampler(betas)
     x_0 = torch.full((30_000, 1), 2.0, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     draw = lambda: torch.randn(x_0.shape, generator=generator, dtype=torch.float64)  # noqa: E731
     x = process.q_sample(x_0, torch.full((len(x_0),), 19), draw())
     for index in range(19, 10, -1):
-        x = process.p_sample(x, x_0, index, lambda t: draw())
+        x = sampler.step(x, x_0, index, lambda t: draw())
     mean = 2.0 * process.sqrt_alpha_bar[10].item()
     assert x.mean().item() == pytest.approx(mean, abs=0.02)
 
 
 def test_the_last_step_returns_the_estimate_and_draws_no_noise():
-    process = DiffusionProcess(schedules.betas("trunc_lin", 32), 4)
+    sampler = DDPMSampler(schedules.betas("trunc_lin", 32), 4)
     estimates, asked = [], []
 
     def denoise(x, t):
@@ -108,7 +109,7 @@ def test_the_last_step_returns_the_estimate_and_draws_no_noise():
         asked.append(t)
         return torch.zeros(3, 2)
 
-    result = process.p_sample_loop(torch.randn(3, 2), denoise, noise)
+    result = sampler.sample(torch.randn(3, 2), denoise, noise)
     assert torch.equal(result, estimates[-1][1])
     assert [t for t, _ in estimates] == [31, 23, 15, 7] and asked == [31, 23, 15]
 
@@ -116,11 +117,8 @@ def test_the_last_step_returns_the_estimate_and_draws_no_noise():
 @pytest.mark.parametrize("sampling_steps", [0, 33, -1])
 def test_impossible_sampling_steps_are_refused(sampling_steps):
     betas = schedules.betas("trunc_lin", 32)
-    if sampling_steps == 0:  # empty means all
-        assert len(DiffusionProcess(betas, None).sampled_steps) == 32
-        return
     with pytest.raises(ValueError, match="sampling_steps"):
-        DiffusionProcess(betas, sampling_steps)
+        DDPMSampler(betas, sampling_steps)
 
 
 def test_uniform_sampler():
@@ -173,3 +171,39 @@ def test_step_embedding_covers_all_steps():
     assert out.shape == (10, 8)
     by_hand = module.outer(torch.nn.functional.silu(module.inner(sinusoid(torch.tensor([700.0]), 8))))
     torch.testing.assert_close(out[7:8], by_hand)
+
+
+def test_all_steps_are_the_default():
+    assert DDPMSampler(schedules.betas("trunc_lin", 32)).visits == list(range(31, -1, -1))
+
+
+@given(eta=st.floats(0, 1), sampling=st.integers(2, 20), schedule=st.sampled_from(sorted(schedules.SCHEDULES)))
+@settings(deadline=None, max_examples=30)
+def test_ddim_keeps_the_marginals(eta, sampling, schedule):
+    """From a state with the forward process's mean and variance comes one with those of the step before, for any eta."""
+    betas = schedules.betas(schedule, 20)
+    sampler, alpha_bar = DDIMSampler(betas, sampling, eta), np.cumprod(1 - betas)
+    for index in range(1, sampling):
+        now, before = (alpha_bar[sampler.sampled_steps[i]] for i in (index, index - 1))
+        a, b, sigma = (float(table[index]) for table in (sampler.coef_x_0, sampler.coef_x_s, sampler.sigma))
+        assert a + b * now**0.5 == pytest.approx(before**0.5, abs=1e-9)
+        assert b**2 * (1 - now) + sigma**2 == pytest.approx(1 - before, abs=1e-9)
+
+
+def test_ddim_without_eta_asks_for_no_noise_and_with_it_does():
+    betas, x = schedules.betas("cosine", 8), torch.ones(2, 3)
+    asked = []
+    noise = lambda t: asked.append(t) or torch.zeros(2, 3)  # noqa: E731
+    DDIMSampler(betas).sample(x, lambda x, t: x, noise)
+    assert asked == []
+    DDIMSampler(betas, eta=1.0).sample(x, lambda x, t: x, noise)
+    assert asked == [7, 6, 5, 4, 3, 2, 1]
+    with pytest.raises(ValueError, match="eta"):
+        DDIMSampler(betas, eta=1.5)
+
+
+@pytest.mark.parametrize("sampler", [DDPMSampler, lambda betas, n=None: DDIMSampler(betas, n, 0.5)])
+def test_another_number_of_steps_is_the_same_sampler(sampler):
+    betas = schedules.betas("sqrt", 16)
+    for name, table in sampler(betas, 5).named_buffers():
+        assert torch.equal(table, dict(sampler(betas).with_steps(5).named_buffers())[name])

@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from recbole_diffurec import UserError, files
+from recbole_diffurec import UserError
+from recbole_diffurec.runtime import files
 
 
 def full_disk(*_):
@@ -24,7 +25,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
 def test_an_error_in_the_middle_leaves_what_was_there(tmp_path):
     path = tmp_path / "result.json"
     files.write_text(path, "before")
-    with pytest.raises(ZeroDivisionError), files.whole(path) as file:
+    with pytest.raises(ZeroDivisionError), files.atomic_write(path) as file:
         file.write(b"half")
         1 / 0  # noqa: B018
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]

@@ -7,9 +7,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recbole_diffurec import UserError, defaults
-from recbole_diffurec.config import RunConfig, known_parameters, parse_value
-from recbole_diffurec.pipeline import prepare_data
+from recbole_diffurec import UserError
+from recbole_diffurec.config import layers
+from recbole_diffurec.host.config import RunConfig, known_parameters, parse_value
+from recbole_diffurec.training.run import prepare_data
 
 FAST, WHOLE = 60, 2500  # examples by default, and of the slow run, for each of the two
 
@@ -131,7 +132,7 @@ def check_configuration(model, values, as_text, folder):
         else:
             path = folder / "fuzz.yaml"
             path.write_text(yaml.safe_dump(values), encoding="utf-8")
-            values = defaults.read_yaml(path)
+            values = layers.read_yaml(path)
         RunConfig(model, "ml-100k", values)
     except UserError as error:
         assert str(error)

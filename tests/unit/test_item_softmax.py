@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_diffurec.layers import item_softmax
-from recbole_diffurec.layers.item_softmax import Additions, SampledCrossEntropy, full_cross_entropy
+from recbole_diffurec.layers.item_softmax import LogitBias, SampledCrossEntropy, full_cross_entropy
 
 
 def problem(n: int, n_items: int, seed: int):
@@ -22,14 +22,14 @@ def problem(n: int, n_items: int, seed: int):
     return x, items, target, torch.rand(n, generator=g, dtype=torch.float64)
 
 
-def some_additions(n: int, n_items: int, seed: int) -> Additions:
+def some_additions(n: int, n_items: int, seed: int) -> LogitBias:
     """To items of which some are there twice, some the padding, some the target."""
     g = torch.Generator().manual_seed(seed)
     scores = torch.randn(n, 4, generator=g, dtype=torch.float64, requires_grad=True)
-    return Additions(torch.randint(0, n_items, (n, 4), generator=g), scores)
+    return LogitBias(torch.randint(0, n_items, (n, 4), generator=g), scores)
 
 
-def logits_with(x, items, added: Additions) -> torch.Tensor:
+def logits_with(x, items, added: LogitBias) -> torch.Tensor:
     logits = x @ items.T
     return torch.stack([row.index_add(0, i, s) for row, i, s in zip(logits, *added)])[:, 1:]
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_diffurec import UserError
-from recbole_diffurec.config import RunConfig
 from recbole_diffurec.experiments.space import read_space
+from recbole_diffurec.host.config import RunConfig
 
 
 def write(tmp_path, text):

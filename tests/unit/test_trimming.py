@@ -7,9 +7,9 @@ import pytest
 import torch
 from recbole.utils import init_seed
 
-from recbole_diffurec.config import RunConfig
-from recbole_diffurec.data.dataset import TRIMMED_MODELS
-from recbole_diffurec.pipeline import PreparedData, build
+from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.dataset import TRIMS_PADDING
+from recbole_diffurec.training.run import PreparedData, build
 
 LENGTH = 40  # longer than any history of the batches below
 
@@ -39,7 +39,7 @@ def outputs(network, loader, batch):
     return loss.detach(), gradients, scores
 
 
-@pytest.mark.parametrize("name", sorted(TRIMMED_MODELS))
+@pytest.mark.parametrize("name", sorted(TRIMS_PADDING))
 def test_trimming_is_exact(name):
     network, loader, rows = model_and_rows(name)
     padded, trimmed = rows.padded(), rows.padded(trim=True)
@@ -51,7 +51,7 @@ def test_trimming_is_exact(name):
 def test_a_model_that_reads_the_padded_length_is_left_alone():
     network, loader, rows = model_and_rows("FEARec")
     assert loader._dataset[np.arange(4)]["item_id_list"].shape[1] == LENGTH
-    assert "FEARec" not in TRIMMED_MODELS
+    assert "FEARec" not in TRIMS_PADDING
     network.eval()
     with torch.no_grad(), pytest.raises((RuntimeError, IndexError, AssertionError)):
         padded = network.full_sort_predict(rows.padded())

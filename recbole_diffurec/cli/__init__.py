@@ -1,0 +1,85 @@
+"""The command line: ``recbole-diffurec [run]`` and its subcommands (``commands.COMMANDS``).
+
+``run_recbole_diffurec.py`` and ``python -m recbole_diffurec`` call the same ``main``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from recbole_diffurec.cli.commands import COMMANDS
+from recbole_diffurec.cli.parsers import parse
+from recbole_diffurec.errors import Interrupted, RankError, UserError
+from recbole_diffurec.runtime import allocator, ranks
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, or 2 for a mistake of the user."""
+    code = _exit_code(list(sys.argv[1:] if argv is None else argv))
+    if argv is None and _processes() > 1:
+        from recbole_diffurec.runtime import distributed
+
+        distributed.exit_at_once(code)
+    return code
+
+
+def _processes() -> int:
+    """How many processes there are; where the environment makes no sense of it, the error was told already."""
+    try:
+        return ranks.world_size()
+    except UserError:
+        return 1
+
+
+def _exit_code(arguments: list[str]) -> int:
+    try:
+        _log_to_terminal(ranks.rank())
+        return _dispatch(list(arguments))
+    except UserError as error:
+        own = isinstance(error, RankError) and _processes() > 1
+        if own or _processes() == 1 or ranks.local_rank() == 0:  # others are told once a machine
+            who = f"process {ranks.rank()}: " if own else ""
+            print(f"recbole-diffurec: {who}{error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        if ranks.rank() > 0:
+            return 128 + stop.signal
+        how = "goes on" if arguments[:1] == ["compare"] else "and --resume goes on"
+        where = os.path.relpath(stop.state_file)
+        print(f"recbole-diffurec: interrupted; the same command {how} from '{where}'", file=sys.stderr)
+        return 128 + stop.signal
+    except KeyboardInterrupt:
+        print("recbole-diffurec: interrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(arguments: list[str]) -> int:
+    command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "run"
+    if command not in COMMANDS:
+        raise UserError(f"unknown command '{command}': choose one of {', '.join(COMMANDS)}")
+    options, parameters = parse(command, arguments)
+    processes = ranks.world_size()
+    if processes > 1 and command not in ("run", "evaluate"):
+        raise UserError(f"'recbole-diffurec {command}' works in one process: start it without torchrun")
+    if command == "run" and processes == 1 and (options.nproc != 1 or options.world_size not in (None, 1)):
+        from recbole_diffurec.runtime import distributed
+
+        places = options.nproc, options.world_size, options.group_offset, options.ip, options.port
+        return distributed.launch(["run", *arguments], *places)
+    allocator.keep_freed_memory()
+    if not sys.stderr.isatty() or ranks.rank() > 0:
+        parameters["show_progress"] = False
+    return COMMANDS[command](options, parameters)
+
+
+def _log_to_terminal(rank: int) -> None:
+    """Our own messages go to stderr as they are, so that stdout holds the result alone."""
+    logger = logging.getLogger("recbole_diffurec")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    # Replaced rather than kept: sys.stderr may be another one than last time.
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO if rank == 0 else logging.ERROR)

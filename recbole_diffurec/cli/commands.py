@@ -1,0 +1,151 @@
+"""What each command does with its arguments, and what it prints. The work itself is imported when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from recbole_diffurec.config import layers
+from recbole_diffurec.errors import UserError
+from recbole_diffurec.runtime import ranks
+
+
+def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    if options.list_models:
+        from recbole_diffurec.host.catalogue import known_models
+
+        print("\n".join(known_models()))
+        return 0
+    from recbole_diffurec.training.report import format_result
+    from recbole_diffurec.training.run import run
+
+    result = run(
+        options.model,
+        options.dataset,
+        config_files=_file_list(options.config_files),
+        experiment=options.experiment,
+        result_file=options.result_file,
+        resume=options.resume,
+        **parameters,
+    )
+    if ranks.rank() == 0:
+        print(format_result(result))
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    from recbole_diffurec.training.evaluate import evaluate
+    from recbole_diffurec.training.report import format_result
+
+    for name in {"checkpoint_file", "config_files", "experiment"} & parameters.keys():
+        raise UserError(f"'recbole-diffurec evaluate' takes no --{name}: give single parameters as --name=value")
+    for argument in options.checkpoints:
+        if "=" in argument and not os.path.exists(argument):
+            raise UserError(f"unexpected argument '{argument}': parameters are given as --name=value")
+    result = evaluate(*options.checkpoints, result_file=options.result_file, **parameters)
+    if ranks.rank() == 0:
+        print(format_result(result))
+    return 0
+
+
+def _compare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    from recbole_diffurec.experiments import tables
+    from recbole_diffurec.experiments.compare import compare
+    from recbole_diffurec.experiments.grid import split_list
+
+    comparison = compare(
+        split_list(options.models or ""),
+        split_list(options.dataset or ""),
+        layers.parse_value("seeds", options.seeds) if options.seeds else None,
+        output_dir=options.output_dir,
+        baseline=options.baseline,
+        experiment=options.experiment,
+        config_files=_file_list(options.config_files),
+        parallel=options.parallel,
+        ray_address=options.ray_address,
+        cpus_per_run=options.cpus_per_run,
+        gpus_per_run=options.gpus_per_run,
+        dry_run=options.dry_run,
+        **parameters,
+    )
+    if comparison is None:
+        return 0
+    print(tables.terminal(comparison.results))
+    print(f"report      {os.path.relpath(comparison.output_dir / 'report.html')}")
+    for run, reason in comparison.failures.items():
+        print(f"recbole-diffurec: {run} failed: {reason}", file=sys.stderr)
+    return 1 if comparison.failures else 0
+
+
+def _tune(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    from recbole_diffurec.experiments.tune import tune
+    from recbole_diffurec.training.report import format_result
+
+    given = {**vars(options), **parameters, "config_files": _file_list(options.config_files)}
+    try:
+        found = tune(given.pop("model"), given.pop("dataset"), **given)
+    except KeyboardInterrupt:
+        print(f"recbole-diffurec: interrupted; --resume goes on with '{options.output_dir}'", file=sys.stderr)
+        return 130
+    print(found["trials"].drop(columns=["trial", "error"]).to_string(index=False))
+    print(f"\nbest        {os.path.relpath(os.path.join(options.output_dir, 'best.yaml'))}")
+    for result in found["final"]:
+        print("\n" + format_result(result))
+    return 0
+
+
+def _recommend(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    from recbole_diffurec.inference.batch import recommend
+
+    given = vars(options)
+    counts = recommend(given.pop("checkpoint"), given.pop("output"), **given, **parameters)
+    print(f"{counts['users']:,} users, {counts['rows']:,} rows")
+    if counts["unknown_items"]:
+        print(f"{counts['unknown_items']:,} items of the histories are unknown to the model and were skipped")
+    if counts["popular_users"]:
+        print(f"{counts['popular_users']:,} users have no known item and got the most popular ones")
+    return 0
+
+
+def _export(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    from recbole_diffurec.inference.export import export
+
+    given = vars(options)
+    result = export(given.pop("checkpoint"), **given, **parameters)
+    if "difference" in result:
+        print(f"scores differ from PyTorch's by at most {result['difference']:.1e} of the largest")
+    if "recall" in result:
+        print(f"recall      {result['recall']:.4f} of the exact top 20")
+    print(f"output      {os.path.relpath(result['output'])}\nitems       {os.path.relpath(result['description'])}")
+    return 0
+
+
+def _serve(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    try:
+        from recbole_diffurec.inference.service import serve
+    except ImportError as error:
+        raise UserError(
+            f"serve needs {error.name}, which is not installed: pip install 'recbole-diffurec[serve]'"
+        ) from None
+
+    given = vars(options)
+    serve(given.pop("checkpoint"), **given, **parameters)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, dict[str, Any]], int]] = {
+    "run": _run,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "tune": _tune,
+    "recommend": _recommend,
+    "export": _export,
+    "serve": _serve,
+}
+
+
+def _file_list(text: str) -> list[str]:
+    return text.replace(",", " ").split()

@@ -1,0 +1,235 @@
+"""The arguments of each command. Imports nothing heavy, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from recbole_diffurec.config import layers
+from recbole_diffurec.errors import UserError
+from recbole_diffurec.models import spec as register
+from recbole_diffurec.version import __version__
+
+_PARAMETERS_HELP = """\
+any other parameter:
+  --NAME=VALUE             any parameter of the model or of RecBole, such as --epochs=5 --learning_rate=1e-3
+                           --topk=[5,10]. Names, meanings and defaults: README.md and properties/*.yaml.
+                           Precedence: command line, --config_files, --experiment, data set, model, overall.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes become ``UserError``, so that there is one form of message and one exit code."""
+
+    @classmethod
+    def of(cls, name: str, description: str) -> _Parser:
+        """The parser of a command."""
+        return cls(
+            prog=f"recbole-diffurec {name}".removesuffix(" run"),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            description=description,
+            epilog=_PARAMETERS_HELP,
+        )
+
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message}: see 'recbole-diffurec --help'")
+
+
+def _add_subject(command: _Parser) -> None:
+    ours = ", ".join(register.names())
+    command.add_argument("--model", default="DiffuRecSys", help=f"{ours} or any model of RecBole")
+    command.add_argument("--dataset", default="ml-100k", help="amazon-beauty, amazon-toys-games, ml-1m, ml-100k, yours")
+
+
+def _add_settings(command: _Parser) -> None:
+    command.add_argument("--config_files", default="", metavar="'A B'", help="YAML files, later ones stronger")
+    command.add_argument("--experiment", help="settings from properties/experiment, such as diffurec_paper")
+
+
+def _run() -> _Parser:
+    command = _Parser.of(
+        "run",
+        "Train, validate and test a recommender; DiffuRecSys on ml-100k by default.\n"
+        "Other commands: recbole-diffurec evaluate CHECKPOINT, recbole-diffurec compare, tune, recommend,\n"
+        "export, serve.",
+    )
+    _add_subject(command)
+    _add_settings(command)
+    command.add_argument("--result_file", metavar="PATH", help="write the result as JSON")
+    command.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
+    command.add_argument(
+        "--nproc", type=int, default=1, metavar="N", help="processes to train with on this machine (1)"
+    )
+    command.add_argument("--world_size", type=int, metavar="N", help="processes on all machines; by default --nproc")
+    command.add_argument(
+        "--group_offset", type=int, default=0, metavar="N", help="number of the first process here (0)"
+    )
+    command.add_argument("--ip", default="localhost", metavar="ADDRESS", help="of the machine with process 0")
+    command.add_argument("--port", type=int, default=5678, metavar="N", help="there, for several machines (5678)")
+    command.add_argument("--list_models", action="store_true", help="print the names that --model takes, and exit")
+    command.add_argument("--version", action="version", version=f"recbole-diffurec {__version__}")
+    return command
+
+
+def _evaluate() -> _Parser:
+    command = _Parser.of(
+        "evaluate",
+        "Test a checkpoint. Without parameters the figures are those of the run that wrote it.\n"
+        "Several are tested as one model: the mean of their softmax probabilities.",
+    )
+    command.add_argument("checkpoints", metavar="CHECKPOINT", nargs="+", help="a .pth file that a run wrote")
+    command.add_argument("--result_file", metavar="PATH", help="write the result as JSON")
+    return command
+
+
+def _compare() -> _Parser:
+    command = _Parser.of(
+        "compare",
+        "Run models x data sets x seeds and write tables, significance, figures and report.html.\n"
+        "Finished runs are kept: the same command goes on where it was stopped.",
+    )
+    command.add_argument(
+        "--models",
+        metavar="A,B",
+        help="models, V1 and V2 among them; MODEL@PART+PART is a model with a YAML file, an experiment or name=value",
+    )
+    command.add_argument("--dataset", "--datasets", metavar="A,B", help="data sets")
+    command.add_argument("--seeds", metavar="N", help="how many seeds, counted up from --seed, or a list: [1,2,3]")
+    command.add_argument("--baseline", metavar="MODEL", help="test the others against this one of the models")
+    command.add_argument("--output_dir", default="comparison", metavar="DIR", help="folder of all output")
+    command.add_argument("--parallel", type=int, default=1, metavar="N", help="runs at a time, on Ray")
+    command.add_argument("--ray_address", metavar="ADDRESS", help="a Ray cluster to run on; auto finds a local one")
+    command.add_argument("--cpus_per_run", type=float, default=1, metavar="N", help="processors for each parallel run")
+    command.add_argument("--gpus_per_run", type=float, default=0, metavar="N", help="GPUs for each; may be a fraction")
+    command.add_argument("--dry_run", action="store_true", help="estimate the cost, and stop")
+    _add_settings(command)
+    return command
+
+
+def _tune() -> _Parser:
+    command = _Parser.of(
+        "tune",
+        "Search hyper-parameters on validation data, with Ray Tune; then train the best again and test it once.\n"
+        "Trials, the best configuration and a plot lie in --output_dir.",
+    )
+    _add_subject(command)
+    command.add_argument("--params_file", required=True, metavar="FILE", help="the search space, such as hyper.test")
+    command.add_argument("--output_dir", default="tuning", metavar="DIR", help="folder of all output")
+    command.add_argument("--num_trials", type=int, default=20, metavar="N", help="configurations to try (20)")
+    command.add_argument("--max_epochs", type=int, metavar="N", help="epochs of a trial; by default --epochs")
+    command.add_argument("--search", default="random", help="random (default), grid or optuna")
+    command.add_argument(
+        "--scheduler", default="asha", help="asha (default), hyperband or none: stops poor trials early"
+    )
+    command.add_argument(
+        "--grace_epochs", type=int, default=2, metavar="N", help="validations that asha leaves each (2)"
+    )
+    command.add_argument("--concurrent_trials", type=int, metavar="N", help="trials at a time; by default what fits")
+    command.add_argument("--cpus_per_trial", type=float, default=1, metavar="N", help="processors for each trial (1)")
+    command.add_argument(
+        "--gpus_per_trial", type=float, default=0, metavar="N", help="GPUs for each; may be a fraction"
+    )
+    command.add_argument("--time_budget", type=float, metavar="SECONDS", help="stop the search after this time")
+    command.add_argument("--final_seeds", type=int, default=1, metavar="N", help="seeds to test the best with (1)")
+    command.add_argument("--resume", action="store_true", help="go on with the search in --output_dir")
+    command.add_argument("--ray_address", metavar="ADDRESS", help="a Ray cluster to run on; auto finds a local one")
+    _add_settings(command)
+    return command
+
+
+def _recommend() -> _Parser:
+    command = _Parser.of(
+        "recommend",
+        "Write the best items for each history in a file; without --input, for every user of the training data.",
+    )
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file that a run wrote")
+    command.add_argument("--output", required=True, metavar="FILE", help=".csv, .jsonl or .parquet")
+    command.add_argument(
+        "--input",
+        metavar="FILE",
+        help=".inter, .csv, .jsonl or .parquet with user_id, item_id, timestamp, or with user_id, items",
+    )
+    command.add_argument("--k", type=int, default=20, metavar="N", help="items for each user (20)")
+    command.add_argument("--exclude_seen", action="store_true", help="leave out the items of the history")
+    command.add_argument("--candidates", metavar="FILE", help="recommend only the items in this file, one a line")
+    command.add_argument(
+        "--samples",
+        type=int,
+        metavar="S",
+        help="reconstructions drawn for each user: adds frequency and spread",
+    )
+    command.add_argument(
+        "--diversity", type=float, default=0.0, metavar="D", help="0 to 1: spread each list over the samples' own (0)"
+    )
+    return command
+
+
+def _export() -> _Parser:
+    command = _Parser.of("export", "Write a trained model for another runtime, and its item ids beside it.")
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file that a run wrote")
+    command.add_argument(
+        "--format",
+        default="onnx",
+        help="onnx (default) or torch: inference with the whole reverse process; safetensors: the weights; faiss: an "
+        "index of the item vectors",
+    )
+    command.add_argument("--output", metavar="FILE", help="by default the checkpoint's name with the format's ending")
+    command.add_argument("--input", metavar="FILE", help="histories to measure the faiss index's recall on")
+    return command
+
+
+def _serve() -> _Parser:
+    command = _Parser.of(
+        "serve", "Answer requests for recommendations over HTTP; a page to try it at /, its API at /docs."
+    )
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file that a run wrote")
+    command.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (127.0.0.1)")
+    command.add_argument(
+        "--port", type=int, default=8000, metavar="N", help="port to listen on (8000); 0 for a free one"
+    )
+    command.add_argument("--max_batch", type=int, default=256, metavar="N", help="histories scored at once (256)")
+    return command
+
+
+PARSERS: dict[str, Callable[[], _Parser]] = {
+    "run": _run,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "tune": _tune,
+    "recommend": _recommend,
+    "export": _export,
+    "serve": _serve,
+}
+
+
+def parse(command: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """The options of a command, and all other arguments as parameters."""
+    options, rest = PARSERS[command]().parse_known_args(arguments)
+    return options, parse_parameters(rest)
+
+
+def parse_parameters(arguments: Sequence[str]) -> dict[str, Any]:
+    """``--name=value`` and ``--name value`` pairs, with values read as YAML.
+
+    Raises
+    ------
+    UserError
+        An argument that is no such pair, or a name given twice.
+    """
+    parameters: dict[str, Any] = {}
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        name, equals, text = argument[2:].partition("=")
+        if not argument.startswith("--") or not name:
+            raise UserError(f"unexpected argument '{argument}': parameters are given as --name=value")
+        if not equals:
+            if not remaining or remaining[0].startswith("--"):
+                raise UserError(f"parameter '--{name}' has no value: give it as --{name}=value")
+            text = remaining.pop(0)
+        if name in parameters:
+            raise UserError(f"parameter '--{name}' is given twice: leave one out")
+        parameters[name] = layers.parse_value(name, text)
+    return parameters

@@ -1,0 +1,147 @@
+"""What parameters may be: rules for single values, and which of them no figure depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+from recbole_diffurec.errors import UserError
+
+# Parameters on which no figure depends: they say where and how a run happens.
+NOT_IN_RESULT = frozenset(
+    {"checkpoint_dir", "data_path", "gpu_id", "use_gpu", "show_progress", "state", "worker", "source_base_urls"}
+    | {"checkpoint_minutes", "detect_anomaly", "log_wandb", "wandb_project", "expected_counts"}
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one parameter may be: a kind, a closed or half-open interval, or a list of choices."""
+
+    kind: str  # int, number, bool, str, list, dict
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+    choices: Sequence[str] | None = None
+    optional: bool = False
+
+    def describe(self) -> str:
+        if self.choices:
+            text = f"one of {', '.join(self.choices)}"
+        elif self.kind in ("int", "number"):
+            text = "an integer" if self.kind == "int" else "a number" if math.isfinite(self.high) else "a finite number"
+            if math.isfinite(self.low) and math.isfinite(self.high):
+                left, right = "(" if self.open_low else "[", ")" if self.open_high else "]"
+                text += f" in {left}{self.low}, {self.high}{right}"
+            elif math.isfinite(self.low):
+                text += f" {'above' if self.open_low else 'of at least'} {self.low}"
+        else:
+            text = {"bool": "True or False", "str": "text", "list": "a list", "dict": "a mapping"}[self.kind]
+        return text + (" (or empty)" if self.optional else "")
+
+    def accepts(self, value: Any) -> bool:
+        if value is None:
+            return self.optional
+        if self.kind in ("int", "number"):
+            if isinstance(value, bool) or not isinstance(value, int if self.kind == "int" else (int, float)):
+                return False
+            if isinstance(value, float) and not math.isfinite(value):
+                return False
+            above = value > self.low if self.open_low else value >= self.low
+            below = value < self.high if self.open_high else value <= self.high
+            return above and below
+        expected = {"bool": bool, "str": str, "list": list, "dict": dict}[self.kind]
+        return isinstance(value, expected) and (self.choices is None or value in self.choices)
+
+
+# What many parameters are.
+PROBABILITY = Rule("number", 0, 1, open_high=True)
+COUNT = Rule("int", 1)
+
+RULES: dict[str, Rule] = {
+    "seed": Rule("int", 0, 2**32 - 1),
+    "data_path": Rule("str"),
+    "checkpoint_dir": Rule("str"),
+    "gpu_id": Rule("str", optional=True),
+    "use_gpu": Rule("bool"),
+    "show_progress": Rule("bool"),
+    "epochs": COUNT,
+    "train_batch_size": COUNT,
+    "eval_batch_size": COUNT,
+    "learner": Rule("str", choices=["adam", "adamw", "sgd", "adagrad", "rmsprop"]),
+    "learning_rate": Rule("number", 0, open_low=True),
+    "weight_decay": Rule("number", 0),
+    "stopping_step": Rule("int", 0),
+    "eval_step": COUNT,
+    "topk": Rule("list"),
+    "metrics": Rule("list"),
+    "valid_metric": Rule("str"),
+    "metric_decimal_place": COUNT,
+    "MAX_ITEM_LIST_LENGTH": COUNT,
+    "enable_amp": Rule("bool"),
+    "batch_by_length": Rule("bool"),
+    **{f"{kind}_FIELD": Rule("str") for kind in ("USER_ID", "ITEM_ID", "TIME")},
+    "user_inter_num_interval": Rule("str", optional=True),
+    "item_inter_num_interval": Rule("str", optional=True),
+    "expected_counts": Rule("dict", optional=True),
+    "source_base_urls": Rule("dict", optional=True),
+    "checkpoint_minutes": Rule("number", 0, optional=True),
+    "detect_anomaly": Rule("bool"),
+    "lr_decay_step": Rule("int", 1, optional=True),
+    "lr_decay_gamma": Rule("number", 0, 1, open_low=True),
+    "ema_decay": Rule("number", 0, 1, open_low=True, open_high=True, optional=True),
+    "mask_seen": Rule("bool"),
+    "hidden_size": Rule("int", 2),
+    "n_layers": COUNT,
+    "n_heads": COUNT,
+    "inner_size": Rule("int", 1, optional=True),
+    "hidden_dropout_prob": PROBABILITY,
+    "attn_dropout_prob": PROBABILITY,
+    "embedding_dropout_prob": PROBABILITY,
+    "use_position": Rule("bool"),
+    "cross_attention": Rule("bool"),
+    "init": Rule("str", choices=["xavier_normal", "normal"]),
+    "initializer_range": Rule("number", 0, open_low=True),
+    "worker": Rule("int", 0),
+}
+# RecBole's parameters that are empty by default, so that the default does not tell the kind.
+for _name in ("clip_grad_norm", "discretization", "preload_weight", "seq_len", "threshold", "val_interval"):
+    RULES[_name] = Rule("dict", optional=True)
+
+# What RecBole takes for intervals of counts; it skips anything else with a line in its log.
+_BOUND = r"\s*[-+]?(?:\d+(?:\.\d*)?|inf)\s*"
+_INTERVAL = rf"\s*[\[(]{_BOUND},{_BOUND}[\])]\s*"
+INTERVALS = re.compile(rf"{_INTERVAL}(?:;{_INTERVAL})*")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`` did you mean 'x'?`` for the closest of ``names``, or nothing."""
+    by_lower = {n.lower(): n for n in names}
+    match = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f" did you mean '{by_lower[match[0]]}'?" if match else ""
+
+
+Options = TypeVar("Options")
+
+
+def take_options(kind: type[Options], given: dict[str, Any]) -> Options:
+    """Make options, a dataclass, of those of ``given`` that are its fields, and take them out of ``given``."""
+    names = {field.name for field in dataclasses.fields(cast(Any, kind))}
+    return kind(**{name: given.pop(name) for name in list(given) if name in names})
+
+
+def check_numbers(values: Mapping[str, tuple[Any, float, str]]) -> None:
+    """Raise ``UserError`` for {name: (value, lowest, kind)} where a value is neither None nor a number from the lowest on.
+
+    Kinds are ``int`` and ``number``.
+    """
+    for name, (value, low, kind) in values.items():
+        if value is not None and not Rule(kind, low).accepts(value):
+            what = "an integer" if kind == "int" else "a number"
+            raise UserError(f"{name} must be {what} of at least {low}, got {value!r}")

@@ -1,0 +1,80 @@
+"""All models that ``--model`` takes: the registered ones, and RecBole's own with what is known of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import recbole
+
+from recbole_diffurec.config import layers
+from recbole_diffurec.config.rules import nearest
+from recbole_diffurec.errors import UserError
+from recbole_diffurec.models import spec as register
+from recbole_diffurec.models.spec import ModelSpec
+
+HOST_PROPERTIES = Path(recbole.__file__).parent / "properties"
+
+# RecBole's models whose batches may be as narrow as their longest history. Others read the padded length: FEARec
+# transforms it to frequencies, Caser convolves it.
+TRIMS_PADDING = frozenset({"BERT4Rec", "GRU4Rec", "SASRec"})
+
+
+class HostSpec(ModelSpec):
+    """A model of RecBole: its class is found by RecBole, its defaults are RecBole's."""
+
+    @property
+    def model_class(self) -> type:
+        from recbole.utils import get_model
+
+        return get_model(self.name)
+
+    def default_values(self) -> dict[str, Any]:
+        """The defaults of RecBole, and ours for this model where ``properties/model`` has some."""
+        return {
+            **layers.read_yaml(HOST_PROPERTIES / "model" / f"{self.name}.yaml"),
+            **layers.shipped_defaults(f"model/{self.name}"),
+        }
+
+
+@functools.cache
+def _host_spec(name: str) -> ModelSpec:
+    return HostSpec(name, name, trims_padding=name in TRIMS_PADDING)
+
+
+def known_models() -> list[str]:
+    """Names of all models that ``--model`` takes: the registered ones first, then RecBole's."""
+    ours = register.names()
+    hosts = sorted(path.stem for path in (HOST_PROPERTIES / "model").glob("*.yaml"))
+    return [*ours, *(name for name in hosts if name not in ours)]
+
+
+def find(name: str) -> ModelSpec:
+    """The spec of a model; ``UserError`` names the nearest where there is none."""
+    spec = register.find(name)
+    if spec is not None:
+        return spec
+    if name not in known_models():
+        names = [*known_models(), *register.variants()]
+        hint = nearest(name, names) or " run 'recbole-diffurec --list_models' for all names"
+        raise UserError(f"unknown model '{name}':{hint}")
+    return _host_spec(name)
+
+
+def named(name: str) -> tuple[ModelSpec, Mapping[str, Any]]:
+    """The spec that the name of a model or of a variant stands for, and the parameters that the variant fixes."""
+    if register.find(name) is None and name not in known_models() and name in register.variants():
+        return register.variants()[name]
+    return find(name), {}
+
+
+def model_class(name: str) -> type:
+    """The class of a model; ``UserError`` where a package that it needs is not installed."""
+    try:
+        return find(name).model_class
+    except ImportError as error:
+        raise UserError(
+            f"model '{name}' needs the Python package '{error.name}', which is not installed: pip install {error.name}"
+        ) from None

@@ -1,0 +1,265 @@
+"""Configuration of one run: layers of defaults and overrides, checked before any data is read.
+
+Precedence, strongest first: command line (or keyword arguments), ``--config_files`` (later files win), experiment,
+data set, model, overall. Nothing that a user or a file supplies is ever evaluated as code.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import torch
+import yaml
+from recbole.config import Config
+from recbole.evaluator import metric_types
+from recbole.utils import EvaluatorType, ModelType
+from recbole.utils.argument_list import (
+    dataset_arguments,
+    evaluation_arguments,
+    general_arguments,
+    training_arguments,
+)
+
+from recbole_diffurec.config import layers
+from recbole_diffurec.config.rules import INTERVALS, NOT_IN_RESULT, RULES, Rule, nearest
+from recbole_diffurec.data.sources import check_name
+from recbole_diffurec.errors import UserError
+from recbole_diffurec.host import catalogue
+from recbole_diffurec.host.catalogue import HOST_PROPERTIES
+from recbole_diffurec.runtime import distributed
+
+# Keys that RecBole reads without naming them in any of its files.
+_UNLISTED_HOST_KEYS = {"encoding", "wandb_project", "convert_token_to_onehot", "token_num_threshold", "tail_ratio"}
+# Keys that the data depends on without being among RecBole's ``dataset_arguments``.
+_UNLISTED_DATASET_KEYS = {"data_path", "encoding", "discretization", "token_num_threshold", "source_base_urls"}
+
+
+@functools.cache
+def known_parameters(model: str) -> frozenset[str]:
+    """The names of all parameters of a run of ``model``."""
+    overall, own = layers.shipped_defaults("overall"), catalogue.find(model).default_values()
+    host_files = [HOST_PROPERTIES / "overall.yaml", HOST_PROPERTIES / "dataset" / "sample.yaml"]
+    host_files += sorted((HOST_PROPERTIES / "quick_start_config").glob("*.yaml"))
+    known = {*overall, *own, *_UNLISTED_HOST_KEYS}
+    known.update(key for path in host_files for key in layers.read_yaml(path))
+    known.update(general_arguments, training_arguments, evaluation_arguments, dataset_arguments)
+    return frozenset(known - {"config_file"})  # listed by RecBole and read by nothing
+
+
+class RunConfig(Config):
+    """RecBole's configuration, filled from our layers, strict about what it is given.
+
+    Parameters
+    ----------
+    model, dataset : names.
+    overrides : the strongest layer, parameter -> value of its proper type.
+    config_files : YAML files, later ones stronger.
+    experiment : name under ``properties/experiment``, or None.
+
+    Raises
+    ------
+    UserError
+        Unknown model, experiment or parameter, a value of the wrong type or out of range, or values that do not fit
+        together. No data is read before all of them are checked.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        dataset: str,
+        overrides: Mapping[str, Any] | None = None,
+        config_files: Sequence[str | Path] = (),
+        experiment: str | None = None,
+    ):
+        check_name(dataset)
+        given = layers.settings(experiment, config_files, overrides)
+        for name, used in (("model", model), ("dataset", dataset)):
+            other = given.pop(name, used)
+            if other != used:
+                raise UserError(f"{name} is '{used}', and a parameter or configuration file says '{other}': give one")
+        if given.get("gpu_id", "") is None:
+            given["gpu_id"] = ""
+        self.spec, fixed = catalogue.named(model)
+        for name, value in fixed.items():
+            if given.setdefault(name, value) != value:
+                raise UserError(
+                    f"'{model}' is {self.spec.name} with {name} {value!r}, got {given[name]!r}: leave {name} out, or "
+                    f"give --model={self.spec.name}"
+                )
+        self._check_names(self.spec.name, given)
+        cls = catalogue.model_class(self.spec.name)
+        try:
+            super().__init__(model=cls, dataset=dataset, config_dict=given)
+        except UserError:
+            raise
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0].rstrip(".!")
+            raise UserError(f"RecBole refuses these parameters: {reason}") from error
+
+    # Hooks of RecBole's constructor
+
+    def _build_yaml_loader(self) -> type[yaml.SafeLoader]:
+        return layers.Loader
+
+    def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
+        """RecBole evaluates strings as Python here; ours have their types already."""
+        return dict(config_dict)
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        """RecBole takes every ``--k=v`` of ``sys.argv`` here, whoever it was meant for."""
+        return {}
+
+    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
+        super()._load_internal_config_dict(model, model_class, dataset)
+        overall, data = layers.shipped_defaults("overall"), layers.shipped_defaults(f"dataset/{dataset}")
+        for layer in (overall, self.spec.default_values(), data):
+            self.internal_config_dict.update(layer)
+
+    def _get_final_config_dict(self) -> dict[str, Any]:
+        final = super()._get_final_config_dict()
+        given = self.external_config_dict
+        if final["MODEL_TYPE"] == ModelType.DECISIONTREE:
+            raise UserError(
+                f"model '{self.model}' predicts clicks and cannot rank items: choose one that "
+                f"'recbole-diffurec run --list_models' names"
+            )
+        full_softmax = final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final.get("loss_type") == "CE"
+        if full_softmax and "train_neg_sample_args" not in given:
+            # Takes no negatives; RecBole makes its user say so. Set among the defaults too, for plain().
+            final["train_neg_sample_args"] = self.internal_config_dict["train_neg_sample_args"] = None
+        if "load_col" not in given:
+            fields = [final[f"{kind}_FIELD"] for kind in ("USER_ID", "ITEM_ID", "TIME")]
+            columns = dict(final["load_col"] or {})
+            if final["MODEL_TYPE"] not in (ModelType.GENERAL, ModelType.SEQUENTIAL, ModelType.TRADITIONAL):
+                fields += [name for name in columns.get("inter", []) if name not in fields]
+            final["load_col"] = {**columns, "inter": fields}
+            self.internal_config_dict["load_col"] = final["load_col"]
+        if isinstance(given.get("eval_args"), dict):
+            # RecBole would fill what is left out with its random split.
+            final["eval_args"] = {**self.internal_config_dict["eval_args"], **given["eval_args"]}
+        self._check_values(final, given)
+        return final
+
+    def _init_device(self) -> None:
+        # RecBole ignores use_gpu; only an empty gpu_id keeps it on the CPU (configurator.py:492).
+        if not self.final_config_dict["use_gpu"]:
+            self.final_config_dict["gpu_id"] = ""
+        devices = str(self.final_config_dict["gpu_id"]).split(",")
+        if distributed.world_size() > 1 and devices != [""]:  # each process its own
+            wanted = distributed.local_world_size()
+            if devices == ["0"]:  # the default
+                devices = [str(i) for i in range(torch.cuda.device_count() or wanted)]
+            if len(devices) < wanted:
+                raise UserError(
+                    f"gpu_id has {len(devices)} GPUs for {wanted} processes on this machine: start fewer, name more "
+                    f"(--gpu_id=0,1), or use the processors alone (--gpu_id=)"
+                )
+            self.final_config_dict["gpu_id"] = devices[distributed.local_rank()]
+        super()._init_device()
+
+    # Checks
+
+    def _check_names(self, model: str, given: Mapping[str, Any]) -> None:
+        self._known = known_parameters(model)
+        for name in given:
+            if name not in self._known:
+                names = {*self._known, "model", "dataset", "config_files", "experiment", "result_file"} - {name}
+                hint = nearest(name, names) or " run 'recbole-diffurec --help' for where parameters are listed"
+                raise UserError(f"unknown parameter '{name}' for model {model}:{hint}")
+
+    def _check_values(self, final: dict[str, Any], given: Mapping[str, Any]) -> None:
+        if isinstance(final["topk"], int):
+            final["topk"] = [final["topk"]]
+        if isinstance(final["metrics"], str):
+            final["metrics"] = [final["metrics"]]
+        rules = {**RULES, **self.spec.rules}
+        # For registered models the files' values are checked too; RecBole's defaults are RecBole's business.
+        checked = {*given, *rules} & final.keys() if self.spec.rules else set(given)
+        for name in sorted(checked):
+            rule = rules.get(name) or self._rule_from_default(name)
+            if rule is not None and not rule.accepts(final[name]):
+                raise UserError(f"{name} must be {rule.describe()}, got {final[name]!r}")
+        for name in ("user_inter_num_interval", "item_inter_num_interval"):
+            if final[name] is not None and not INTERVALS.fullmatch(final[name]):
+                raise UserError(f"{name} must be an interval such as [5,inf), got '{final[name]}'")
+        self._check_evaluation(final)
+        self._check_counts(final)
+        if {"hidden_size", "n_heads"} <= final.keys() and final["hidden_size"] % final["n_heads"]:
+            divisors = [str(n) for n in range(1, final["hidden_size"] + 1) if final["hidden_size"] % n == 0]
+            raise UserError(
+                f"n_heads must divide hidden_size ({final['hidden_size']}), got {final['n_heads']}: "
+                f"choose one of {', '.join(divisors)}"
+            )
+        if self.spec.check is not None:
+            self.spec.check(final)
+
+    def _rule_from_default(self, name: str) -> Rule | None:
+        """The kind of a parameter of RecBole, read off its default."""
+        default = self.internal_config_dict.get(name)
+        for kind, types in (("bool", bool), ("number", (int, float)), ("list", list), ("dict", dict), ("str", str)):
+            if isinstance(default, types):
+                return Rule(kind, optional=kind in ("list", "dict", "str"))
+        return None
+
+    @staticmethod
+    def _check_evaluation(final: Mapping[str, Any]) -> None:
+        topk, metrics, valid = final["topk"], final["metrics"], str(final["valid_metric"])
+        if not topk or not all(Rule("int", 1).accepts(k) for k in topk):
+            raise UserError(f"topk must be a list of integers of at least 1, such as [5,10,20], got {topk!r}")
+        if not metrics:
+            raise UserError("metrics must name at least one metric, such as [Hit,NDCG], got []")
+        options = []
+        for metric in metrics:
+            kind = metric_types.get(str(metric).lower())
+            if kind is None:
+                hint = nearest(str(metric), metric_types) or f" choose from {', '.join(metric_types)}"
+                raise UserError(f"unknown metric '{metric}' in metrics:{hint}")
+            without_k = kind == EvaluatorType.VALUE or metric.lower() == "gauc"  # has no @K in RecBole's results
+            options += [metric] if without_k else [f"{metric}@{k}" for k in topk]
+        if valid.lower() not in [option.lower() for option in options]:
+            raise UserError(f"valid_metric must be one of {', '.join(options)}, got '{valid}'")
+
+    @staticmethod
+    def _check_counts(final: Mapping[str, Any]) -> None:
+        for minimum, counts in (final["expected_counts"] or {}).items():
+            if not isinstance(counts, list) or len(counts) != 3 or not all(Rule("int", 0).accepts(n) for n in counts):
+                raise UserError(
+                    f"expected_counts must map a minimum of interactions to [users, items, interactions], such as "
+                    f"{{5: [943, 1349, 99287]}}, got {{{minimum}: {counts!r}}}"
+                )
+
+    def with_values(self, **values: Any) -> RunConfig:
+        """This configuration with other values for RecBole's code; what it says of itself stays as it is."""
+        other = copy.copy(self)
+        other.final_config_dict = {**self.final_config_dict, **values}
+        return other
+
+    # What a checkpoint or a result keeps
+
+    def plain(self) -> dict[str, Any]:
+        """The parameters as plain values, enough to build the same configuration again."""
+        derived = {"model", "dataset", "device", "eval_type", "MODEL_TYPE", "MODEL_INPUT_TYPE", "single_spec"}
+        derived |= {"local_rank", "valid_metric_bigger", "valid_neg_sample_args", "test_neg_sample_args"}
+        values = {**self.internal_config_dict, **self.external_config_dict}
+        # A data set's defaults may name parameters that this model does not have.
+        return {name: value for name, value in values.items() if name in self._known - derived}
+
+    def key(self) -> str:
+        """A short name for everything that a run's result depends on; equal for equal runs wherever they happen."""
+        values = {name: value for name, value in self.plain().items() if name not in NOT_IN_RESULT}
+        return _digest({"model": self["model"], "dataset": self["dataset"], **values})
+
+    def dataset_key(self) -> str:
+        """A short name for everything that the filtered and ordered data set depends on."""
+        names = {*dataset_arguments, *_UNLISTED_DATASET_KEYS}
+        values = {name: value for name, value in self.final_config_dict.items() if name in names}
+        return _digest({"dataset": self["dataset"], "type": str(self["MODEL_TYPE"]), **values})
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -1,0 +1,296 @@
+"""RecBole data sets in true order of time, and training rows that are views into the sequences.
+
+RecBole's own preparation has two faults that these classes mend. It turns timestamps into float32 before sorting, so
+that unix seconds are up to 128 s apart and histories come out misordered; and it writes every prefix of every sequence
+as a padded row of its own. Here the interactions are ordered by user and float64 time, stably, before RecBole converts
+anything, and a row is the number of its first and its last position.
+
+Shapes: n interactions, R rows (one per position that has a history), L = ``MAX_ITEM_LIST_LENGTH``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import recbole.data.dataset as host
+import torch
+from recbole.data.dataset import Dataset, SequentialDataset
+from recbole.data.interaction import Interaction
+from recbole.utils import FeatureSource, ModelType
+from torch import Tensor
+
+from recbole_diffurec.data.columns import Column, refuse_mixed_units
+from recbole_diffurec.data.sources import ensure_dataset
+from recbole_diffurec.data.tables import AtomicFile
+from recbole_diffurec.errors import UserError
+from recbole_diffurec.host import catalogue
+
+logger = logging.getLogger("recbole_diffurec")
+
+# Columns that say where the items of a row's user begin and end, for ``mask_seen``.
+SEEN_FROM, SEEN_TO = "seen_from", "seen_to"
+
+
+class Chronological(Dataset):
+    """Order by user and time, in full precision; ties keep the order of the file.
+
+    RecBole's later sorts are by float32 time and stable, so they leave this order as it is: rounding is monotonic.
+
+    Attributes
+    ----------
+    n_time_ties : interactions whose user has another one at the same time.
+    """
+
+    n_time_ties: int
+    inter_feat: Any  # a DataFrame until RecBole builds the splits, an Interaction after
+
+    def _load_data(self, token: str, dataset_path: str) -> None:
+        if not os.path.isfile(os.path.join(dataset_path, f"{token}.inter")):
+            ensure_dataset(
+                token, os.path.dirname(dataset_path), self.config["source_base_urls"], self.config["show_progress"]
+            )
+        super()._load_data(token, dataset_path)
+
+    def _load_feat(self, filepath: str, source: Any) -> Any:
+        """One atomic file, checked as ``AtomicFile`` does; lines without the ids that name them are left out."""
+        if self._get_load_and_unload_col(source)[0] == set():  # nothing of it is wanted
+            return None
+        file = AtomicFile(Path(filepath), None, self.config["field_separator"], self.config["encoding"])
+        file.check(self._needed_columns() if source == FeatureSource.INTERACTION else {})
+        try:
+            feat = super()._load_feat(filepath, source)
+        except UserError:
+            raise
+        except ValueError as error:
+            self._check_lists_of_numbers(file)
+            raise UserError(f"{file.name} cannot be read as an atomic file ({error}): mend the file") from None
+        if feat is None:
+            return None
+        times = feat.get(self.time_field) if source == FeatureSource.INTERACTION else None
+        ids, what = {
+            FeatureSource.INTERACTION: ([self.uid_field, self.iid_field], "a user or an item"),
+            FeatureSource.USER: ([self.uid_field], "a user"),
+            FeatureSource.ITEM: ([self.iid_field], "an item"),
+        }.get(source, ([], ""))
+        nameless = feat[[field for field in ids if field in feat]].isnull().any(axis=1).to_numpy()
+        if times is not None and times.dtype == np.float64:
+            self._check_times(file, times.to_numpy(), ~nameless)
+        if nameless.any():
+            # RecBole removes them by label where it means position (dataset.py:835).
+            count, first = f"{nameless.sum():,}", file.place(int(nameless.argmax()))
+            logger.warning("%s: lines without %s are left out: %s, the first is %s", file.name, what, count, first)
+            feat = feat[~nameless].reset_index(drop=True)
+        return feat
+
+    def _needed_columns(self) -> dict[str, str]:
+        """The columns of interactions that must be there, and their types."""
+        needed = {self.uid_field: "token", self.iid_field: "token"}
+        if self.benchmark_filename_list is not None:  # split already
+            return needed
+        in_order = self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL or self.config["eval_args"]["order"] == "TO"
+        return {**needed, self.time_field: "float"} if in_order else needed
+
+    def _check_lists_of_numbers(self, file: AtomicFile) -> None:
+        """Name the first line with something else in a list of numbers."""
+        for name, kind in file.kinds.items():
+            for part in file.parts([name]) if kind == "float_seq" else ():
+                part[name].check_lists_of_numbers(self.config["seq_separator"])
+
+    def _check_times(self, file: AtomicFile, times: np.ndarray, needed: np.ndarray) -> None:
+        lost = needed & ~np.isfinite(times)
+        if lost.any():
+            raise Column(file, self.time_field, times).no_time(int(lost.argmax()))
+        refuse_mixed_units(file, self.time_field, times)
+
+    def _data_filtering(self) -> None:
+        super()._data_filtering()
+        self.n_time_ties = 0
+        if self.time_field not in self.inter_feat:  # for splits that ask for no order
+            return
+        users, _ = pd.factorize(self.inter_feat[self.uid_field])
+        times = self.inter_feat[self.time_field].to_numpy(dtype=np.float64)
+        order = np.lexsort((times, users))
+        users, times = users[order], times[order]
+        same = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
+        self.n_time_ties = int(np.count_nonzero(np.append(same, False) | np.append(False, same)))
+        self.inter_feat = self.inter_feat.iloc[order].reset_index(drop=True)
+
+    def _reset_index(self) -> None:
+        if self.inter_feat.empty:
+            raise UserError(
+                f"no interaction of data set '{self.dataset_name}' is left after filtering "
+                f"(user_inter_num_interval {self.config['user_inter_num_interval']}, "
+                f"item_inter_num_interval {self.config['item_inter_num_interval']}): widen the intervals"
+            )
+        super()._reset_index()
+
+
+class PrefixRows(Interaction):
+    """Rows (user, target, history) of a sequential data set, with the histories left where they are.
+
+    Plain columns are tensors [R], as in any ``Interaction``. List columns exist only when they are asked for:
+    ``rows["item_id_list"]`` makes the padded tensor of all rows, ``rows.padded()`` makes all list columns.
+
+    Parameters
+    ----------
+    columns : tensors [R].
+    flat : {list column: values of all n interactions}, ordered by user and time.
+    first, target : int [R], positions in ``flat`` of the user's first item and of the row's target.
+    max_length : L, how many of the items between them a history keeps.
+    """
+
+    def __init__(
+        self, columns: dict[str, Tensor], flat: dict[str, Tensor], first: Tensor, target: Tensor, max_length: int
+    ):
+        super().__init__(columns)
+        self.flat, self.first, self.target, self.max_length = flat, first, target, max_length
+        self._written: dict[str, Tensor] = {}
+
+    def __contains__(self, item: str) -> bool:
+        return item in self.interaction or item in self.flat
+
+    @property
+    def columns(self) -> list[str]:
+        return [*self.interaction, *self.flat]
+
+    def __iter__(self):
+        return iter(self.columns)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, str):
+            return self._write_out(index) if index in self.flat else self.interaction[index]
+        if isinstance(index, slice):
+            index = np.arange(len(self))[index]
+        # RecBole goes through Python lists here, which costs more than the selection. An empty one has no dtype.
+        index = torch.as_tensor(index)
+        index = index if index.numel() else index.long()
+        return PrefixRows(
+            {name: values[index] for name, values in self.interaction.items()},
+            self.flat,
+            self.first[index],
+            self.target[index],
+            self.max_length,
+        )
+
+    def drop(self, column: str) -> None:
+        if column in self.flat:
+            self.flat = {name: values for name, values in self.flat.items() if name != column}
+        else:
+            super().drop(column)
+
+    def _reindex(self, index: Any) -> None:
+        super()._reindex(index)
+        self.first, self.target = self.first[index], self.target[index]
+        self._written.clear()
+
+    def _write_out(self, column: str) -> Tensor:
+        """A whole list column, kept: the models that ask for one (FEARec) do so for every sample."""
+        if column not in self._written:
+            self._written[column] = self._pad(self.flat[column])
+        return self._written[column]
+
+    def _pad(self, values: Tensor, width: int | None = None) -> Tensor:
+        """Right-padded histories, [R, L, ...], or [R, width, ...]."""
+        offset = torch.arange(width or self.max_length)
+        start = torch.maximum(self.first, self.target - self.max_length).unsqueeze(1)
+        position = start + offset
+        real = position < self.target.unsqueeze(1)
+        padded = values[position.clamp_(max=len(values) - 1)]
+        return padded * real.view(*real.shape, *[1] * (padded.dim() - 2))
+
+    def padded(self, trim: bool = False) -> Interaction:
+        """RecBole's usual rows: an ``Interaction`` with every list column, right-padded with 0.
+
+        Parameters
+        ----------
+        trim : pad to the longest history among the rows rather than to L.
+        """
+        width = min(self.max_length, int((self.target - self.first).max())) if trim and len(self) else None
+        lists = {name: self._pad(values, width) for name, values in self.flat.items()}
+        return Interaction({**self.interaction, **lists})
+
+
+class SequenceDataset(Chronological, SequentialDataset):
+    """RecBole's sequential data set without a padded copy of every prefix.
+
+    Its rows, their order and what a data loader gets are those of ``SequentialDataset``.
+    """
+
+    def data_augmentation(self) -> None:
+        """Number the prefixes of every sequence instead of writing them out (see ``SequentialDataset``)."""
+        self._aug_presets()
+        self.sort(by=[self.uid_field, self.time_field], ascending=True)
+        feat = self.inter_feat
+        users = feat[self.uid_field].numpy()
+        position = np.arange(len(users))
+        starts = np.append(True, users[1:] != users[:-1])
+        target = torch.from_numpy(np.flatnonzero(~starts))
+        first = torch.from_numpy(np.maximum.accumulate(np.where(starts, position, 0)))[target]
+        columns = {field: feat[field][target] for field in feat}
+        columns[self.item_list_length_field] = (target - first).clamp(max=self.max_item_list_len)
+        flat = {getattr(self, f"{field}_list_field"): feat[field] for field in feat if field != self.uid_field}
+        self.inter_feat = PrefixRows(columns, flat, first, target, self.max_item_list_len)
+
+    def __getitem__(self, index: Any, join: bool = True) -> Interaction:
+        rows = self.inter_feat[index]
+        if isinstance(rows, PrefixRows):
+            span = {SEEN_FROM: rows.first, SEEN_TO: rows.target} if self.config["mask_seen"] else {}
+            rows = rows.padded(trim=catalogue.find(self.config["model"]).trims_padding)
+            rows.interaction.update(span)
+        return self.join(rows) if join else rows
+
+    def _grouped_index(self, group_by_list: np.ndarray) -> list[list[int]]:
+        """RecBole's groups, in order of their first rows, without its loop over the rows."""
+        keys = np.asarray(group_by_list)
+        if not len(keys):
+            return []
+        order = np.argsort(keys, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(keys[order])) + 1)
+        return [group.tolist() for group in sorted(groups, key=lambda group: group[0])]
+
+    def inter_matrix(self, form: str = "coo", value_field: str | None = None) -> Any:
+        """The users-by-items matrix (see ``SequentialDataset``), which reads the written-out lists."""
+        return super(SequenceDataset, self.copy(self.inter_feat.padded())).inter_matrix(form, value_field)
+
+    def seen_items(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
+        """Every item that a row's user has before the row's target, however long ago, except the target itself.
+
+        Parameters
+        ----------
+        interaction : rows of this data set, prepared with ``mask_seen``.
+
+        Returns
+        -------
+        (row, item), each int [number of pairs].
+        """
+        start, end = interaction[SEEN_FROM], interaction[SEEN_TO]
+        counts = end - start
+        row = torch.arange(len(counts)).repeat_interleave(counts)
+        within = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+        item = self.inter_feat.flat[getattr(self, f"{self.iid_field}_list_field")][start[row] + within]
+        other = item != interaction[self.iid_field][row]
+        return row[other], item[other]
+
+
+def dataset_class(config: Any) -> type:
+    """The data set class for a configuration: RecBole's choice, ordered in time, and without copies where it can be."""
+    spec = catalogue.find(config["model"])
+    default = {ModelType.SEQUENTIAL: "SequentialDataset", ModelType.KNOWLEDGE: "KnowledgeBasedDataset"}
+    chosen = spec.dataset or getattr(host, f"{spec.name}Dataset", None)
+    return ordered(chosen or getattr(host, default.get(config["MODEL_TYPE"], "Dataset")))
+
+
+def ordered(chosen: type | None) -> type:
+    """A data set class of RecBole's kind, ordered in time; by default the sequential one."""
+    if chosen is not None and issubclass(chosen, Chronological):
+        return chosen
+    ours: dict[type | None, type] = {None: SequenceDataset, SequentialDataset: SequenceDataset, Dataset: Chronological}
+    if chosen in ours:
+        return ours[chosen]
+    assert chosen is not None
+    return type(chosen.__name__, (Chronological, chosen), {})

@@ -1,0 +1,232 @@
+"""Trained models as files for other runtimes: ONNX, torch.export, safetensors, a nearest-neighbour index of the items.
+
+Shapes: B batch, L padded history length, d hidden size, I items with padding row 0.
+
+An exported program is the whole of a model's inference, see ``models.base.Program``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_diffurec.errors import UserError
+from recbole_diffurec.inference.recommender import Recommender
+from recbole_diffurec.models.base import DiffusionRecommender, Program
+from recbole_diffurec.runtime import files
+from recbole_diffurec.training.prepare import training_histories
+from recbole_diffurec.version import __version__
+
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "faiss": ".faiss"}
+OUTPUT = "scores"
+TOLERANCE = 1e-4  # of the exported program's scores, relative to the largest
+# Of the index: neighbours of a node, and candidates kept while building it and while searching (Malkov, Yashunin 2018).
+HNSW_NEIGHBOURS, HNSW_CONSTRUCTION, HNSW_SEARCH = 32, 200, 200
+RECALL_AT, RECALL_USERS = 20, 1000
+
+
+def export(
+    checkpoint_file: str | Path,
+    /,
+    output: str | Path | None = None,
+    format: str = "onnx",
+    input: str | Path | None = None,
+    **parameters: Any,
+) -> dict[str, Any]:
+    """Write a trained model for another runtime, and beside it ``OUTPUT.json`` with the item ids and what to feed.
+
+    Parameters
+    ----------
+    checkpoint_file : a ``.pth`` file of ``run``, of DiffuRec or DiffuRecSys (``safetensors``: of every model that
+        ``recommend`` takes).
+    output : the file; by default the checkpoint's name with the format's ending.
+    format : ``onnx``, ``torch`` (torch.export), ``safetensors`` (the weights), ``faiss`` (an index of item vectors).
+    input : with ``faiss``, a file of histories to measure the recall on (see ``recbole_diffurec.data.histories``); the first
+        thousand users of the training data by default.
+    parameters : for inference, such as ``sampling_steps=4``; the program's reverse process has that many steps.
+
+    Returns
+    -------
+    dict with ``output``, ``description`` (both paths), and for programs ``difference`` (the largest from PyTorch's
+    scores, relative to the largest score), for ``faiss`` ``recall`` (of the exact top 20).
+
+    Raises
+    ------
+    UserError
+        The format is unknown, its library is not installed, the model cannot be exported, or a file cannot be written.
+    """
+    _check_request(checkpoint_file, output, format, input)
+    # Programs are in full precision.
+    recommender = Recommender.load(checkpoint_file, **{**parameters, "gpu_id": "", "enable_amp": False})
+    network, spec = recommender.network, recommender.config.spec
+    spec.refuse(format, f"be exported as {format}")
+    if format != "safetensors" and not isinstance(network, DiffusionRecommender):
+        raise UserError(
+            f"model '{spec.name}' cannot be exported as {format}, since it is no diffusion model: "
+            f"--format=safetensors takes its weights"
+        )
+    path = Path(checkpoint_file).with_suffix(SUFFIXES[format]) if output is None else Path(output)
+    description = {
+        "model": spec.name,
+        "format": format,
+        "recbole_diffurec": __version__,
+        "items": [None, *recommender.items[1:]],
+        "max_length": recommender.config["MAX_ITEM_LIST_LENGTH"],
+    }
+    result: dict[str, Any] = {"output": str(path), "description": f"{path}.json"}
+    if format == "safetensors":
+        safetensors = _library("safetensors.torch", "safetensors", format)
+        tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+        content = safetensors.save(tensors, metadata={"model": description["model"], "format": "pt"})
+    elif format == "faiss":
+        content, result["recall"] = _index(recommender, input)
+        description |= {"metric": "inner product", "neighbour_0_is_item": 1, "recall_at_20": result["recall"]}
+    else:
+        program = network.program().eval()
+        description |= program.describe()
+        content, result["difference"] = _serialised(program, recommender, format)
+    with files.atomic_write(path) as file:
+        file.write(content)
+    files.write_text(result["description"], json.dumps(description, indent=1, ensure_ascii=False))
+    return result
+
+
+def _check_request(
+    checkpoint_file: str | Path, output: str | Path | None, format: str, input: str | Path | None
+) -> None:
+    if format not in SUFFIXES:
+        raise UserError(f"format must be one of {', '.join(SUFFIXES)}, got '{format}'")
+    if input is not None and format != "faiss":
+        raise UserError("--input serves to measure an index: leave it out, or use --format=faiss")
+    path = Path(checkpoint_file).with_suffix(SUFFIXES[format]) if output is None else Path(output)
+    if path.resolve() == Path(checkpoint_file).resolve():
+        raise UserError(f"output '{path}' is the checkpoint itself: give another file")
+
+
+def _serialised(program: Program, recommender: Recommender, format: str) -> tuple[bytes, float]:
+    """The serialised program and how far its scores on other shapes than the traced ones are from ours."""
+    longest = recommender.config["MAX_ITEM_LIST_LENGTH"]
+    if longest < 3:
+        raise UserError(
+            f"a program's length is open, and MAX_ITEM_LIST_LENGTH of {longest} leaves it nothing to choose"
+        )
+    if format == "onnx":
+        for library in ("onnx", "onnxscript", "onnxruntime"):
+            _library(library, library, format)
+    generator = torch.Generator().manual_seed(0)
+
+    def example(n: int, length: int) -> dict[str, Tensor]:
+        items = torch.randint(1, len(recommender.items), (n, length), generator=generator)
+        lengths = torch.randint(1, length + 1, (n, 1), generator=generator)
+        return program.draws(items * (torch.arange(length) < lengths))
+
+    rows, width = torch.export.Dim("batch", min=1, max=2**20), torch.export.Dim("length", min=2, max=longest)
+    with torch.no_grad():
+        exported = torch.export.export(
+            program, (), example(3, min(5, longest)), dynamic_shapes=program.dynamic_shapes(rows, width)
+        )
+    content, run = _torch_program(exported) if format == "torch" else _onnx_program(exported, program)
+    difference = _largest_difference(run, example, recommender.network, longest)
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"the {format} program of model '{recommender.config['model']}' gives scores that differ by "
+            f"{difference:.1e} of the largest from PyTorch's, so that nothing was written: try another --format"
+        )
+    return content, difference
+
+
+def _torch_program(exported: Any) -> tuple[bytes, Callable[[dict[str, Tensor]], Tensor]]:
+    buffer = io.BytesIO()
+    torch.export.save(exported, buffer)
+    module = exported.module()
+    return buffer.getvalue(), lambda inputs: module(**inputs)
+
+
+def _onnx_program(exported: Any, program: Program) -> tuple[bytes, Callable[[dict[str, Tensor]], Tensor]]:
+    runtime = _library("onnxruntime", "onnxruntime", "onnx")
+    names: dict[str, Any] = {"input_names": program.inputs, "output_names": [OUTPUT]}
+    with _quiet():
+        # Runtimes optimise a program when they load it; doing it here takes most of an export's time.
+        made = torch.onnx.export(exported, dynamo=True, optimize=False, verbose=False, **names)
+    assert made is not None
+    content = made.model_proto.SerializeToString()
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def run(inputs: dict[str, Tensor]) -> Tensor:
+        (scores,) = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+        return torch.from_numpy(scores)
+
+    return content, run
+
+
+@torch.no_grad()
+def _largest_difference(
+    run: Callable[[dict[str, Tensor]], Tensor],
+    example: Callable[[int, int], dict[str, Tensor]],
+    network: DiffusionRecommender,
+    longest: int,
+) -> float:
+    """Of a program's scores from those of ``full_sort_predict``, over the largest score."""
+    errors = []
+    for n, length in ((1, 2), (7, longest)):
+        inputs = example(n, length)
+        lengths = (inputs["item_seq"] != 0).sum(dim=1)
+        expected = network.full_sort_predict({network.ITEM_SEQ: inputs["item_seq"], network.ITEM_SEQ_LEN: lengths})[
+            :, 1:
+        ]
+        errors.append((run(inputs)[:, 1:] - expected).abs().max() / expected.abs().max())
+    return float(torch.stack(errors).max())  # which, unlike Python's, is NaN if one of them is
+
+
+def _index(recommender: Recommender, input: str | Path | None) -> tuple[bytes, float]:
+    """An HNSW index of the item vectors, place 0 being item 1, and its recall of the exact top 20."""
+    faiss = _library("faiss", "faiss-cpu", "faiss")
+    vectors = recommender.network.item_vectors().detach()[1:].numpy()
+    index = faiss.IndexHNSWFlat(vectors.shape[1], HNSW_NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction, index.hnsw.efSearch = HNSW_CONSTRUCTION, HNSW_SEARCH
+    index.add(vectors)
+    _, histories = next(training_histories(recommender.config) if input is None else recommender.histories(input))
+    queries = recommender.vectors(histories[:RECALL_USERS])
+    queries = queries[queries.any(axis=1)]  # without the histories that have no known item
+    if not len(queries):
+        raise UserError("no history holds an item that the model knows: give others with --input")
+    k = min(RECALL_AT, len(vectors))
+    flat = faiss.IndexFlatIP(vectors.shape[1])
+    flat.add(vectors)
+    _, exact = flat.search(queries, k)
+    _, found = index.search(queries, k)
+    recall = np.mean([len(set(a) & set(b)) / k for a, b in zip(exact, found)])
+    return faiss.serialize_index(index).tobytes(), float(recall)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's words on operators that are not used here."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _library(module: str, package: str, format: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(
+            f"--format={format} needs {package}, which is not installed: pip install 'recbole-diffurec[export]'"
+        ) from None

@@ -1,0 +1,317 @@
+"""Recommendations from a trained model, for users and histories that it never saw; no data set is needed.
+
+Shapes: B histories, I items with padding row 0, L the longest history that the model reads.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import ModelType
+from torch import Tensor
+
+from recbole_diffurec.data.histories import HistoryBatch, HistoryColumns, as_histories, as_ids, read_histories
+from recbole_diffurec.data.tables import Frame, Table, open_table
+from recbole_diffurec.errors import UserError
+from recbole_diffurec.host import catalogue, compat
+from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.loaders import fitting_users
+from recbole_diffurec.inference.lists import ListOptions, Lists, lists_of_samples
+from recbole_diffurec.models.base import DiffusionRecommender
+from recbole_diffurec.runtime import checkpoint
+from recbole_diffurec.training.report import weights_misfit
+
+COLUMNS = ("user_id", "rank", "item_id", "score", "popular")
+
+
+class _CheckpointData:
+    """As much of a data set as a checkpoint holds, for the constructor of a sequential model."""
+
+    def __init__(self, config: RunConfig, n_items: int, n_users: int):
+        self._model = config["model"]
+        self._counts = {config["ITEM_ID_FIELD"]: n_items, config["USER_ID_FIELD"]: n_users}
+
+    def num(self, field: str) -> int:
+        if field not in self._counts:
+            raise self._lacks(field)
+        return self._counts[field]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise self._lacks(name)
+
+    def _lacks(self, name: str) -> UserError:
+        return UserError(
+            f"model '{self._model}' is built from more of its data ('{name}') than a checkpoint holds, so that it cannot "
+            f"recommend from a checkpoint alone: use 'recbole-diffurec evaluate', or another sequential model"
+        )
+
+
+class Recommender:
+    """A trained sequential model that turns item histories, in the data's own ids, into ranked items.
+
+    Several threads may ask at the same time: nothing changes after ``load``.
+
+    Attributes
+    ----------
+    items : the ids that the model knows, by number; index 0 is padding.
+    """
+
+    def __init__(self, network: Any, config: RunConfig, items: Sequence[str], popularity: Tensor):
+        self.network, self.config, self.items = network.eval(), config, np.asarray(items, dtype=object)
+        self._number = {item: number for number, item in enumerate(items) if number}
+        self.popularity = popularity.to(torch.get_default_dtype())
+
+    @classmethod
+    def load(cls, path: str | Path, /, **parameters: Any) -> Recommender:
+        """Open a checkpoint that a run wrote.
+
+        Parameters
+        ----------
+        path : the ``.pth`` file.
+        parameters : what to change for inference, such as ``sampling_steps=4``, ``ensemble_seeds=[1, 2]``,
+            ``enable_amp=True`` or ``gpu_id=""``.
+
+        Raises
+        ------
+        UserError
+            The file is no such checkpoint, a parameter is wrong, or the model is not a sequential one.
+        """
+        state = checkpoint.open_run(path)
+        spec = catalogue.find(state["model"])
+        inference = {name: value for name, value in spec.for_inference.items() if name in state["config"]}
+        config = RunConfig(state["model"], state["dataset"], {**state["config"], **inference, **parameters})
+        if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
+            raise UserError(f"model '{state['model']}' in '{path}' reads no histories: give a sequential model")
+        spec.refuse("recommend", "recommend from a checkpoint alone")
+        tokens = state["id_tokens"]
+        counts = _CheckpointData(config, len(tokens["items"]), len(tokens["users"]))
+        with compat.quiet():
+            network = config.model_class(config, counts)
+        try:
+            network.load_state_dict(state["state_dict"])
+        except RuntimeError:
+            raise weights_misfit(path, parameters) from None
+        users = fitting_users(config["eval_batch_size"], len(tokens["items"]), config["device"])
+        config = config.with_values(eval_batch_size=users)
+        return cls(network.to(config["device"]), config, tokens["items"], state["popularity"])
+
+    def with_sampling_steps(self, steps: int) -> Recommender:
+        """The same diffusion model, its weights shared, with another number of reverse steps.
+
+        Raises
+        ------
+        UserError
+            ``steps`` is no integer from 1 to the diffusion steps, or the model is no diffusion model.
+        """
+        if not isinstance(self.network, DiffusionRecommender):
+            raise UserError(f"model '{self.config['model']}' has no sampling steps: leave them out")
+        total = self.network.n_steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= total:
+            raise UserError(f"sampling_steps must be an integer from 1 to {total}, got {steps!r}")
+        other = copy.copy(self)
+        other.network = self.network.with_sampling_steps(steps)
+        return other
+
+    def recommend(
+        self,
+        sequences: Sequence[Sequence[Any]] | pd.DataFrame,
+        k: int = 10,
+        exclude_seen: bool = False,
+        candidates: Iterable[Any] | None = None,
+        users: Sequence[Any] | None = None,
+        samples: int | None = None,
+        diversity: float = 0.0,
+    ) -> pd.DataFrame:
+        """The ``k`` best items for each history, oldest item first.
+
+        Items that the model does not know are skipped. A history without any known item gets the most popular items
+        of the training data, marked in the column ``popular``.
+
+        Parameters
+        ----------
+        sequences : B histories of item ids, or a DataFrame that ``histories`` reads.
+        k : length of the lists.
+        exclude_seen : leave out the items of the history itself.
+        candidates : recommend these items alone.
+        users : names for the histories, their places by default.
+        samples : draw so many reconstructions of each history's next item (diffusion models); the score is their mean.
+        diversity : with samples, from 0 (the order of the scores) to 1 (cover as many samples' own lists as possible).
+
+        Returns
+        -------
+        DataFrame with ``user_id``, ``rank`` (from 1), ``item_id``, ``score``, ``popular``; with ``samples`` also
+        ``frequency``, the share of samples with the item in their own top k, and ``spread``, how far the user's samples
+        lie from their mean, relative to its length. Fewer than ``k`` rows for a history that leaves fewer items.
+
+        Raises
+        ------
+        UserError
+            ``k``, ``samples`` or ``diversity`` is out of range, the model draws nothing, or no candidate is known.
+        """
+        options = ListOptions(k, exclude_seen, candidates, samples, diversity)
+        if samples is not None:
+            self.config.spec.refuse("samples", "draw samples")
+        if samples is not None and not isinstance(self.network, DiffusionRecommender):
+            raise UserError(
+                f"model '{self.config['model']}' draws no samples, since it is no diffusion model: leave out --samples"
+            )
+        sequences, users = self._named_histories(sequences, users)
+        allowed = self._allowed(candidates)
+        columns = COLUMNS if samples is None else (*COLUMNS, "frequency", "spread")
+        frames = [] if len(sequences) else [pd.DataFrame({name: [] for name in columns})]
+        size = self.config["eval_batch_size"]
+        for start in range(0, len(sequences), size):
+            part = slice(start, start + size)
+            frames.append(self._batch(sequences[part], users[part], options, allowed))
+        return pd.concat(frames, ignore_index=True)
+
+    def _named_histories(self, sequences: Any, users: Any) -> tuple[list[list[str]], Sequence[Any]]:
+        """Histories as text, and the users' names, as ``recommend`` takes them."""
+        if isinstance(sequences, pd.DataFrame):
+            if users is not None:
+                raise UserError("the DataFrame names its users already: leave out users")
+            parts = list(self.histories(sequences))
+            return [history for _, part in parts for history in part], [user for part, _ in parts for user in part]
+        sequences = as_histories(sequences)
+        users = range(len(sequences)) if users is None else list(users)
+        if len(users) != len(sequences):
+            raise UserError(f"users must name the {len(sequences)} histories, got {len(users)}: give one for each")
+        return sequences, users
+
+    def histories(self, source: str | Path | pd.DataFrame) -> Iterator[HistoryBatch]:
+        """Users and histories in a file or a DataFrame, some at a time (see ``read_histories``).
+
+        The columns are called as in the training data, or ``user_id``, ``item_id`` and ``timestamp``, or ``user_id``
+        and ``items``.
+
+        Raises
+        ------
+        UserError
+            They cannot be read.
+        """
+        config = self.config
+        names = [config[f"{kind}_FIELD"] for kind in ("USER_ID", "ITEM_ID", "TIME")]
+        columns = HistoryColumns(*(name or default for name, default in zip(names, vars(HistoryColumns()).values())))
+        if isinstance(source, pd.DataFrame):
+            table: Table = Frame(source)
+        else:
+            table = open_table(source, "input", config["field_separator"], config["encoding"])
+        return read_histories(table, columns, split=all(len(item.split()) == 1 for item in self.items[1:]))
+
+    def unknown(self, sequences: Iterable[Iterable[Any]]) -> int:
+        """How many of the items in the histories the model does not know."""
+        return sum(item not in self._number for sequence in as_histories(sequences) for item in sequence)
+
+    def knows(self, item: str) -> bool:
+        """Whether an id is of an item that the model knows."""
+        return item in self._number
+
+    def like(self, item: str) -> str | None:
+        """The id that the model knows where ``item`` is the same in another spelling, as of a table's numbers."""
+        spellings = (item.removesuffix(".0"), item.strip(), item.strip("\"'"))
+        return next((spelling for spelling in spellings if spelling in self._number), None)
+
+    @torch.no_grad()
+    def vectors(self, sequences: Sequence[Sequence[Any]]) -> np.ndarray:
+        """Reconstructed targets of a diffusion model, for a search among its ``item_vectors``: float32 [B, d].
+
+        A history without any item that the model knows has the vector of zeros.
+        """
+        sequences = as_histories(sequences)
+        found = np.zeros((len(sequences), self.network.hidden_size), dtype=np.float32)
+        size = self.config["eval_batch_size"]
+        for start in range(0, len(sequences), size):
+            histories = self._numbers(sequences[start : start + size])
+            known = [row for row, history in enumerate(histories) if history]
+            if known:
+                (x_0, *_) = self.network.reconstructions(self._interaction([histories[row] for row in known]))
+                found[start + np.array(known)] = self.network.query(x_0).cpu().numpy()
+        return found
+
+    def _numbers(self, sequences: Iterable[Iterable[str]]) -> list[list[int]]:
+        """The histories in item numbers, without the items that the model does not know."""
+        return [[self._number[item] for item in sequence if item in self._number] for sequence in sequences]
+
+    def _allowed(self, candidates: Iterable[Any] | None) -> Tensor | None:
+        if candidates is None:
+            return None
+        numbers = [self._number[item] for item in as_ids(candidates, "candidates") if item in self._number]
+        if not numbers:
+            raise UserError("none of the candidates is an item that the model knows: give items of its training data")
+        allowed = torch.zeros(len(self.items), dtype=torch.bool)
+        allowed[numbers] = True
+        return allowed
+
+    @torch.no_grad()
+    def _batch(
+        self, sequences: Sequence[Sequence[Any]], users: Sequence[Any], options: ListOptions, allowed: Tensor | None
+    ) -> pd.DataFrame:
+        histories = self._numbers(sequences)
+        known = [row for row, history in enumerate(histories) if history]
+        batch = self._interaction([histories[row] for row in known]) if known else None
+
+        def masked(scores_of_known: Tensor | None) -> Tensor:
+            scores = self.popularity.repeat(len(histories), 1)
+            if scores_of_known is not None:
+                scores[known] = scores_of_known.view(len(known), -1)[:, : len(self.items)].to(scores)
+            scores[:, 0] = -torch.inf
+            if allowed is not None:
+                scores[:, ~allowed] = -torch.inf
+            if options.exclude_seen:
+                for row, history in enumerate(histories):
+                    scores[row, history] = -torch.inf
+            return scores
+
+        lists = self._lists(batch, known, masked, options)
+        row, rank = np.nonzero(np.isfinite(lists.scores))
+        popular = np.ones(len(histories), dtype=bool)
+        popular[known] = False
+        return pd.DataFrame(
+            {
+                "user_id": np.asarray(users, dtype=object)[row],
+                "rank": rank + 1,
+                "item_id": self.items[lists.items[row, rank]],
+                "score": lists.scores[row, rank],
+                "popular": popular[row],
+                **{name: column[row, rank] for name, column in lists.extra.items()},
+            }
+        )
+
+    def _lists(
+        self, batch: Any, known: list[int], masked: Callable[[Tensor | None], Tensor], options: ListOptions
+    ) -> Lists:
+        """The lists of one batch, of which the rows ``known`` have items that the model knows."""
+        k = min(int(options.k), len(self.items) - 1)
+        if options.samples is None or batch is None:
+            scores = masked(None if batch is None else self.network.full_sort_predict(batch))
+            values, items = (part.numpy() for part in scores.topk(k))
+            extra: dict[str, np.ndarray] = {}
+            if options.samples is not None:  # all of them would give the popular items
+                extra = {"frequency": np.ones(items.shape), "spread": np.zeros(items.shape)}
+            return Lists(items, values, extra)
+        item_seq = batch[self.network.ITEM_SEQ]
+        x_0 = torch.stack(self.network.reconstructions(batch, range(options.samples)))
+        own = np.stack([masked(self.network.logits(x, item_seq)).topk(k).indices.numpy() for x in x_0])
+        centre = x_0.mean(dim=0)
+        scores = masked(self.network.logits(centre, item_seq))
+        spread = np.zeros(len(scores))
+        spread[known] = ((x_0 - centre).norm(dim=-1).mean(dim=0) / centre.norm(dim=-1)).cpu()
+        return lists_of_samples(own, scores, spread, options.diversity)
+
+    def _interaction(self, histories: list[list[int]]) -> Interaction:
+        """What the model reads: the most recent items of each history, padded on the right, on its device."""
+        longest = self.config["MAX_ITEM_LIST_LENGTH"]
+        lengths = torch.tensor([min(len(history), longest) for history in histories])
+        padded = torch.zeros(len(histories), longest, dtype=torch.long)
+        for row, history in enumerate(histories):
+            padded[row, : lengths[row]] = torch.tensor(history[-longest:])
+        columns = {self.network.ITEM_SEQ: padded, self.network.ITEM_SEQ_LEN: lengths}
+        return Interaction(columns).to(self.config["device"])

@@ -1,0 +1,105 @@
+"""Inference of DiffuRec's family as a function of tensors alone: histories and random draws in, scores of all items out.
+
+Shapes: B batch, L padded history length, d hidden size, S visited steps, I items with padding row 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from recbole_diffurec.diffusion.noise import history_keys
+from recbole_diffurec.layers.ragged import PaddedBatch
+from recbole_diffurec.models.base import Program
+
+if TYPE_CHECKING:
+    from recbole_diffurec.models.diffurec import DiffuRecFamily
+
+
+class _GivenDraws:
+    """Draws that are a program's inputs, in the order of the reverse process; runtimes draw differently."""
+
+    def __init__(self, noise: Tensor, uncertainty: Tensor, visits: Sequence[int]):
+        self._noise, self._uncertainty = noise, uncertainty
+        self._place = {t: place for place, t in enumerate(visits)}
+
+    def start(self) -> Tensor:
+        return self._noise[0]
+
+    def step(self, t: int) -> Tensor:
+        return self._noise[self._place[t] + 1]
+
+    def per_token(self, t: int, mean: float, std: float, dtype: torch.dtype) -> Tensor:
+        given = self._uncertainty[self._place[t]]
+        return given.reshape(-1, given.shape[-1])
+
+
+class DiffuRecProgram(Program):
+    """Inference of one model, the reverse process included.
+
+    Parameters
+    ----------
+    network : DiffuRecFamily
+        The model; its parts are used as they are.
+    """
+
+    inputs = ("item_seq", "noise", "uncertainty")
+
+    def __init__(self, network: DiffuRecFamily):
+        super().__init__()
+        self.network = network
+
+    def forward(self, item_seq: Tensor, noise: Tensor, uncertainty: Tensor) -> Tensor:
+        """Scores of all items, [B, I]; the padding row scores minus infinity.
+
+        Parameters
+        ----------
+        item_seq : int64 [B, L], item numbers, the oldest first, 0 after the most recent.
+        noise : [S, B, d] of N(0, 1): x_T, then what each reverse step but the last adds.
+        uncertainty : [S, B, L, d], lambda of each visited step, N(delta, delta^2).
+        """
+        network = self.network
+        batch = PaddedBatch(item_seq)
+        condition = network.condition(batch, network.denoiser)
+        draws = _GivenDraws(noise, uncertainty, network.visits)
+        x_0 = network.reverse(condition, batch.items[batch.last], draws, network.denoiser)
+        return network.logits(x_0, item_seq)
+
+    def draws(self, item_seq: Tensor, seed: int | None = None) -> dict[str, Tensor]:
+        """``Program.draws``."""
+        network = self.network
+        batch = PaddedBatch(item_seq)
+        keys = history_keys(batch.items, batch.age, batch.real, batch.row, batch.n_sequences)
+        dtype = network.item_embedding.weight.dtype
+        seed = network.inference_seeds[0] if seed is None else seed
+        source = network.noise_table.for_batch(seed, keys, batch.row, batch.age, dtype)
+        shape = (*item_seq.shape, network.hidden_size)
+        return {
+            "item_seq": item_seq,
+            "noise": torch.stack([source.start(), *(source.step(t) for t in network.visits[:-1])]),
+            "uncertainty": torch.stack(
+                [source.per_token(t, *network.denoiser.token_noise, dtype).view(shape) for t in network.visits]
+            ),
+        }
+
+    def dynamic_shapes(self, rows: Any, length: Any) -> dict[str, dict[int, Any]]:
+        """``Program.dynamic_shapes``."""
+        return {"item_seq": {0: rows, 1: length}, "noise": {1: rows}, "uncertainty": {1: rows, 2: length}}
+
+    def describe(self) -> dict[str, Any]:
+        """``Program.describe``."""
+        visits, size = self.network.visits, self.network.hidden_size
+        mean, std = self.network.denoiser.token_noise
+        return {
+            "inputs": {
+                "item_seq": "int64 [batch, length], length from 2 to max_length: item numbers (places in 'items'), the "
+                "oldest first, 0 after the last",
+                "noise": f"float32 [{len(visits)}, batch, {size}] of N(0, 1)",
+                "uncertainty": f"float32 [{len(visits)}, batch, length, {size}] of N({mean}, {std}^2)",
+            },
+            "outputs": {"scores": "float32 [batch, items]; -inf for the padding item 0"},
+            "diffusion_steps_visited": visits,
+        }

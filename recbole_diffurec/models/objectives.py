@@ -1,0 +1,62 @@
+"""What a diffusion model is trained for, given its estimate of the target.
+
+Shapes: B batch, d hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from recbole_diffurec.layers.item_softmax import LogitBias, full_cross_entropy
+from recbole_diffurec.models.scores import ItemScores
+
+
+class Objective(Protocol):
+    """A loss of an estimate of the target."""
+
+    def __call__(
+        self, x_0_hat: Tensor, x_0: Tensor, target: Tensor, weight: Tensor, bias: LogitBias | None
+    ) -> tuple[Tensor, Tensor]:
+        """The weighted sum of the losses, and the losses [B] without gradients, which a step sampler learns from.
+
+        Parameters
+        ----------
+        x_0_hat, x_0 : [B, d], the estimate and what was noised.
+        target : int [B], the items.
+        weight : [B].
+        bias : of the items' scores.
+        """
+
+
+class CrossEntropyObjective(nn.Module):
+    """Cross-entropy of the estimate over the items (DiffuRecSys Eqs. 24-25).
+
+    Parameters
+    ----------
+    scores : of items.
+    cross_entropy : ``full_cross_entropy`` or a ``SampledCrossEntropy``.
+    """
+
+    def __init__(self, scores: ItemScores, cross_entropy: Callable[..., tuple[Tensor, Tensor]] = full_cross_entropy):
+        super().__init__()
+        self.scores, self.cross_entropy = scores, cross_entropy
+
+    def forward(
+        self, x_0_hat: Tensor, x_0: Tensor, target: Tensor, weight: Tensor, bias: LogitBias | None
+    ) -> tuple[Tensor, Tensor]:
+        """``Objective.__call__``."""
+        return self.cross_entropy(self.scores.query(x_0_hat), self.scores.vectors(), target, weight, bias)
+
+
+class SquaredErrorObjective:
+    """Squared distance of the estimate from the target's vector, summed over dimensions: the L_simple of x_0."""
+
+    def __call__(
+        self, x_0_hat: Tensor, x_0: Tensor, target: Tensor, weight: Tensor, bias: LogitBias | None
+    ) -> tuple[Tensor, Tensor]:
+        """``Objective.__call__``."""
+        losses = (x_0_hat - x_0).square().sum(dim=-1)
+        return (weight.to(losses.dtype) * losses).sum(), losses.detach()

@@ -1,0 +1,84 @@
+"""Scores of items for a vector: inner products or cosines, and a learned score for an item's place in the history.
+
+Shapes: B batch, L padded history length, d hidden size, I items with padding row 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recbole_diffurec.layers.item_softmax import LogitBias
+
+# Scores are tens of units apart and Adam moves a parameter by about the learning rate a step; without the factor the
+# bias would need thousands of steps.
+REPEAT_SCALE = 10.0
+
+
+class ItemScores:
+    """How items are scored against a vector. Holds parameters of a model and owns none.
+
+    Parameters
+    ----------
+    item_embedding : E, [I, d].
+    cosine_temperature : tau, with which scores are cosines over tau; None for inner products.
+    repeat_bias : b [longest history], see ``bias``; None without it.
+    """
+
+    def __init__(
+        self,
+        item_embedding: nn.Embedding,
+        cosine_temperature: float | None = None,
+        repeat_bias: nn.Parameter | None = None,
+    ):
+        self.item_embedding, self.repeat_bias = item_embedding, repeat_bias
+        self.cosine_temperature = cosine_temperature
+
+    def vectors(self, items: Tensor | None = None) -> Tensor:
+        """Item vectors that queries are scored against, E [I, d]; unit rows with ``cosine_temperature``.
+
+        Parameters
+        ----------
+        items : int [n], whose vectors [n, d]; all of them by default.
+        """
+        vectors = self.item_embedding.weight if items is None else self.item_embedding(items)
+        return vectors if self.cosine_temperature is None else F.normalize(vectors, dim=-1)
+
+    def query(self, x: Tensor) -> Tensor:
+        """What is scored against ``vectors``, [B, d]: x, or with ``cosine_temperature`` x / (|x| tau)."""
+        return x if self.cosine_temperature is None else F.normalize(x, dim=-1) / self.cosine_temperature
+
+    def bias(self, item_seq: Tensor) -> LogitBias | None:
+        """What ``repeat_bias`` adds to the scores of a history's items; None without it.
+
+        Scores by similarity rank a history's own items high; whether users come back to them, and how soon, is a
+        property of the data, which is learned here: one number b for each place in the history, counted from the most
+        recent, worth 10 b, or as a cosine with ``cosine_temperature`` b / tau.
+
+        Parameters
+        ----------
+        item_seq : int [B, L], right-padded.
+        """
+        if self.repeat_bias is None:
+            return None
+        length = (item_seq != 0).sum(dim=1, keepdim=True)
+        age = (length - 1 - torch.arange(item_seq.shape[1], device=item_seq.device)).clamp(min=0)
+        bias = self.repeat_bias.index_select(0, age.flatten()).view(age.shape)
+        scale = REPEAT_SCALE if self.cosine_temperature is None else 1 / self.cosine_temperature
+        return LogitBias(item_seq, scale * bias)
+
+    def logits(self, x: Tensor, bias: LogitBias | None) -> Tensor:
+        """Scores of all items for x [B, d]: [B, I]; minus infinity for the padding row."""
+        logits = self.query(x) @ self.vectors().T
+        if bias is not None:
+            logits.scatter_add_(1, bias.items, bias.scores.to(logits.dtype))
+        logits[:, 0] = -math.inf
+        return logits
+
+    def of_items(self, x: Tensor, items: Tensor, bias: LogitBias | None) -> Tensor:
+        """The score of one item int [B] for each x [B, d]: [B]."""
+        scores = (self.query(x) * self.vectors(items)).sum(dim=-1)
+        return scores if bias is None else scores + bias.gather(items)

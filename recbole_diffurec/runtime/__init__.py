@@ -1,0 +1,1 @@
+"""Processes, memory, files: knows no model and nothing of RecBole."""

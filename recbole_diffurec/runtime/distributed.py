@@ -1,0 +1,313 @@
+"""One training on several processes: ``torchrun`` and PyTorch's ``DistributedDataParallel``.
+
+Every process goes through the same batches in the same order and works on its own rows of each; gradients are averaged
+such that the step is that of the whole batch. In evaluation each process scores its share of the users, and what is
+collected of them is put together before the metrics are computed. Process 0 alone writes files and talks.
+
+Without several processes every function here does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import signal
+import sys
+import uuid
+import warnings
+from datetime import timedelta
+from typing import Any, Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from recbole_diffurec.errors import UserError
+from recbole_diffurec.runtime import checkpoint
+from recbole_diffurec.runtime.ranks import local_rank, local_world_size, rank, world_size
+
+__all__ = [
+    "SynchronisedLoss",
+    "all_gather",
+    "all_reduce_max",
+    "broadcast_from_rank0",
+    "exit_at_once",
+    "gather_evaluation",
+    "launch",
+    "local_rank",
+    "local_rank0_first",
+    "local_world_size",
+    "process_group",
+    "rank",
+    "world_size",
+]
+
+logger = logging.getLogger("recbole_diffurec")
+
+# How long processes on several machines wait for each other.
+RENDEZVOUS_SECONDS = 900
+# What RecBole collects for each user.
+COLLECTED = ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label")
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Connected with the other processes: over NCCL on GPUs, over gloo on CPUs."""
+    if world_size() == 1:
+        yield
+        return
+    try:
+        # Preparing large data takes its time, while the other processes wait.
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=timedelta(days=1))
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{world_size()} processes cannot be connected ({reason}): start them with torchrun, or with --nproc"
+        ) from None
+    yield
+    # Not after an error: they would wait for processes that wait for this one.
+    # gloo's threads free the tensors of a finished operation a little later, and DistributedDataParallel keeps those
+    # threads for good. When Python ends meanwhile they abort the process (pytorch/pytorch#179291). The barrier has no
+    # tensors of Python, and comes after the operations that have.
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def exit_at_once(code: int) -> None:
+    """End this process without Python's usual end, where it is one of several.
+
+    Python's end may abort it in gloo's threads, which outlive the connection (see ``process_group``) and after an error still
+    wait for the others; the exit code would be SIGABRT's.
+    """
+    if world_size() > 1:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+@contextlib.contextmanager
+def local_rank0_first() -> Iterator[None]:
+    """The first process of each machine goes first, so that what it downloads or makes is there for the others."""
+    if world_size() > 1 and local_rank() > 0:
+        distributed.barrier()
+    yield
+    if world_size() > 1 and local_rank() == 0:
+        distributed.barrier()
+
+
+def broadcast_from_rank0(make: Callable[[], Any]) -> Any:
+    """What ``make`` returns in process 0, where alone it is called; a ``UserError`` of it is raised everywhere.
+
+    The value is of tensors and plain values, see ``checkpoint.to_plain``.
+    """
+    if world_size() == 1:
+        return make()
+    made: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            made[0] = _packed(make())
+        except UserError as error:
+            made[1] = str(error)
+    distributed.broadcast_object_list(made, src=0)
+    if made[1] is not None:
+        raise UserError(made[1])
+    return _unpacked(made[0])
+
+
+def all_gather(value: Any) -> list[Any]:
+    """The ``value`` of every process, in order of their numbers; of tensors and plain values."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, _packed(value))
+    return [_unpacked(content) for content in values]
+
+
+def _packed(value: Any) -> bytes:
+    # PyTorch's own way with objects fails for tensors that share a storage.
+    buffer = io.BytesIO()
+    torch.save(checkpoint.to_plain(value), buffer)
+    return buffer.getvalue()
+
+
+def _unpacked(content: bytes) -> Any:
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _numbers_of_all(numbers: Sequence[float], device: torch.device) -> Tensor:
+    """A few ``numbers`` [m] of every process, float64 [processes, m]."""
+    own = torch.tensor(numbers, dtype=torch.float64, device=device)
+    rows = [torch.empty_like(own) for _ in range(world_size())]
+    distributed.all_gather(rows, own)
+    return torch.stack(rows)
+
+
+def all_reduce_max(numbers: Sequence[int], device: torch.device) -> list[int]:
+    """The largest of every process's ``numbers`` [m], at each place."""
+    if world_size() == 1:
+        return list(numbers)
+    return [int(number) for number in _numbers_of_all(numbers, device).amax(dim=0)]
+
+
+class _Loss(nn.Module):
+    """A model's loss as a module's forward pass, which is what ``DistributedDataParallel`` synchronises."""
+
+    def __init__(self, model: nn.Module, loss_func: Callable[[Any], Any]):
+        super().__init__()
+        self.model, self._loss_func = model, loss_func
+
+    def forward(self, interaction: Any) -> Any:
+        return self._loss_func(interaction)
+
+
+class SynchronisedLoss:
+    """A model's loss whose gradients, after the backward pass, are those of the batches of all processes together.
+
+    For losses that are means over the rows of a batch.
+
+    Parameters
+    ----------
+    model : whose parameters are trained.
+    loss_func : its loss.
+    device : of the model.
+    unused_parameters : whether some parameters may have no gradient in a step.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss_func: Callable[[Any], Any], device: torch.device, unused_parameters: bool
+    ):
+        self._device = device
+        self._loss: Any = loss_func
+        if world_size() > 1:
+            with warnings.catch_warnings():
+                # Of a successor of broadcast_buffers, which older versions do not have. The buffers need no broadcast:
+                # they are tables that all processes have, and what a step sampler learned from its own rows.
+                warnings.simplefilter("ignore", FutureWarning)
+                self._loss = DistributedDataParallel(
+                    _Loss(model, loss_func), broadcast_buffers=False, find_unused_parameters=unused_parameters
+                )
+
+    def __call__(self, interaction: Any) -> tuple[Any, Any]:
+        """The loss to differentiate and the value for the whole batch, each a number or a tuple of parts."""
+        losses = self._loss(interaction)
+        parts = losses if isinstance(losses, tuple) else (losses,)
+        values = tuple(float(part.detach()) for part in parts)
+        if world_size() > 1:
+            n = len(interaction)
+            table = _numbers_of_all([n, *(n * value for value in values)], self._device).sum(dim=0).tolist()
+            values = tuple(value / table[0] for value in table[1:])
+            # The gradients of the processes are averaged, whatever number of rows each had.
+            parts = tuple(part * (n * world_size() / table[0]) for part in parts)
+        return (parts, values) if isinstance(losses, tuple) else (parts[0], values[0])
+
+
+def gather_evaluation(struct: Any) -> Any:
+    """RecBole's collected evaluation data with that of the users of all processes."""
+    if world_size() > 1:
+        own = {name: struct[name] for name in COLLECTED if name in struct}
+        everybody = all_gather(own)
+        for name in {name for part in everybody for name in part}:
+            struct[name] = torch.cat([part[name] for part in everybody if name in part])
+    return struct
+
+
+def launch(arguments: list[str], nproc: int, world_size: int | None, group_offset: int, ip: str, port: int) -> int:
+    """Start processes on this machine, as ``torchrun`` does, each with the command line ``arguments``.
+
+    Parameters
+    ----------
+    nproc : processes here.
+    world_size : processes everywhere, ``nproc`` by default; a multiple of it.
+    group_offset : the number of the first process here.
+    ip, port : of process 0's machine, where there are several machines.
+
+    Returns
+    -------
+    0, 2 after a user's mistake, or else the exit code of the first process that failed.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.launcher.api import elastic_launch
+
+    config = _launch_config(nproc, nproc if world_size is None else world_size, group_offset, ip, port)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        with _environment_of_children(nproc):
+            elastic_launch(config, sys.executable)("-m", "recbole_diffurec", *arguments)
+    except ChildFailedError as error:
+        # A mistake comes before what it did to the processes that lost their connection to the one that told of it.
+        first = min(error.failures.values(), key=lambda failure: (failure.exitcode != 2, failure.timestamp))
+        if first.exitcode >= 0:
+            return first.exitcode
+        name = signal.Signals(-first.exitcode).name
+        print(
+            f"recbole-diffurec: process {group_offset + first.local_rank} was killed ({name}); out of memory, perhaps",
+            file=sys.stderr,
+        )
+        return 128 - first.exitcode
+    except SignalException as stop:
+        return 128 + int(stop.sigval)
+    except (RendezvousError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"the processes cannot be connected over '{ip}' port {port} ({reason}): check --ip and --port"
+        ) from None
+    return 0
+
+
+def _launch_config(nproc: int, world_size: int, group_offset: int, ip: str, port: int) -> Any:
+    """What ``elastic_launch`` is asked for; raises ``UserError`` where the numbers do not fit together."""
+    from torch.distributed.launcher.api import LaunchConfig
+
+    if nproc < 1 or world_size % nproc or group_offset % nproc or not 0 <= group_offset < world_size:
+        raise UserError(
+            f"{nproc} processes from number {group_offset} of {world_size} do not fit together: --world_size and "
+            f"--group_offset must be multiples of --nproc, and the offset below the size"
+        )
+    alone = world_size == nproc
+    if not alone:
+        logger.info(
+            "waiting up to %d minutes at %s port %d for %d processes of other machines",
+            RENDEZVOUS_SECONDS // 60,
+            ip,
+            port,
+            world_size - nproc,
+        )
+    return LaunchConfig(
+        min_nodes=world_size // nproc,
+        max_nodes=world_size // nproc,
+        nproc_per_node=nproc,
+        run_id=uuid.uuid4().hex if alone else f"{ip}:{port}",
+        rdzv_backend="c10d" if alone else "static",
+        rdzv_endpoint="localhost:0" if alone else f"{ip}:{port}",
+        rdzv_configs={} if alone else {"rank": group_offset // nproc, "timeout": RENDEZVOUS_SECONDS},
+        max_restarts=0,
+    )
+
+
+@contextlib.contextmanager
+def _environment_of_children(nproc: int) -> Iterator[None]:
+    """What the processes find in their environment, in this one's while they are started."""
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    changed = {
+        # The processes share the cores, and find this package as this process did.
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc))),
+        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
+        # They say themselves what went wrong; DDP's advice on models without unused parameters is for developers.
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
+    }
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

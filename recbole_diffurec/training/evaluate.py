@@ -1,0 +1,141 @@
+"""Checkpoints tested again: one, or several as one."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+from recbole.utils import ModelType
+
+from recbole_diffurec.errors import UserError
+from recbole_diffurec.host import compat
+from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.loaders import dataset_of, share_evaluation
+from recbole_diffurec.models.ensemble import Ensemble, ranks_all_items
+from recbole_diffurec.runtime import checkpoint, distributed, files
+from recbole_diffurec.runtime.process import restored
+from recbole_diffurec.training.prepare import PreparedData, build, prepare_data
+from recbole_diffurec.training.report import deliver, describe_run, explained, log_file, plain_metrics, weights_misfit
+
+
+def evaluate(
+    checkpoint_file: str | Path, *more: str | Path, result_file: str | Path | None = None, **parameters: Any
+) -> dict[str, Any]:
+    """Test a checkpoint, or several as one; with no parameters, the figures of one are those of the run that wrote it.
+
+    Parameters
+    ----------
+    checkpoint_file : a ``.pth`` file of ``run``.
+    more : others, of sequential models on the same data; the mean of all their softmax probabilities is tested.
+    result_file : where to write the result as JSON.
+    parameters : what to change, for every checkpoint, such as ``sampling_steps=1`` or ``mask_seen=True``.
+
+    Returns
+    -------
+    As ``run``, without what only training knows; of several checkpoints, what is said about one is about the first,
+    but for ``n_parameters`` and the list ``checkpoints``.
+
+    Raises
+    ------
+    UserError
+        A file is no checkpoint of ours, a parameter is wrong, the data is not what the model was trained on, or the
+        models do not fit together.
+    """
+    members = [_Member.open(path, parameters) for path in (checkpoint_file, *more)]
+    for other in members[1:]:
+        _check_fits_together(members[0], other)
+    first = members[0]
+    path = files.check_writable(result_file, "result_file")
+    with (
+        compat.quiet(),
+        restored(),
+        distributed.process_group(first.config["device"]),
+        log_file(first.config, required=False) as log,
+    ):
+        with explained(f"preparing data set '{first.state['dataset']}'", log), distributed.local_rank0_first():
+            data = prepare_data(first.config)
+        test_data = data.loaders[2]
+        share_evaluation(test_data)
+        if data.id_tokens != first.state["id_tokens"]:
+            raise UserError(
+                f"data set '{first.state['dataset']}' under '{first.config['data_path']}' is not the one that "
+                f"checkpoint '{first.path}' was trained on (its users or items differ): give the original with "
+                f"--data_path"
+            )
+        built = [member.build(data, log, parameters) for member in members]
+        network, trainer = built[0]
+        if more:
+            network = trainer.model = _ensemble([network for network, _ in built], members)
+        test_result, eval_seconds = timed_test(trainer, test_data, first.config, load_best=False)
+    result = {
+        **describe_run(first.config, data, network),
+        "best_epoch": first.state["epoch"],
+        "test_result": test_result,
+        "eval_seconds": eval_seconds,
+        "checkpoint": os.path.abspath(checkpoint_file),
+        **({"checkpoints": [os.path.abspath(member.path) for member in members]} if more else {}),
+        "log": log,
+    }
+    return deliver(result, path)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One of the checkpoints that are tested."""
+
+    path: str | Path
+    state: dict[str, Any]
+    config: RunConfig
+
+    @classmethod
+    def open(cls, path: str | Path, parameters: Mapping[str, Any]) -> _Member:
+        state = checkpoint.open_run(path)
+        return cls(path, state, RunConfig(state["model"], state["dataset"], {**state["config"], **parameters}))
+
+    def build(self, data: PreparedData, log: str, parameters: Mapping[str, Any]) -> tuple[Any, Any]:
+        """The network with its weights, and a trainer."""
+        sizes = {name: data.config[name] for name in ("eval_batch_size", "dataloaders_save_path")}
+        with explained(f"building model '{self.state['model']}'", log):
+            network, trainer = build(self.config.with_values(**sizes), dataset_of(data.loaders[0]))
+        try:
+            trainer.load_weights(self.state)
+        except RuntimeError:
+            raise weights_misfit(self.path, parameters) from None
+        return network, trainer
+
+
+def _check_fits_together(first: _Member, other: _Member) -> None:
+    """Refuse checkpoints that one evaluation cannot serve."""
+    if any(other.state[name] != first.state[name] for name in ("dataset", "id_tokens")):
+        raise UserError(
+            f"checkpoints '{first.path}' and '{other.path}' were trained on different data (users, items or name): "
+            "give checkpoints of one data set"
+        )
+    name = "MAX_ITEM_LIST_LENGTH"
+    if other.config[name] != first.config[name]:
+        raise UserError(
+            f"checkpoint '{other.path}' has {name} {other.config[name]}, but '{first.path}' has {first.config[name]}: "
+            "checkpoints that are tested as one see histories of one length"
+        )
+
+
+def _ensemble(networks: Sequence[Any], members: Sequence[_Member]) -> Ensemble:
+    for network, member in zip(networks, members):
+        if network.type != ModelType.SEQUENTIAL or not ranks_all_items(network):
+            raise UserError(
+                f"checkpoint '{member.path}' is of {type(network).__name__}, which cannot be tested together with others: "
+                "give checkpoints of sequential models that rank all items"
+            )
+    return Ensemble(networks)
+
+
+def timed_test(trainer: Any, test_data: Any, config: RunConfig, load_best: bool = True) -> tuple[dict, float]:
+    """Test metrics and the seconds they took, the loading of the weights not counted."""
+    if load_best:
+        trainer.load_best()
+    started = time.perf_counter()
+    result = trainer.evaluate(test_data, load_best_model=False, show_progress=config["show_progress"])
+    return plain_metrics(result), time.perf_counter() - started

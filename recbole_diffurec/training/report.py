@@ -1,0 +1,180 @@
+"""What a run says: its result, its lines on the terminal, its log file, and what went wrong in one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any, Iterator, Mapping
+
+import numpy as np
+import pandas as pd
+import recbole
+import torch
+
+from recbole_diffurec.config.rules import NOT_IN_RESULT
+from recbole_diffurec.errors import UserError
+from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.runtime import distributed, files
+from recbole_diffurec.version import __version__
+
+# How metrics are called in tables, where RecBole calls them otherwise.
+METRIC_NAMES = {"hit": "HR", "ndcg": "NDCG"}
+
+
+def metric_name(key: str) -> str:
+    """``ndcg@10`` -> ``NDCG@10``, ``hit@10`` -> ``HR@10``."""
+    metric, _, k = key.partition("@")
+    return f"{METRIC_NAMES.get(metric, metric)}@{k}" if k else METRIC_NAMES.get(metric, metric)
+
+
+def describe_run(config: RunConfig, data: Any, network: torch.nn.Module) -> dict[str, Any]:
+    """What every result says about its run."""
+    return {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "seed": config["seed"],
+        "n_users": data.n_users,
+        "n_items": data.n_items,
+        "n_interactions": data.n_interactions,
+        "n_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
+        "device": str(config["device"]),
+        "config": json.loads(json.dumps(config.plain())),
+        "versions": {
+            "recbole_diffurec": __version__,
+            "recbole": recbole.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "pandas": pd.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def describe_epoch(epoch: Mapping[str, Any], config: RunConfig) -> str:
+    """One line on a validated epoch."""
+    return (
+        f"epoch {epoch['epoch'] + 1}/{config['epochs']}: loss {epoch['train_loss']:.4f}, "
+        f"valid {config['valid_metric']} {epoch['valid_score']:.4f} "
+        f"({epoch['train_seconds']:.1f} s training, {epoch['valid_seconds']:.1f} s validating)"
+    )
+
+
+def format_result(result: Mapping[str, Any]) -> str:
+    """The table and the places that a run ends with."""
+    columns = {"valid": result.get("best_valid_result"), "test": result["test_result"]}
+    columns = {name: metrics for name, metrics in columns.items() if metrics}
+    checkpoints = result.get("checkpoints", ())
+    what = f"{len(checkpoints)} models as one" if checkpoints else result["model"]
+    lines = [f"{what} on {result['dataset']}", "", " " * 10 + "".join(f"{name:>10}" for name in columns)]
+    for key in result["test_result"]:
+        lines.append(f"{metric_name(key):<10}" + "".join(f"{metrics[key]:>10.4f}" for metrics in columns.values()))
+    lines.append("")
+    if "train_seconds" in result:
+        lines.append(f"training    {result['train_seconds']:.1f} s, best epoch {result['best_epoch'] + 1}")
+    lines.append(f"evaluation  {result['eval_seconds']:.1f} s")
+    if not checkpoints and result.get("checkpoint"):
+        checkpoints = [result["checkpoint"]]
+    lines += [f"checkpoint  {os.path.relpath(path)}" for path in checkpoints]
+    for name in ("log", "result_file"):
+        if result.get(name):
+            lines.append(f"{name.replace('_file', ''):<12}{os.path.relpath(result[name])}")
+    return "\n".join(lines)
+
+
+def plain_metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """RecBole's metrics as Python numbers."""
+    return {name: float(value) for name, value in result.items()}
+
+
+@contextlib.contextmanager
+def log_file(config: RunConfig, required: bool = True) -> Iterator[str]:
+    """RecBole's log lines go to a file of this run's own, its warnings to the terminal as well.
+
+    Parameters
+    ----------
+    config : of the run.
+    required : False does without a file where none can be written.
+
+    Yields
+    ------
+    The path of the file.
+    """
+    if distributed.rank() > 0:
+        yield os.devnull
+        return
+    folder = os.path.join("log", config["model"])
+    try:
+        files.make_folder(folder, "the folder for logs")
+    except UserError:
+        if required:
+            raise
+        yield os.devnull
+        return
+    name = f"{config['model']}-{config['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}.log"
+    path = os.path.join(folder, name)
+    root = logging.getLogger()
+    level = root.level
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        root.info("command: %s", sys.argv)
+        root.info("configuration: %s", json.dumps(config.plain(), default=str))
+        yield os.path.abspath(path)
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()
+
+
+@contextlib.contextmanager
+def explained(what: str, log: str) -> Iterator[None]:
+    """Turn what RecBole raises over its many parameters into one sentence; the traceback goes to the log file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise UserError(
+                f"{what} ran out of memory: use a machine with more, a smaller data set or a smaller model"
+            ) from error
+        if isinstance(error, torch.distributed.DistError) or "Connection closed by peer" in str(error):
+            raise UserError(f"{what} stopped, because another of the processes did: see what it said") from error
+        logging.getLogger().info("%s failed", what, exc_info=True)
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"{what} failed inside RecBole ({type(error).__name__}: {reason}): check the parameters and columns "
+            f"that it names; the traceback is in '{os.path.relpath(log)}'"
+        ) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that a GPU's or the machine's memory is used up."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # of torch's CPU allocator
+
+
+def weights_misfit(path: str | Path, parameters: Mapping[str, Any]) -> UserError:
+    """What to say where a checkpoint's weights do not fit the network that ``parameters`` change."""
+    return UserError(
+        f"the weights of checkpoint '{path}' do not fit the parameters given "
+        f"({', '.join(parameters.keys() - NOT_IN_RESULT)}): leave out those that change the network's shape"
+    )
+
+
+def deliver(result: dict[str, Any], path: Path | None) -> dict[str, Any]:
+    """Write the result as JSON, whole or not at all, and return it."""
+    if path is not None and distributed.rank() == 0:
+        files.write_text(path, json.dumps(result, indent=2))
+        result = {**result, "result_file": str(path.resolve())}
+    return result

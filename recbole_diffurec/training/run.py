@@ -1,0 +1,150 @@
+"""One run: configuration in, result out. Prepare data, train, choose the best epoch, test, report."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+from recbole.utils import init_seed
+
+from recbole_diffurec.errors import UserError
+from recbole_diffurec.host import compat
+from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.loaders import dataset_of, share_evaluation, share_training
+from recbole_diffurec.runtime import distributed, files
+from recbole_diffurec.runtime.process import restored
+from recbole_diffurec.training.evaluate import timed_test
+from recbole_diffurec.training.prepare import DatasetCache, PreparedData, build, prepare_data
+from recbole_diffurec.training.report import deliver, describe_epoch, describe_run, explained, log_file, plain_metrics
+from recbole_diffurec.training.state import find_state
+
+logger = logging.getLogger("recbole_diffurec")
+
+
+def run(
+    model: str = "DiffuRecSys",
+    dataset: str = "ml-100k",
+    *,
+    config_files: Sequence[str | Path] = (),
+    experiment: str | None = None,
+    result_file: str | Path | None = None,
+    resume: bool = False,
+    **parameters: Any,
+) -> dict[str, Any]:
+    """Train, validate and test one model on one data set.
+
+    Parameters
+    ----------
+    model, dataset : names; any model of RecBole, any known data set or ``data_path/NAME/NAME.inter``.
+    config_files : YAML files, later ones stronger.
+    experiment : name under ``properties/experiment``.
+    result_file : where to write the result as JSON; its folder is made when missing.
+    resume : go on with an interrupted run of the same configuration, which left its state in ``checkpoint_dir``.
+    parameters : the strongest layer, such as ``epochs=5``.
+
+    Returns
+    -------
+    dict with ``model``, ``dataset``, ``seed``, ``n_users``, ``n_items``, ``n_interactions`` (after filtering, without
+    padding), ``best_epoch`` (0-based, as RecBole counts), ``best_valid_result``, ``test_result``, ``train_seconds``
+    (training epochs alone), ``eval_seconds`` (the final test), ``n_parameters``, ``checkpoint``, ``log``, ``history``
+    (per epoch), ``config``, ``versions``.
+
+    Raises
+    ------
+    UserError
+        A parameter, a name or the data is wrong; the message says what to do.
+    """
+    config = RunConfig(model, dataset, parameters, config_files, experiment)
+    path = files.check_writable(result_file, "result_file")
+    if distributed.rank() > 0:
+        compat.no_tensorboard()
+    with distributed.process_group(config["device"]):
+        # Asked by all processes before any of them can write a state.
+        state = distributed.broadcast_from_rank0(lambda: find_state(config) if resume else None)
+        if resume and state is None:
+            logger.info("nothing to resume in '%s': starting afresh", config["checkpoint_dir"])
+        result = train(config, state=state).result
+    # Disconnected: where the file cannot be written, no other process waits for the one that says so.
+    return deliver(result, path)
+
+
+@dataclass
+class TrainedRun:
+    """A finished run with everything that made it, for further analyses; ``result`` is as ``run`` returns it."""
+
+    config: RunConfig
+    data: PreparedData
+    network: Any
+    trainer: Any
+    result: dict[str, Any]
+
+
+def train(
+    config: RunConfig,
+    datasets: DatasetCache | None = None,
+    on_scores: Callable[..., None] | None = None,
+    state: dict[str, Any] | None = None,
+) -> TrainedRun:
+    """Train, validate and test by a checked configuration.
+
+    Parameters
+    ----------
+    config : checked.
+    datasets : data sets that runs share.
+    on_scores : called in the final test as in ``PluginTrainer.telling``.
+    state : of an interrupted training, from ``find_state``, to go on with.
+    """
+    model, dataset = config["model"], config["dataset"]
+    files.make_folder(config["checkpoint_dir"], "checkpoint_dir")
+    with compat.quiet(), restored(), log_file(config) as log:
+        with explained(f"preparing data set '{dataset}'", log), distributed.local_rank0_first():
+            data = prepare_data(config, datasets)
+        with explained(f"building model '{model}'", log):
+            network, trainer = build(data.config, dataset_of(data.loaders[0]))
+        _share(data, trainer)
+        trainer.about_data(data.id_tokens, data.popularity)
+        if state is not None:
+            done = f"{state['unfinished']['done']} batches of epoch {state['epoch'] + 1}"
+            logger.info("resuming after %s from '%s'", done, os.path.relpath(state["state_file"]))
+            trainer.resume(state)
+        with explained(f"training model '{model}'", log):
+            best_valid_result = trainer.train_resumably(
+                data.loaders[0], data.loaders[1], lambda epoch: logger.info(describe_epoch(epoch, config))
+            )
+        with trainer.telling(on_scores):
+            test_result, eval_seconds = timed_test(trainer, data.loaders[2], config)
+    result = {
+        **describe_run(config, data, network),
+        "best_epoch": trainer.best_epoch,
+        "best_valid_result": plain_metrics(best_valid_result),
+        "test_result": test_result,
+        "train_seconds": trainer.train_seconds,
+        "eval_seconds": eval_seconds,
+        "checkpoint": os.path.abspath(trainer.saved_model_file),
+        "log": log,
+        "history": trainer.history,
+    }
+    if distributed.rank() == 0:
+        Path(trainer.state_file).unlink(missing_ok=True)
+    return TrainedRun(config, data, network, trainer, result)
+
+
+def _share(data: PreparedData, trainer: Any) -> None:
+    """Give this process its part of the data, where there are several."""
+    if distributed.world_size() == 1:
+        return
+    config, (train_data, *held_out) = data.config, data.loaders
+    config.spec.refuse("nproc", "be trained in several processes")
+    if not (trainer.has_plain_epochs and hasattr(train_data, "batch_sampler")):
+        raise UserError(
+            f"model '{config['model']}' trains in a way of its own: train it in one process, without --nproc or "
+            f"torchrun"
+        )
+    share_training(train_data)
+    for loader in held_out:
+        share_evaluation(loader)
+    # Equal weights until here, other draws from here on.
+    init_seed((config["seed"] + 1 + distributed.rank()) % 2**32, config["reproducibility"])
