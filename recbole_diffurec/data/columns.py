@@ -14,37 +14,24 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Union
+from typing import Any, Union
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recbole_diffurec.data.times import DATES, Rows, cast, is_date, seconds
 from recbole_diffurec.errors import UserError
 
-__all__ = ["Cells", "Column", "id_text", "refuse_mixed_units"]
+__all__ = ["Cells", "Column", "id_text"]
 
 Cells = Union["pa.Array", Sequence[Any]]  # of one type, or each of its own
 
 # What stands for no number in a file of text.
 NO_NUMBER = ("", "nan", "NaN", "NA", "null")
 
-# Today's times lie far apart in the units that people keep them in: none of the ranges below, from March 1973 to the
-# year 2103, meets the next one.
-FIRST_TIME, LAST_TIME = 1e8, 4.2e9  # seconds
-TIME_UNITS = {"seconds": 1.0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
-
 TIME_FORM = "a number, or a date such as 2024-05-01 12:30:00"
-
-
-class Rows(Protocol):
-    """As much of a table as a column needs to say where a cell stands."""
-
-    @property
-    def name(self) -> str: ...
-
-    def place(self, row: int) -> str: ...
 
 
 def id_text(value: Any) -> str | None:
@@ -297,7 +284,7 @@ class Column:
         """
         cells = _decoded(self.cells) if isinstance(self.cells, pa.Array) else self._texts(TIME_FORM)
         if pa.types.is_timestamp(cells.type) or pa.types.is_date(cells.type):
-            found, dates = _seconds(cells), True
+            found, dates = seconds(cells), True
         elif _is_text(cells.type):
             cells = pc.utf8_trim_whitespace(cells)
             expected = TIME_FORM if as_dates is None else "a number"
@@ -305,7 +292,7 @@ class Column:
             there &= ~cells.is_null().to_numpy(zero_copy_only=False)
             if as_dates is None:
                 first = cells[int(there.argmax())].as_py() if there.any() else None
-                as_dates = first is not None and _is_date(first)
+                as_dates = first is not None and is_date(first)
             dates = as_dates
             found = self._dates_in(cells, there) if dates else self._numbers_in(cells, expected)
         else:
@@ -322,47 +309,20 @@ class Column:
 
     def _dates_in(self, text: pa.Array, there: np.ndarray) -> np.ndarray:
         text = pc.if_else(pa.array(there), text, None)
-        fitting = [kind for kind in DATES if _casts(text[int(there.argmax())], kind)]
+        fitting = [kind for kind in DATES if cast(text[int(there.argmax())], kind) is not None]
         for kind in fitting:
-            with_nulls = _cast(text, kind)
+            with_nulls = cast(text, kind)
             if with_nulls is not None:
-                return _seconds(with_nulls)
+                return seconds(with_nulls)
         # A prefix that cannot be cast is looked for by halves: the cells are cast each for itself.
         good, bad = 0, len(text)
         while bad - good > 1:
             middle = (good + bad) // 2
-            if any(_cast(text.slice(0, middle), kind) is not None for kind in fitting):
+            if any(cast(text.slice(0, middle), kind) is not None for kind in fitting):
                 good = middle
             else:
                 bad = middle
         raise self.wrong(bad - 1, f"a date like the first one, {text[int(there.argmax())].as_py()!r}")
-
-
-DATES = tuple(pa.timestamp(unit, tz=zone) for unit in ("us", "ns") for zone in (None, "UTC"))
-
-
-def _cast(text: Any, kind: pa.DataType) -> Any:
-    """Text, an array or a scalar, as what it is said to be; None where it is not."""
-    try:
-        return text.cast(kind)
-    except pa.ArrowInvalid:
-        return None
-
-
-def _casts(text: pa.Scalar, kind: pa.DataType) -> bool:
-    return _cast(text, kind) is not None
-
-
-def _is_date(text: str) -> bool:
-    return any(_casts(pa.scalar(text), kind) for kind in DATES)
-
-
-def _seconds(stamps: pa.Array) -> np.ndarray:
-    """Dates in seconds since 1970, NaN where one is missing: float64 [n]."""
-    if pa.types.is_date(stamps.type):
-        stamps = stamps.cast(pa.timestamp("s"))
-    per_second = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}[stamps.type.unit]
-    return stamps.cast(pa.int64()).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False) / per_second
 
 
 @dataclass(frozen=True)
@@ -391,35 +351,3 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def refuse_mixed_units(table: Rows, name: str, times: np.ndarray, rows: np.ndarray | None = None) -> None:
-    """Raise UserError where some times are of one unit and some of another, which would put histories out of order.
-
-    Times that are no dates of today (numbers from 1 to n, say), and times that fill what lies between two units, as
-    those counted from a start of their own do, are of one unit.
-
-    Parameters
-    ----------
-    table : Rows
-        Named in the message.
-    name : str
-        The column's.
-    times : numpy.ndarray
-        float64 [n]; NaN counts for nothing.
-    rows : numpy.ndarray, optional
-        int [n], where they stand in the table; by default one after another.
-    """
-    edges = np.array([edge * unit for unit in TIME_UNITS.values() for edge in (FIRST_TIME, LAST_TIME)])
-    times = np.where(np.isnan(times), -np.inf, times)
-    range_ = np.searchsorted(edges, times, side="right")  # odd within a unit, even between two
-    found = np.flatnonzero(np.bincount(range_, minlength=len(edges) + 1))
-    for one, other in zip(found, found[1:]):
-        if one % 2 and other % 2:
-            names = list(TIME_UNITS)
-            first = [int((range_ == code).argmax()) for code in (one, other)]
-            places = [table.place(int(row if rows is None else rows[row])) for row in first]
-            raise UserError(
-                f"{table.name} has times in {names[one // 2]} ({places[0]}) and in {names[other // 2]} ({places[1]}), "
-                f"which would put histories out of order: bring '{name}' to one unit"
-            )

@@ -19,8 +19,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
-from recbole_diffurec.data.columns import id_text, refuse_mixed_units
-from recbole_diffurec.data.tables import AtomicFile, Table
+from recbole_diffurec.data.columns import id_text
+from recbole_diffurec.data.delimited import AtomicFile
+from recbole_diffurec.data.tables import Table
+from recbole_diffurec.data.times import refuse_mixed_units
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.runtime import files
 
@@ -67,9 +69,10 @@ class HistoryColumns:
             return HistoryColumns(found["user"], found["item"], found["time"], "")
         if not table.columns:
             raise UserError(f"{table.name} holds no rows: give at least one history")
+        names = ", ".join(name if name.isprintable() else repr(name) for name in table.columns)
         raise UserError(
-            f"{table.name} has the columns {', '.join(table.columns)}: it needs {self.user}, {self.item} and "
-            f"{self.time}, or {self.user} and {self.items}"
+            f"{table.name} has the columns {names}: it needs {self.user}, {self.item} and {self.time}, or {self.user} "
+            f"and {self.items}"
         )
 
 

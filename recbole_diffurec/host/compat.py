@@ -123,14 +123,16 @@ class _PandasForAtomicFiles:
         return getattr(pd, name)
 
     @staticmethod
-    def read_csv(path: Any, *, usecols: list[str], delimiter: str, encoding: str, **_: Any) -> pd.DataFrame:
+    def read_csv(
+        path: Any, *, usecols: list[str], delimiter: str, encoding: str = "utf-8-sig", **_: Any
+    ) -> pd.DataFrame:
         """Read one atomic file, in the columns that it names with their types (``item_id:token``).
 
         Against RecBole's own call, which pads lines that are too short and shifts those that are too long: they are
         refused. Identifiers such as "nan" or "00123" stay what they are, only an empty cell is missing; quotes are
         ordinary characters; missing sequences are empty; what should be a number and is none is named.
         """
-        from recbole_diffurec.data.tables import AtomicFile
+        from recbole_diffurec.data.delimited import AtomicFile
 
         return AtomicFile(Path(path), None, delimiter, encoding).frame(usecols)
 

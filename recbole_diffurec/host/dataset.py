@@ -24,11 +24,12 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, ModelType
 from torch import Tensor
 
-from recbole_diffurec.data.columns import Column, refuse_mixed_units
+from recbole_diffurec.data.columns import Column
+from recbole_diffurec.data.delimited import AtomicFile
 from recbole_diffurec.data.sources import ensure_dataset
-from recbole_diffurec.data.tables import AtomicFile
+from recbole_diffurec.data.times import refuse_mixed_units
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host import catalogue
+from recbole_diffurec.host import catalogue, compat
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -46,7 +47,7 @@ class Chronological(Dataset):
     n_time_ties : interactions whose user has another one at the same time.
     """
 
-    n_time_ties: int
+    n_time_ties: int = 0
     inter_feat: Any  # a DataFrame until RecBole builds the splits, an Interaction after
 
     def _load_data(self, token: str, dataset_path: str) -> None:
@@ -63,10 +64,12 @@ class Chronological(Dataset):
         file = AtomicFile(Path(filepath), None, self.config["field_separator"], self.config["encoding"])
         file.check(self._needed_columns() if source == FeatureSource.INTERACTION else {})
         try:
-            feat = super()._load_feat(filepath, source)
+            with compat.quiet():
+                feat = super()._load_feat(filepath, source)
         except UserError:
             raise
         except ValueError as error:
+            file.check_lines()
             self._check_lists_of_numbers(file)
             raise UserError(f"{file.name} cannot be read as an atomic file ({error}): mend the file") from None
         if feat is None:

@@ -16,8 +16,9 @@ from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 from torch import Tensor
 
+from recbole_diffurec.data.formats import open_table
 from recbole_diffurec.data.histories import HistoryBatch, HistoryColumns, as_histories, as_ids, read_histories
-from recbole_diffurec.data.tables import Frame, Table, open_table
+from recbole_diffurec.data.tables import Frame, Table
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, compat
 from recbole_diffurec.host.config import RunConfig

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_diffurec.data.columns import Column, refuse_mixed_units
+from recbole_diffurec.data.columns import Column
+from recbole_diffurec.data.times import refuse_mixed_units
 from recbole_diffurec.errors import UserError
 
 

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 from recbole_diffurec.data import histories
+from recbole_diffurec.data.formats import open_table
 from recbole_diffurec.data.histories import HistoryColumns, as_histories, as_ids, read_histories
-from recbole_diffurec.data.tables import Frame, Table, open_table
+from recbole_diffurec.data.tables import Frame, Table
 from recbole_diffurec.errors import UserError
 
 EVENTS = [("u", "3", 30), ("v", "007", 10), ("u", "1", 10), ("u", "2a", 20), ("v", "1", 10), ("u", "2b", 20)]

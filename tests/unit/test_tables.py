@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_diffurec.data.tables import AtomicFile, CsvFile, Frame, JsonLines, ParquetFile, Table, open_table
+from recbole_diffurec.data.delimited import AtomicFile, CsvFile
+from recbole_diffurec.data.formats import open_table
+from recbole_diffurec.data.tables import Frame, JsonLines, ParquetFile, Table
 from recbole_diffurec.errors import UserError
 
 IDS = ["00123", "nan", "NA", "1e5", "9007199254740993", '12" mix', '"Q"', "a b", "[x]", "é", " 7 ", "1008.0"]
