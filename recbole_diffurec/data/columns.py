@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ from recbole_diffurec.errors import UserError
 
 __all__ = ["Cells", "Column", "id_text"]
 
-Cells = Union["pa.Array", Sequence[Any]]  # of one type, or each of its own
+Cells: TypeAlias = "pa.Array | Sequence[Any]"  # of one type, or each of its own
 
 # What stands for no number in a file of text.
 NO_NUMBER = ("", "nan", "NaN", "NA", "null")
@@ -91,12 +91,13 @@ class Column:
     def __len__(self) -> int:
         return len(self.cells)
 
-    def wrong(self, row: int, expected: str, remedy: str = "mend or remove the line") -> UserError:
+    def wrong(self, row: int, expected: str, remedy: str = "") -> UserError:
         """The error that says what the cell in ``row`` (from 0, in this part) should be."""
         value = self.cells[row]
         text = repr(value.as_py() if isinstance(value, pa.Scalar) else value)
         text = text if len(text) <= 80 else f"{text[:80]}…"
         where = self.table.place(self.first_row + row)
+        remedy = remedy or f"mend or remove the {where.split()[0]}"
         return UserError(f"{self.table.name} {where} has {text} where '{self.name}' should be {expected}: {remedy}")
 
     def _wrong_type(self, expected: str) -> UserError:
@@ -305,7 +306,8 @@ class Column:
     def no_time(self, row: int) -> UserError:
         """The error that says that the cell in ``row`` is missing, or infinite."""
         where = self.table.place(self.first_row + row)
-        return UserError(f"{self.table.name} {where} has no finite '{self.name}': fill it in or remove the line")
+        remedy = f"fill it in or remove the {where.split()[0]}"
+        return UserError(f"{self.table.name} {where} has no finite '{self.name}': {remedy}")
 
     def _dates_in(self, text: pa.Array, there: np.ndarray) -> np.ndarray:
         text = pc.if_else(pa.array(there), text, None)

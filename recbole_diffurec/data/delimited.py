@@ -49,8 +49,8 @@ class CsvFile(TextFile):
             self._header_line, self.header = next(self._fields())
         except StopIteration:
             self._header_line, self.header = 1, []
-        except OSError as error:
-            raise self._unreadable(error) from None
+        except (OSError, csv.Error) as error:
+            raise super()._unreadable(error) from None
         self.columns = self.header
 
     def _fields(self) -> Iterator[tuple[int, list[str]]]:

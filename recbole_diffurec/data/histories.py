@@ -214,7 +214,7 @@ def as_ids(values: Any, what: str) -> list[str]:
     UserError
         ``values`` is no sequence of ids.
     """
-    if isinstance(values, (str, bytes, Mapping, Set, pd.DataFrame)) or not isinstance(values, Iterable):
+    if _is_no_list(values):
         raise UserError(f"{what} must be a list of ids, got {_excerpt(values)}: give one such as ['50', '172']")
     ids = []
     for value in values:
@@ -235,16 +235,22 @@ def as_histories(sequences: Any) -> list[list[str]]:
     UserError
         ``sequences`` is no sequence of sequences of ids.
     """
-    if isinstance(sequences, (str, bytes, Mapping, Set, pd.DataFrame)) or not isinstance(sequences, Iterable):
+    if _is_no_list(sequences):
         raise UserError(
             f"sequences must be a list of histories, got {_excerpt(sequences)}: give one such as [['50', '172'], ['1']]"
         )
     return [as_ids(history, f"history {place} of sequences") for place, history in enumerate(sequences)]
 
 
+def _is_no_list(value: Any) -> bool:
+    """Whether iterating over ``value`` gives something else than its elements in order: characters, keys, columns."""
+    others = isinstance(value, (str, bytes, Mapping, Set)) or hasattr(value, "columns")
+    return others or not isinstance(value, Iterable)
+
+
 def _excerpt(value: Any) -> str:
-    if isinstance(value, pd.DataFrame):
-        return f"a DataFrame with the columns {', '.join(map(str, value.columns))}"
+    if hasattr(value, "columns"):
+        return f"a table ({type(value).__name__})"
     return reprlib.repr(value)
 
 

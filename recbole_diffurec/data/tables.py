@@ -1,8 +1,7 @@
 """Tables of rows, in files or in memory: the one way in which training and inference read data.
 
 A table hands out its rows in parts, every cell as it is written, and can say where a row stands, so that whoever finds
-a cell wrong names its line. What the cells mean is for ``columns``. A row with more or fewer fields than the first one
-is refused: read on, it would shift columns, and users would become items.
+a cell wrong names its line. What the cells mean is for ``columns``.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from recbole_diffurec.errors import UserError
 __all__ = ["PART_BYTES", "PART_ROWS", "Frame", "JsonLines", "ParquetFile", "Table", "TextFile"]
 
 PART_ROWS = 100_000  # rows handed out at a time
-# Bytes read at a time, which a line must fit into: nothing shorter is a history, and nothing longer fills the memory.
+# Bytes read at a time, which a line must fit into: no history is as long, and a file without line ends fills no memory.
 PART_BYTES = 1 << 24
 
 
@@ -149,7 +148,7 @@ class TextFile(Table):
                 pass
 
     def place(self, row: int) -> str:
-        with contextlib.suppress(UserError, csv.Error):
+        with contextlib.suppress(UserError, OSError, csv.Error):
             for line, _ in itertools.islice(self._records(), row, None):
                 return f"line {line}"
         return super().place(row)
@@ -182,7 +181,7 @@ class JsonLines(TextFile):
     def _cells(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         records = self._records()
         while rows := [row for _, row in itertools.islice(records, PART_ROWS)]:
-            yield {name: [row.get(name) for row in rows] for name in columns}
+            yield {name: _in_one_array([row.get(name) for row in rows]) for name in columns}
 
 
 class ParquetFile(Table):
@@ -214,10 +213,21 @@ class Frame(Table):
         for start in range(0, len(self.frame), PART_ROWS):
             part = self.frame.iloc[start : start + PART_ROWS]
             found = {name: part.iloc[:, self.columns.index(name)] for name in columns}
-            # Objects may each be of a type of their own, which arrow would make one.
-            yield {name: list(cells) if cells.dtype == object else _one_array(cells) for name, cells in found.items()}
+            yield {
+                name: _in_one_array(list(cells)) if cells.dtype == object else _from_pandas(cells)
+                for name, cells in found.items()
+            }
 
 
-def _one_array(cells: pd.Series) -> pa.Array:
+def _in_one_array(cells: list[Any]) -> pa.Array | list[Any]:
+    """Objects as an arrow array where they are alike, and as they are otherwise: arrow would make them of one type."""
+    kinds = set(map(type, cells)) - {type(None)}
+    if len(kinds) == 1 and kinds <= {str, int, float}:
+        with contextlib.suppress(pa.ArrowException, OverflowError):
+            return pa.array(cells)
+    return cells
+
+
+def _from_pandas(cells: pd.Series) -> pa.Array:
     array = pa.Array.from_pandas(cells)
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array

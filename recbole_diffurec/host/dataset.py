@@ -37,6 +37,19 @@ logger = logging.getLogger("recbole_diffurec")
 SEEN_FROM, SEEN_TO = "seen_from", "seen_to"
 
 
+class _Files:
+    """The rows of several files, one after another, as one table."""
+
+    def __init__(self, name: str, files: list[AtomicFile], rows: list[int]):
+        self.name, self._files, self._ends = files[0].name if len(files) == 1 else name, files, np.cumsum(rows)
+
+    def place(self, row: int) -> str:
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        file = self._files[number]
+        where = file.place(row - (int(self._ends[number - 1]) if number else 0))
+        return where if len(self._files) == 1 else f"{file.name} {where}"
+
+
 class Chronological(Dataset):
     """Order by user and time, in full precision; ties keep the order of the file.
 
@@ -56,6 +69,15 @@ class Chronological(Dataset):
                 token, os.path.dirname(dataset_path), self.config["source_base_urls"], self.config["show_progress"]
             )
         super()._load_data(token, dataset_path)
+
+    def _load_inter_feat(self, token: str, dataset_path: str) -> None:
+        self._times_of_files: list[tuple[AtomicFile, np.ndarray]] = []
+        super()._load_inter_feat(token, dataset_path)
+        if self._times_of_files:
+            files, times = map(list, zip(*self._times_of_files))
+            table = _Files(f"data set '{token}'", files, [len(part) for part in times])
+            refuse_mixed_units(table, self.time_field, np.concatenate(times))
+        del self._times_of_files
 
     def _load_feat(self, filepath: str, source: Any) -> Any:
         """One atomic file, checked as ``AtomicFile`` does; lines without the ids that name them are left out."""
@@ -82,7 +104,10 @@ class Chronological(Dataset):
         }.get(source, ([], ""))
         nameless = feat[[field for field in ids if field in feat]].isnull().any(axis=1).to_numpy()
         if times is not None and times.dtype == np.float64:
-            self._check_times(file, times.to_numpy(), ~nameless)
+            lost = ~nameless & ~np.isfinite(times.to_numpy())
+            if lost.any():
+                raise Column(file, self.time_field, times).no_time(int(lost.argmax()))
+            self._times_of_files.append((file, times.to_numpy()))
         if nameless.any():
             # RecBole removes them by label where it means position (dataset.py:835).
             count, first = f"{nameless.sum():,}", file.place(int(nameless.argmax()))
@@ -103,12 +128,6 @@ class Chronological(Dataset):
         for name, kind in file.kinds.items():
             for part in file.parts([name]) if kind == "float_seq" else ():
                 part[name].check_lists_of_numbers(self.config["seq_separator"])
-
-    def _check_times(self, file: AtomicFile, times: np.ndarray, needed: np.ndarray) -> None:
-        lost = needed & ~np.isfinite(times)
-        if lost.any():
-            raise Column(file, self.time_field, times).no_time(int(lost.argmax()))
-        refuse_mixed_units(file, self.time_field, times)
 
     def _data_filtering(self) -> None:
         super()._data_filtering()

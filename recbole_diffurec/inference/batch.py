@@ -33,32 +33,47 @@ def recommend(
 
     Parameters
     ----------
-    checkpoint_file : a ``.pth`` file of ``run``, of a sequential model.
-    output : ``.csv``, ``.jsonl`` or ``.parquet``: user_id, rank, item_id, score, popular.
-    input : ``.inter``, ``.csv``, ``.jsonl`` or ``.parquet``, see ``Recommender.histories``; None for every user of the
-        training data, the next item after all their interactions.
-    k : length of the lists.
-    exclude_seen : leave out the items of the history.
-    candidates : a text file with one item id a line; recommend these alone.
-    samples, diversity : see ``Recommender.recommend``; the output gets the columns frequency and spread.
-    parameters : for inference, such as ``sampling_steps=4``.
+    checkpoint_file : str or Path
+        A ``.pth`` file of ``run``, of a sequential model.
+    output : str or Path
+        ``.csv``, ``.jsonl`` or ``.parquet``: user_id, rank, item_id, score, popular.
+    input : str or Path, optional
+        ``.inter``, ``.csv``, ``.jsonl`` or ``.parquet``, see ``Recommender.histories``; by default every user of the
+        training data, for the next item after all their interactions.
+    k : int
+        Length of the lists.
+    exclude_seen : bool
+        Leave out the items of the history.
+    candidates : str or Path, optional
+        A text file with one item id a line, to recommend these alone.
+    samples, diversity : int and float
+        See ``Recommender.recommend``; the output gets the columns frequency and spread.
+    **parameters
+        For inference, such as ``sampling_steps=4``.
 
     Returns
     -------
-    dict with the numbers of ``users``, ``rows``, ``unknown_items`` (skipped) and ``popular_users`` (no known item).
+    dict of str to int
+        The numbers of ``users``, ``rows``, ``unknown_items`` (skipped) and ``popular_users`` (no known item).
 
     Raises
     ------
     UserError
-        A file cannot be read or written, or a parameter is wrong. Nothing is left half-written.
+        A file cannot be read or written, a parameter is wrong, or the model knows none of the items. Nothing is left
+        half-written.
     """
     if input is not None and Path(output).resolve() == Path(input).resolve():
         raise UserError(f"output '{output}' is the input as well: give another file")
     recommender = Recommender.load(checkpoint_file, **parameters)
-    allowed = None if candidates is None else files.read_lines(candidates, "candidates")
+    allowed = None
+    if candidates is not None:
+        allowed = files.read_lines(candidates, "candidates")
+        among = KnownIds(recommender, f"the candidates in '{candidates}'")
+        among.add([allowed])
+        among.check()
     batches = training_histories(recommender.config) if input is None else recommender.histories(input)
     counts = {"users": 0, "rows": 0, "unknown_items": 0, "popular_users": 0}
-    known = KnownIds(recommender, f"of input '{input}'")
+    known = KnownIds(recommender, f"the item ids in input '{input}'")
     with writing(output) as append:
         for users, sequences in batches:
             table = recommender.recommend(sequences, k, exclude_seen, allowed, users, samples, diversity)
@@ -81,12 +96,12 @@ class KnownIds:
     Parameters
     ----------
     recommender : Recommender
-    whence : str
-        Where the ids come from, for messages.
+    what : str
+        How messages call the ids.
     """
 
-    def __init__(self, recommender: Recommender, whence: str):
-        self._recommender, self._whence = recommender, whence
+    def __init__(self, recommender: Recommender, what: str):
+        self._recommender, self._what = recommender, what
         self._total = self._unknown = 0
         self._examples: dict[str, None] = {}
 
@@ -116,16 +131,7 @@ class KnownIds:
         for item in self._examples:
             like = self._recommender.like(item)
             examples.append(f"{item!r}" + (f" (known is {like!r})" if like else ""))
-        named = f"such as {', '.join(examples)}"
+        what, named = f"{self._what} ({self._total:,})", f"such as {', '.join(examples)}"
         if not known:
-            raise UserError(
-                f"none of the {self._total:,} item ids {self._whence} is known to the model, {named}: give ids as in "
-                f"its training data"
-            )
-        logger.warning(
-            "only %s of the %s item ids %s are known to the model; unknown are %s",
-            f"{known:,}",
-            f"{self._total:,}",
-            self._whence,
-            named,
-        )
+            raise UserError(f"none of {what} is known to the model, {named}: give ids as in its training data")
+        logger.warning("of %s only %s are known to the model; unknown are some %s", what, f"{known:,}", named)

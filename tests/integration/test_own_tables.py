@@ -102,7 +102,8 @@ def test_no_known_id_is_refused_and_few_are_warned_of(trained, workdir, capsys, 
     assert cli.main(["recommend", str(path), "--input=none.csv", "--output=o.csv"]) == 2
     error = capsys.readouterr().err
     assert (
-        "none of the 5 item ids of input 'none.csv' is known to the model, such as '1000.0' (known is '1000')" in error
+        "none of the item ids in input 'none.csv' (5) is known to the model, such as '1000.0' (known is '1000')"
+        in error
     )
     assert "'1002.0' (known is '1002'): give ids as in its training data" in error and not list(Path().glob("*o.csv*"))
     with caplog.at_level(logging.WARNING):
@@ -114,6 +115,10 @@ def test_no_known_id_is_refused_and_few_are_warned_of(trained, workdir, capsys, 
             )
             assert (says in caplog.text) == warned
             caplog.clear()
+        Path("some.txt").write_text("\ufeff1000\n" + "x\n" * 20, encoding="utf-8")
+        arguments = ["--input=few.csv", "--output=o.csv", "--candidates=some.txt"]
+        assert cli.main(["recommend", str(path), *arguments]) == 0
+    assert "of the candidates in 'some.txt' (21) only 1 are known to the model" in caplog.text
 
 
 def test_ids_with_spaces_are_never_split(trained, workdir, capsys):

@@ -112,7 +112,7 @@ def test_days_are_times():
 def test_a_missing_time_is_never_sorted_as_one(cells):
     """pandas turns NaT into the smallest number there is."""
     row = 1 if isinstance(cells, pa.Array) and cells.null_count == 2 else 2
-    with pytest.raises(UserError, match=rf"^it row {row} has no finite 'x': fill it in or remove the line$"):
+    with pytest.raises(UserError, match=rf"^it row {row} has no finite 'x': fill it in or remove the row$"):
         times(column(cells))
     assert not np.isfinite(times(column(cells), needed=False)[-1])
 
@@ -221,7 +221,7 @@ def test_lists_of_ids(cell, items):
     ids=lambda cells: str(cells)[:20],
 )
 def test_what_is_no_list_of_ids_is_refused(cells):
-    with pytest.raises(UserError, match=r"^it row 1 has .* where 'x' should be .*: mend or remove the line$"):
+    with pytest.raises(UserError, match=r"^it row 1 has .* where 'x' should be .*: mend or remove the row$"):
         column(cells).id_lists()
 
 

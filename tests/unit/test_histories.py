@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from recbole_diffurec.data import histories
@@ -141,7 +142,8 @@ def test_histories_from_python():
         ([[True]], "got True in it"),
         ([[["1"]]], "got ['1'] in it"),
         ([b"50"], "got b'50'"),
-        (pd.DataFrame({"a": [1]}), "got a DataFrame with the columns a"),
+        (pd.DataFrame({"a": [1]}), "got a table (DataFrame)"),
+        (pa.table({"a": [["1"]]}), "got a table (Table)"),
     ],
 )
 def test_what_python_gives_by_mistake_is_refused(given, says):
