@@ -88,7 +88,7 @@ def _tune(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     try:
         found = tune(given.pop("model"), given.pop("dataset"), **given)
     except KeyboardInterrupt:
-        print(f"recbole-diffurec: interrupted; --resume goes on with '{options.output_dir}'", file=sys.stderr)
+        print(f"recbole-diffurec: interrupted; --resume resumes the search in '{options.output_dir}'", file=sys.stderr)
         return 130
     print(found["trials"].drop(columns=["trial", "error"]).to_string(index=False))
     print(f"\nbest        {os.path.relpath(os.path.join(options.output_dir, 'best.yaml'))}")

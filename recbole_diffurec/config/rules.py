@@ -137,7 +137,7 @@ def take_options(kind: type[Options], given: dict[str, Any]) -> Options:
 
 
 def check_numbers(values: Mapping[str, tuple[Any, float, str]]) -> None:
-    """Raise ``UserError`` for {name: (value, lowest, kind)} where a value is neither None nor a number from the lowest on.
+    """Raise ``UserError`` where one of {name: (value, lowest, kind)} is neither None nor of its kind and large enough.
 
     Kinds are ``int`` and ``number``.
     """

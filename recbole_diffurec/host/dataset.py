@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ class PrefixRows(Interaction):
     def columns(self) -> list[str]:
         return [*self.interaction, *self.flat]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self.columns)
 
     def __getitem__(self, index: Any) -> Any:

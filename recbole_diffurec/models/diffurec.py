@@ -25,6 +25,7 @@ from recbole_diffurec.diffusion.samplers import SAMPLERS, Sampler
 from recbole_diffurec.diffusion.step_samplers import STEP_SAMPLERS
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.layers.blocks import ACTIVATIONS, BlockShape
+from recbole_diffurec.layers.device import device_type
 from recbole_diffurec.layers.item_softmax import SampledCrossEntropy, full_cross_entropy
 from recbole_diffurec.layers.ragged import RaggedBatch
 from recbole_diffurec.layers.step_embedding import StepEmbedding
@@ -238,7 +239,7 @@ class DiffuRecFamily(DiffusionRecommender):
         seeds = self.inference_seeds if seeds is None else seeds
         item_seq, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         order = lengths.argsort(stable=True)
-        at_once = TOKENS_AT_ONCE.get(item_seq.device.type, TOKENS_AT_ONCE["cuda"])
+        at_once = TOKENS_AT_ONCE.get(device_type(item_seq), TOKENS_AT_ONCE["cuda"])
         sizes = [n for n in torch.bincount((lengths[order].cumsum(0) - 1) // at_once).tolist() if n]
         found: list[list[Tensor]] = [[] for _ in seeds]
         dtype = self.item_embedding.weight.dtype

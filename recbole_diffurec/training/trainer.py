@@ -108,7 +108,7 @@ class PluginTrainer(Trainer):
         """
         self._on_validation = on_validation
         # Some of RecBole's loaders are made of others and have no generator of their own, and some trainers go through
-        # the data several times an epoch: there is no single place to go on from.
+        # the data several times an epoch: there is no single place to resume from.
         self.keeps_state = hasattr(train_data, "generator") and self.has_plain_epochs
         listening = self.stop_request.listening() if self.keeps_state else contextlib.nullcontext()
         try:
@@ -150,7 +150,7 @@ class PluginTrainer(Trainer):
     ) -> Any:
         start, self._unfinished = self._unfinished, None
         description = f"train {epoch_idx + 1}/{self.epochs}"
-        epoch = Epoch(train_data, description, show_progress, functools.partial(self._between, epoch_idx), start)
+        epoch = Epoch(train_data, description, show_progress, functools.partial(self.between, epoch_idx), start)
         if loss_func or self._synchronised_loss is None:
             # RecBole's models may have parameters without a gradient.
             unused = not getattr(self.model, "uses_all_parameters", False)
@@ -195,7 +195,7 @@ class PluginTrainer(Trainer):
                 self.lr_scheduler.step()
         return losses
 
-    def _between(self, epoch_idx: int, epoch: Epoch) -> None:
+    def between(self, epoch_idx: int, epoch: Epoch) -> None:
         """Between two batches: keep the state when it is time or wanted, and stop when asked to."""
         if not self.keeps_state:
             return
