@@ -68,12 +68,12 @@ def recommend(
     allowed = None
     if candidates is not None:
         allowed = files.read_lines(candidates, "candidates")
-        among = KnownIds(recommender, f"the candidates in '{candidates}'")
+        among = KnownIds(recommender, f"candidates in '{candidates}'")
         among.add([allowed])
         among.check()
     batches = training_histories(recommender.config) if input is None else recommender.histories(input)
     counts = {"users": 0, "rows": 0, "unknown_items": 0, "popular_users": 0}
-    known = KnownIds(recommender, f"the item ids in input '{input}'")
+    known = KnownIds(recommender, f"item ids in input '{input}'")
     with writing(output) as append:
         for users, sequences in batches:
             table = recommender.recommend(sequences, k, exclude_seen, allowed, users, samples, diversity)
@@ -131,7 +131,10 @@ class KnownIds:
         for item in self._examples:
             like = self._recommender.like(item)
             examples.append(f"{item!r}" + (f" (known is {like!r})" if like else ""))
-        what, named = f"{self._what} ({self._total:,})", f"such as {', '.join(examples)}"
+        named = ", ".join(examples)
         if not known:
-            raise UserError(f"none of {what} is known to the model, {named}: give ids as in its training data")
-        logger.warning("of %s only %s are known to the model; unknown are some %s", what, f"{known:,}", named)
+            raise UserError(
+                f"none of the {self._what} is known to the model, such as {named}: give ids as in its training data"
+            )
+        counts = f"only {known:,} of the {self._total:,}"
+        logger.warning("%s %s are known to the model; %s and others are not", counts, self._what, named)

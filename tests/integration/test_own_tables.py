@@ -101,24 +101,21 @@ def test_no_known_id_is_refused_and_few_are_warned_of(trained, workdir, capsys, 
     Path("none.csv").write_text("session,items\na,1000.0 1001.0\nb,1002.0 x y\nc,\n")
     assert cli.main(["recommend", str(path), "--input=none.csv", "--output=o.csv"]) == 2
     error = capsys.readouterr().err
-    assert (
-        "none of the item ids in input 'none.csv' (5) is known to the model, such as '1000.0' (known is '1000')"
-        in error
-    )
+    assert "none of the item ids in input 'none.csv' is known to the model, such as '1000.0' (known is '1000')" in error
     assert "'1002.0' (known is '1002'): give ids as in its training data" in error and not list(Path().glob("*o.csv*"))
     with caplog.at_level(logging.WARNING):
         for known, warned in ((1, True), (2, False)):
             Path("few.csv").write_text("session,items\na," + "1000 " * known + "u v w " * 6 + "\nc,\n")
             lists(path, "few.csv", capsys)
             says = (
-                "only 1 of the 19 item ids of input 'few.csv' are known to the model; unknown are such as 'u', 'v', 'w'"
+                "only 1 of the 19 item ids in input 'few.csv' are known to the model; 'u', 'v', 'w' and others are not"
             )
             assert (says in caplog.text) == warned
             caplog.clear()
         Path("some.txt").write_text("\ufeff1000\n" + "x\n" * 20, encoding="utf-8")
         arguments = ["--input=few.csv", "--output=o.csv", "--candidates=some.txt"]
         assert cli.main(["recommend", str(path), *arguments]) == 0
-    assert "of the candidates in 'some.txt' (21) only 1 are known to the model" in caplog.text
+    assert "only 1 of the 21 candidates in 'some.txt' are known to the model; 'x' and others are not" in caplog.text
 
 
 def test_ids_with_spaces_are_never_split(trained, workdir, capsys):
