@@ -45,6 +45,8 @@ class PluginTrainer(Trainer):
     keeps_state : whether the training leaves a state to resume from.
     """
 
+    model: Any  # in validation it may be another form of the one that is trained
+
     def __init__(self, config: Any, model: Any):
         super().__init__(config, model)
         name = f"{config['model']}-{config['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}.pth"
@@ -231,9 +233,20 @@ class PluginTrainer(Trainer):
             )
         return self.average.in_place()
 
+    @contextlib.contextmanager
+    def _sampling_for_validation(self) -> Iterator[None]:
+        """A diffusion model with the number of reverse steps that validation has."""
+        steps, model = self.config["valid_sampling_steps"], self.model
+        if steps:
+            self.model = model.with_sampling_steps(steps)
+        try:
+            yield
+        finally:
+            self.model = model
+
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, dict[str, float]]:
         started = time.perf_counter()
-        with self._averaged():
+        with self._averaged(), self._sampling_for_validation():
             score, result = super()._valid_epoch(valid_data, show_progress)
         seconds = time.perf_counter() - started
         self.history[-1].update(valid_seconds=seconds, valid_score=score, valid_result=dict(result))
