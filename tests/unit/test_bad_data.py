@@ -9,6 +9,7 @@ import logging
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from conftest import ROOT
 
 from recbole_diffurec import UserError
 from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.dataset import dataset_class
 from recbole_diffurec.training.run import prepare_data
 
 PAGE = ROOT / "docs" / "bad_data.md"
@@ -101,6 +103,13 @@ ITEM_CASES: dict[str, bytes | str] = {
 }
 
 
+def small(folder: Path, minimum: int = 1) -> dict[str, Any]:
+    """Parameters for a data set of few rows."""
+    interval = f"[{minimum},inf)"
+    parameters: dict[str, Any] = {"data_path": str(folder), "gpu_id": "", "topk": [1], "valid_metric": "NDCG@1"}
+    return {**parameters, "user_inter_num_interval": interval, "item_inter_num_interval": interval}
+
+
 def outcome(name: str, folder: Path) -> tuple[str, str]:
     """(handled or refused, what came of it)."""
     files = {"inter": CASES.get(name, GOOD), "item": ITEM_CASES.get(name)}
@@ -110,10 +119,7 @@ def outcome(name: str, folder: Path) -> tuple[str, str]:
         path.unlink(missing_ok=True)
         if content is not None:
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    minimum = 50 if "minimum 50" in name else 1
-    interval = f"[{minimum},inf)"
-    parameters = {"data_path": str(folder), "gpu_id": "", "topk": [1], "valid_metric": "NDCG@1"}
-    parameters.update(user_inter_num_interval=interval, item_inter_num_interval=interval)
+    parameters = small(folder, 50 if "minimum 50" in name else 1)
     if files["item"] is not None:
         columns = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "title", "price", "vector"]}
         parameters["load_col"] = columns
@@ -188,6 +194,26 @@ def test_what_must_be_refused_is_and_what_must_be_kept_is(tmp_path):
     }.items():
         what, text = outcome(name, tmp_path)
         assert what == "refused" and says in text, name
+
+
+def test_a_file_of_which_nothing_is_wanted_is_not_read(tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "bad.item").write_text("no types\there\n\n1\n")
+    (tmp_path / "bad" / "bad.inter").write_text(GOOD)
+    assert prepare_data(RunConfig("DiffuRecSys", "bad", small(tmp_path))).n_interactions == 36
+
+
+def test_units_of_time_are_compared_between_files_of_one_data_set(tmp_path):
+    (tmp_path / "bad").mkdir()
+    for part, time in (("train", "1386028800"), ("valid", "1386028801"), ("test", "1386028802000")):
+        (tmp_path / "bad" / f"bad.{part}.inter").write_text(HEADER + f"u0\ti0\t{time}\nu0\ti1\t{time}\n")
+    (tmp_path / "bad" / "bad.inter").write_text(GOOD)  # which is not read
+    config = RunConfig("BPR", "bad", {**small(tmp_path), "benchmark_filename": ["train", "valid", "test"]})
+    with pytest.raises(UserError) as caught:
+        dataset_class(config)(config)
+    message = str(caught.value).replace(str(tmp_path), "")
+    assert "data set 'bad' has times in seconds ('/bad/bad.train.inter' line 2) and in milliseconds" in message
+    assert "('/bad/bad.test.inter' line 2)" in message
 
 
 def test_the_page_is_true():

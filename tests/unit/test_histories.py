@@ -96,6 +96,10 @@ def test_rows_that_name_nobody_are_left_out_and_counted(caplog):
         ({"timestamp": [1.6e9] * 5 + [1.6e12]}, "has times in seconds (row 1) and in milliseconds (row 6)"),
         ({"timestamp": [1.6e9] * 5 + [9e14]}, "has times in seconds (row 1) and in microseconds (row 6)"),
         ({"timestamp": ["2024-01-01"] * 5 + ["1"]}, "row 6 has '1' where 'timestamp' should be a date"),
+        (
+            {"timestamp": [pd.Timestamp("2024-01-01")] * 5 + [pd.Timestamp("2024-01-01", tz="Asia/Tokyo")]},
+            "row 6 has '2024-01-01T00:00:00+09:00' where 'timestamp' should be a date like the first one",
+        ),
         ({"item_id": [1.5] * 6}, "row 1 has 1.5 where 'item_id' should be an id"),
         ({"user_id": [True] * 6}, "has bool cells in 'user_id'"),
         ({"item_id": None}, "holds no rows: give at least one history"),
