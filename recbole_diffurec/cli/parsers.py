@@ -14,7 +14,7 @@ from recbole_diffurec.version import __version__
 _PARAMETERS_HELP = """\
 any other parameter:
   --NAME=VALUE             any parameter of the model or of RecBole, such as --epochs=5 --learning_rate=1e-3
-                           --topk=[5,10]. Names, meanings and defaults: README.md and properties/*.yaml.
+                           --topk=[5,10]. Names, meanings and defaults: docs/parameters.md and properties/*.yaml.
                            Precedence: command line, --config_files, --experiment, data set, model, overall.
 """
 

@@ -153,10 +153,7 @@ def _run_all(
 ) -> dict[str, str]:
     """Run and store; returns the failures."""
     failures: dict[str, str] = {}
-    if how.parallel > 1 or how.ray_address:
-        outcomes = cluster.run_parallel(missing, run_job, shared, how)
-    else:
-        outcomes = _one_by_one(missing, shared)
+    outcomes = cluster.run_parallel(missing, run_job, shared, how) if how.on_ray else _one_by_one(missing, shared)
     for done, (job, outcome) in enumerate(outcomes, start=1):
         if isinstance(outcome, Exception):
             failures[str(job)] = _reason(outcome)

@@ -91,7 +91,7 @@ def read_space(path: str | Path, model: str) -> list[Dimension]:
             raise UserError(f"{where} is '{line}': write it as 'name type values', such as 'n_layers choice [1,2,4]'")
         name, kind, values = match.groups()
         if name not in known_parameters(model):
-            hint = nearest(name, known_parameters(model)) or " see README.md for the names"
+            hint = nearest(name, known_parameters(model)) or " see docs/parameters.md for the names"
             raise UserError(f"{where}: unknown parameter '{name}' for model {model}:{hint}")
         if name in dimensions:
             raise UserError(f"{where}: parameter '{name}' has a line already ({dimensions[name].line}): leave one out")

@@ -119,6 +119,9 @@ def tune(
     """
     output_dir = Path(output_dir).resolve()
     options = take_options(SearchOptions, parameters)
+    cluster.require("ray.tune", "tune")
+    if options.search == "optuna":
+        cluster.require("optuna", "search optuna")
     space = read_space(params_file, model)
     fixed = layers.settings(experiment, config_files, parameters)
     if options.max_epochs is not None:
