@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,12 @@ OF_MODEL: dict[str, dict[str, Any]] = {
     "RaCT": {"pretrain_epochs": 2, "save_step": 1, "metrics_k": 5},
     "S3Rec": {"load_col": FEATURES, "item_attribute": "class", "pretrain_epochs": 2, "save_step": 1},
 }
+
+
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line's handler may have an earlier test's stream, which is closed."""
+    monkeypatch.setattr(logging.getLogger("recbole_diffurec"), "handlers", [])
 
 
 def write(folder: Path, ending: str, header: str, rows: list[tuple]) -> None:
@@ -156,6 +164,9 @@ def test_the_stages_of_a_model_build_on_each_other(
         assert evaluate(result["checkpoint"])["test_result"] == result["test_result"]
         assert bool(result["best_valid_result"]) == (stage == "finetune")
         before = {"pre_model_path": f"{stage}/{model}-tiny-2.pth"}
+    for stage in stages[:-1]:
+        shutil.rmtree(stage)
+    assert evaluate(result["checkpoint"])["test_result"] == result["test_result"]
     assert "Traceback" not in capfd.readouterr().err  # such as of a log message that has no place for its values
 
 
