@@ -11,6 +11,7 @@ import builtins
 import contextlib
 import csv
 import functools
+import sys
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
@@ -41,6 +42,7 @@ def apply() -> None:
     for name in NUMPY_READERS:
         HOOKS.when_imported(name, numpy_aliases)
     HOOKS.when_imported("recbole.config.configurator", no_numpy_aliases)
+    HOOKS.when_imported("recbole.quick_start.quick_start", without_ray)
     HOOKS.when_imported("recbole.trainer.hyper_tuning", random_state)
     HOOKS.when_imported("recbole.data.dataset.dataset", pandas_3)
     HOOKS.when_imported("recbole.data.dataset.sequential_dataset", length_of_each)
@@ -191,6 +193,40 @@ def pandas_3(module: ModuleType) -> Iterator[None]:
             fill_nan(self)
 
     module.Dataset._fill_nan = fill_nan_by_assignment
+
+
+class _NoRay(ModuleType):
+    """What ``ray`` and ``ray.tune`` are to a module of RecBole where Ray is not installed."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ModuleNotFoundError(
+            f"RecBole wants ray.tune.{name}, and Ray is not installed: pip install 'recbole-diffurec[tune]'", name="ray"
+        )
+
+
+@contextlib.contextmanager
+def without_ray(module: ModuleType) -> Iterator[None]:
+    """``run_recbole`` and its like without Ray, which RecBole 1.2.0 neither requires nor does without.
+
+    quick_start.py:20 imports ``ray.tune`` for one function that reports to it (223). Where Ray is missing, that
+    function alone fails. Can go when RecBole imports it where it is used.
+    """
+    try:
+        import ray.tune  # noqa: F401
+    except ImportError:
+        without, tune = _NoRay("ray"), _NoRay("ray.tune")
+        vars(without)["tune"] = tune
+        before: dict[str, ModuleType] = {name: sys.modules[name] for name in ("ray", "ray.tune") if name in sys.modules}
+        sys.modules["ray"], sys.modules["ray.tune"] = without, tune
+        try:
+            yield
+        finally:
+            del sys.modules["ray"], sys.modules["ray.tune"]
+            sys.modules.update(before)
+    else:
+        yield
 
 
 @contextlib.contextmanager

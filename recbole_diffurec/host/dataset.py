@@ -29,6 +29,9 @@ from recbole_diffurec.data.rows import ROW, right_padded
 from recbole_diffurec.data.sources import ensure_dataset
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue
+from recbole_diffurec.host.filters import FilteredColumns
+from recbole_diffurec.host.presplit import SplitFiles
+from recbole_diffurec.host.splits import Splits
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -39,21 +42,29 @@ UNIX_SECONDS, UNIX_MILLISECONDS = (9.5e8, 1e10), (9.5e11, 1e13)
 SEEN_FROM, SEEN_TO = "seen_from", "seen_to"
 
 
-class Chronological(Dataset):
+class Chronological(FilteredColumns, Splits):
     """Order by user and time, in full precision; ties keep the order of the file.
 
-    RecBole's later sorts are by float32 time and stable, so they leave this order as it is: rounding is monotonic.
+    RecBole's later sorts are by float32 time and stable, so they leave each user's order as it is: rounding is monotonic.
+    Interactions without times keep the order of the file, and so do those that come split.
 
     Attributes
     ----------
     n_time_ties : interactions whose user has another one at the same time.
     """
 
-    n_time_ties: int
-    inter_feat: Any  # a DataFrame until RecBole builds the splits, an Interaction after
+    n_time_ties: int = 0
 
     def _load_data(self, token: str, dataset_path: str) -> None:
-        if not os.path.isfile(os.path.join(dataset_path, f"{token}.inter")):
+        if self.benchmark_filename_list is not None:
+            for name in self.benchmark_filename_list:
+                path = os.path.join(dataset_path, f"{token}.{name}.inter")
+                if not os.path.isfile(path):
+                    raise UserError(
+                        f"'{path}', which benchmark_filename names, does not exist: correct the names, or give the "
+                        f"folder above the data set's with --data_path"
+                    )
+        elif not os.path.isfile(os.path.join(dataset_path, f"{token}.inter")):
             ensure_dataset(
                 token, os.path.dirname(dataset_path), self.config["source_base_urls"], self.config["show_progress"]
             )
@@ -129,13 +140,15 @@ class Chronological(Dataset):
 
     def _data_filtering(self) -> None:
         super()._data_filtering()
+        if self.time_field not in self.inter_feat:
+            return
         users, _ = pd.factorize(self.inter_feat[self.uid_field])
         times = self.inter_feat[self.time_field].to_numpy(dtype=np.float64)
         order = np.lexsort((times, users))
         users, times = users[order], times[order]
         same = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
         self.n_time_ties = int(np.count_nonzero(np.append(same, False) | np.append(False, same)))
-        self.inter_feat = self.inter_feat.iloc[order].reset_index(drop=True)
+        self.inter_feat, self._line = self.inter_feat.iloc[order].reset_index(drop=True), order
 
     def _reset_index(self) -> None:
         if self.inter_feat.empty:
@@ -228,7 +241,7 @@ class PrefixRows(Interaction):
         return Interaction({**self.interaction, **lists})
 
 
-class SequenceDataset(Chronological, SequentialDataset):
+class SequenceDataset(SplitFiles, Chronological, SequentialDataset):
     """RecBole's sequential data set without a padded copy of every prefix.
 
     Its rows, their order and what a data loader gets are those of ``SequentialDataset``.
@@ -245,9 +258,16 @@ class SequenceDataset(Chronological, SequentialDataset):
         target = torch.from_numpy(np.flatnonzero(~starts))
         first = torch.from_numpy(np.maximum.accumulate(np.where(starts, position, 0)))[target]
         columns = {field: feat[field][target] for field in feat}
-        columns[self.item_list_length_field] = (target - first).clamp(max=self.max_item_list_len)
         flat = {getattr(self, f"{field}_list_field"): feat[field] for field in feat if field != self.uid_field}
-        self.inter_feat = PrefixRows(columns, flat, first, target, self.max_item_list_len)
+        self.inter_feat = self._prefix_rows(columns, flat, first, target)
+
+    def _prefix_rows(
+        self, columns: dict[str, Tensor], flat: dict[str, Tensor], first: Tensor, target: Tensor
+    ) -> PrefixRows:
+        length = (target - first).clamp(max=self.max_item_list_len)
+        return PrefixRows(
+            {**columns, self.item_list_length_field: length}, flat, first, target, self.max_item_list_len
+        )
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         rows = self.inter_feat[index]
