@@ -114,7 +114,7 @@ class Killed(BaseException):
 
 def killed_run(monkeypatch: pytest.MonkeyPatch, **given: Any) -> None:
     """A run that dies in its last epoch, after a batch of it; at its end where an epoch has one batch alone."""
-    between = PluginTrainer._between
+    between = PluginTrainer.between
 
     def dying(self: PluginTrainer, epoch_idx: int, epoch: Any) -> None:
         between(self, epoch_idx, epoch)
@@ -122,7 +122,7 @@ def killed_run(monkeypatch: pytest.MonkeyPatch, **given: Any) -> None:
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(PluginTrainer, "_between", dying)
+        patch.setattr(PluginTrainer, "between", dying)
         run(**given)
 
 
