@@ -192,12 +192,10 @@ def test_sampled_negatives_are_the_same_at_every_evaluation(model: str) -> None:
 
 
 def test_ract_says_where_its_weights_came_from(caplog: pytest.LogCaptureFixture) -> None:
+    common = {"dataset": "tiny", "data_path": ".", "topk": [2], "valid_metric": "NDCG@2", "gpu_id": "", "metrics_k": 2}
+    path = run("RaCT", **common, train_stage="actor_pretrain", pretrain_epochs=1)["checkpoint"]
     caplog.set_level(logging.INFO)
-    given = {"train_stage": "actor_pretrain", "pretrain_epochs": 1, "metrics_k": 2}
-    _, _, trainer = made("RaCT", **given)
-    trainer._save_checkpoint(0)
-    path = trainer.saved_model_file
-    made("RaCT", **{**given, "train_stage": "finetune"}, pre_model_path=path)
+    made("RaCT", train_stage="finetune", pre_model_path=path, metrics_k=2)
     assert f"Load pretrained model from {path}" in caplog.text
 
 
