@@ -141,6 +141,16 @@ def test_nothing_else_of_recbole_opens_a_file() -> None:
     }
 
 
+@pytest.mark.parametrize("model,name", [("BPR", "forward"), ("Pop", "device")])
+def test_a_checkpoint_sets_a_models_own_parameters_alone(model: str, name: str) -> None:
+    path = run(**TINY, model=model)["checkpoint"]
+    state = checkpoint.load(path)
+    state["other_parameter"][name] = 1
+    checkpoint.save(path, state)
+    with pytest.raises(UserError, match=f"holds {name} for a {model}, which has no such parameter"):
+        evaluate(path)
+
+
 # LDiffRec's vectors
 
 CLUSTERS = {**TINY, "model": "LDiffRec", "n_cate": 2, "in_dims": [8], "dims_dnn": [8]}
