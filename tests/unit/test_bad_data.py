@@ -19,7 +19,7 @@ from conftest import ROOT
 
 from recbole_diffurec import UserError
 from recbole_diffurec.host.config import RunConfig
-from recbole_diffurec.training.run import prepare_data
+from recbole_diffurec.training.prepare import prepare_data
 
 PAGE = ROOT / "docs" / "bad_data.md"
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"

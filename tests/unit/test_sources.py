@@ -18,9 +18,9 @@ import pooch
 import pytest
 import requests
 
+from recbole_diffurec.data import sources
 from recbole_diffurec.data.sources import KNOWN_SOURCES, ensure_dataset
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host.dataset import sources
 
 HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 # Neither sorted by user nor by time, so a conversion that reorders rows shows.
