@@ -58,7 +58,7 @@ def _run() -> _Parser:
     _add_subject(command)
     _add_settings(command)
     command.add_argument("--result_file", metavar="PATH", help="write the result as JSON")
-    command.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
+    command.add_argument("--resume", action="store_true", help="resume an interrupted run of the same command")
     command.add_argument(
         "--nproc", type=int, default=1, metavar="N", help="processes to train with on this machine (1)"
     )
@@ -88,7 +88,7 @@ def _compare() -> _Parser:
     command = _Parser.of(
         "compare",
         "Run models x data sets x seeds and write tables, significance, figures and report.html.\n"
-        "Finished runs are kept: the same command goes on where it was stopped.",
+        "Finished runs are kept: the same command resumes where it was stopped.",
     )
     command.add_argument(
         "--models",
@@ -133,7 +133,7 @@ def _tune() -> _Parser:
     )
     command.add_argument("--time_budget", type=float, metavar="SECONDS", help="stop the search after this time")
     command.add_argument("--final_seeds", type=int, default=1, metavar="N", help="seeds to test the best with (1)")
-    command.add_argument("--resume", action="store_true", help="go on with the search in --output_dir")
+    command.add_argument("--resume", action="store_true", help="resume the search in --output_dir")
     command.add_argument("--ray_address", metavar="ADDRESS", help="a Ray cluster to run on; auto finds a local one")
     _add_settings(command)
     return command

@@ -32,7 +32,9 @@ class Rule:
     optional: bool = False
 
     def describe(self) -> str:
-        if self.choices:
+        if self.choices and self.kind == "bool":
+            text = f"True, False or {' or '.join(self.choices)}"
+        elif self.choices:
             text = f"one of {', '.join(self.choices)}"
         elif self.kind in ("int", "number"):
             text = "an integer" if self.kind == "int" else "a number" if math.isfinite(self.high) else "a finite number"
@@ -56,8 +58,10 @@ class Rule:
             above = value > self.low if self.open_low else value >= self.low
             below = value < self.high if self.open_high else value <= self.high
             return above and below
+        if self.kind == "bool" and isinstance(value, str):
+            return value in (self.choices or ())
         expected = {"bool": bool, "str": str, "list": list, "dict": dict}[self.kind]
-        return isinstance(value, expected) and (self.choices is None or value in self.choices)
+        return isinstance(value, expected) and (self.kind == "bool" or self.choices is None or value in self.choices)
 
 
 # What many parameters are.
@@ -84,7 +88,7 @@ RULES: dict[str, Rule] = {
     "valid_metric": Rule("str"),
     "metric_decimal_place": COUNT,
     "MAX_ITEM_LIST_LENGTH": COUNT,
-    "enable_amp": Rule("bool"),
+    "enable_amp": Rule("bool", choices=["auto"]),
     "batch_by_length": Rule("bool"),
     **{f"{kind}_FIELD": Rule("str") for kind in ("USER_ID", "ITEM_ID", "TIME")},
     "user_inter_num_interval": Rule("str", optional=True),
@@ -137,7 +141,7 @@ def take_options(kind: type[Options], given: dict[str, Any]) -> Options:
 
 
 def check_numbers(values: Mapping[str, tuple[Any, float, str]]) -> None:
-    """Raise ``UserError`` for {name: (value, lowest, kind)} where a value is neither None nor a number from the lowest on.
+    """Raise ``UserError`` where one of {name: (value, lowest, kind)} is neither None nor of its kind and large enough.
 
     Kinds are ``int`` and ``number``.
     """

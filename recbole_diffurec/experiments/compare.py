@@ -198,7 +198,7 @@ class _Clock:
     parallel: int
 
     def remaining(self, jobs: Sequence[Job], failures: Mapping[str, str]) -> float:
-        """Seconds for the runs that are neither done nor failed: as their like took, or as estimated, scaled likewise."""
+        """Seconds for the runs neither done nor failed: as their like took, or as estimated, scaled likewise."""
         done = [job for job in jobs if job in self.durations and self.bounds.get(job)]
         scale = sum(self.durations[j] for j in done) / sum(self.bounds[j] for j in done) if done else 1.0
         seconds = sum(

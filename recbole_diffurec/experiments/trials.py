@@ -168,7 +168,7 @@ BUDGET = _Budget()
 
 
 def end_on_time() -> None:
-    """``BUDGET.end_on_time`` under a name of this module: a callback's content is kept for a resumed search, this is not."""
+    """``BUDGET.end_on_time`` by name: of a callback, Ray Tune keeps the content for a resumed search."""
     BUDGET.end_on_time()
 
 

@@ -104,7 +104,7 @@ def tune(
     ----------
     params_file : the search space, see ``recbole_diffurec.experiments.space``.
     output_dir : folder of all output.
-    resume : go on with the search in ``output_dir``.
+    resume : resume the search in ``output_dir``.
     config_files, experiment : fixed values for every trial, as for ``run``.
     parameters : the fields of ``SearchOptions``, such as ``num_trials=50``; all others are fixed values.
 
@@ -155,7 +155,7 @@ class _Search:
         return TrialTable(self.output_dir / "trials.csv", [dimension.name for dimension in self.space], self.config)
 
     def claim_folder(self, resume: bool) -> None:
-        """Make the folder of the output, or find the search in it that is to go on."""
+        """Make the folder of the output, or find the search in it that is to be resumed."""
         state = self.output_dir / _STATE
         if resume and not state.is_dir():
             raise UserError(
@@ -231,8 +231,8 @@ class _Search:
         done = rows[rows["score"].notna()]
         if done.empty and not in_time:
             raise UserError(
-                f"no trial was validated within time_budget {budget:g}: --resume with more of it goes on; errors, if "
-                f"there were any, are in '{table.path}'"
+                f"no trial was validated within time_budget {budget:g}: --resume with more of it resumes the search; "
+                f"errors, if there were any, are in '{table.path}'"
             )
         if done.empty:
             raise UserError(f"no trial of the search succeeded: their errors are in '{table.path}'")
@@ -247,7 +247,9 @@ class _Search:
             # Ray Tune returns from Ctrl-C as if all were well.
             raise KeyboardInterrupt
         if ended < self.planned:
-            logger.info("time_budget %g is over: %d of %d trials ended; --resume goes on", budget, ended, self.planned)
+            logger.info(
+                "time_budget %g is over: %d of %d trials ended; --resume runs the others", budget, ended, self.planned
+            )
         return {"best": best, "valid_score": float(top["score"]), "trials": rows, "final": self._final(found)}
 
     def _final(self, found: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -265,7 +267,7 @@ class _Search:
 
 
 def _same_search(path: Path, asked: Mapping[str, Any], resume: bool) -> None:
-    """Keep what was asked for; a search goes on only as what it was."""
+    """Keep what was asked for; a search is resumed only as what it was."""
     text = json.dumps(asked, indent=1, sort_keys=True, default=str)
     if resume and path.is_file():
         before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(text)

@@ -89,7 +89,7 @@ def numpy_aliases(module: ModuleType) -> Iterator[None]:
 def no_numpy_aliases(module: ModuleType) -> Iterator[None]:
     """``Config.__init__``, which reads ``np.float_`` and its like, and sets others for the whole process.
 
-    configurator.py:625; numpy 2 has no ``float_``, and what RecBole reads is in ``numpy_aliases``. Can go with the method.
+    configurator.py:625; numpy 2 has no ``float_``; for what RecBole reads see ``numpy_aliases``. Can go with it.
     """
     yield
     module.Config.compatibility_settings = lambda self: None
@@ -154,9 +154,10 @@ def _length(x: Any) -> Any:
 
 @contextlib.contextmanager
 def length_of_each(module: ModuleType) -> Iterator[None]:
-    """``Series.agg(len)``, which gives one number in pandas 3 (dataset.py:712, 792, 809, 1217; sequential_dataset.py:165).
+    """``Series.agg(len)``, which gives one number in pandas 3.
 
-    The modules get a ``len`` that gives one per element. Can go when RecBole supports pandas 3.
+    dataset.py:712, 792, 809, 1217; sequential_dataset.py:165. The modules get a ``len`` that gives one per element.
+    Can go when RecBole supports pandas 3.
     """
     yield
     vars(module)["len"] = _length
@@ -184,7 +185,8 @@ def pandas_3(module: ModuleType) -> Iterator[None]:
                     feat[field] = feat[field].fillna(0)
                 elif self.field2type[field] == FeatureType.FLOAT:
                     feat[field] = feat[field].fillna(feat[field].mean())
-        fill_nan(self)
+        with quiet():
+            fill_nan(self)
 
     module.Dataset._fill_nan = fill_nan_by_assignment
 
@@ -193,7 +195,8 @@ def pandas_3(module: ModuleType) -> Iterator[None]:
 def random_state(module: ModuleType) -> Iterator[None]:
     """The exhaustive search of RecBole's ``HyperTuning`` with hyperopt 0.2.7 and later, which wants a ``Generator``.
 
-    It hands over a ``RandomState`` (hyper_tuning.py:116), and reads ``np.str`` (385). Can go when RecBole hands over a generator.
+    It hands over a ``RandomState`` (hyper_tuning.py:116), and reads ``np.str`` (385). Can go when
+    RecBole hands over a generator.
     """
     yield
     import numpy as np

@@ -10,6 +10,7 @@ import copy
 import functools
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -31,12 +32,21 @@ from recbole_diffurec.data.sources import check_name
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue
 from recbole_diffurec.host.catalogue import HOST_PROPERTIES
-from recbole_diffurec.runtime import distributed
+from recbole_diffurec.runtime import distributed, precision
 
 # Keys that RecBole reads without naming them in any of its files.
 _UNLISTED_HOST_KEYS = {"encoding", "wandb_project", "convert_token_to_onehot", "token_num_threshold", "tail_ratio"}
 # Keys that the data depends on without being among RecBole's ``dataset_arguments``.
 _UNLISTED_DATASET_KEYS = {"data_path", "encoding", "discretization", "token_num_threshold", "source_base_urls"}
+
+
+logger = logging.getLogger("recbole_diffurec")
+
+
+@functools.cache
+def once(level: int, message: str) -> None:
+    """Log a message that a process need not repeat for each of its configurations."""
+    logger.log(level, message)
 
 
 @functools.cache
@@ -161,6 +171,24 @@ class RunConfig(Config):
                 )
             self.final_config_dict["gpu_id"] = devices[distributed.local_rank()]
         super()._init_device()
+        self._choose_precision()
+
+    def _choose_precision(self) -> None:
+        """``enable_amp: auto`` by what the device is faster in; ``True`` on a slow one is kept, and said."""
+        wanted, kind = self.final_config_dict["enable_amp"], self.final_config_dict["device"].type
+        if wanted is False:
+            return
+        bfloat16 = precision.bfloat16_on(kind)
+        if wanted == "auto":
+            self.final_config_dict["enable_amp"] = bfloat16.fast
+            once(logging.INFO, f"enable_amp auto is {bfloat16.fast}: {bfloat16.reason}")
+        elif not bfloat16.fast:
+            slower = 1 / precision.product_speedup() if kind == "cpu" else None
+            measured = f", and a product in bf16 takes {slower:.0f} times as long as in float32" if slower else ""
+            once(
+                logging.WARNING,
+                f"enable_amp is True, but {bfloat16.reason}{measured}: --enable_amp=auto chooses by the device",
+            )
 
     # Checks
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,9 @@ class Chronological(Dataset):
             # RecBole removes them by label where it means position (dataset.py:835).
             logger.warning(
                 "'%s': lines without a user or an item are left out: %s, the first is line %d",
-                *(path, f"{nameless.sum():,}", np.flatnonzero(nameless)[0] + 2),
+                path,
+                f"{nameless.sum():,}",
+                np.flatnonzero(nameless)[0] + 2,
             )
             self.inter_feat = self.inter_feat[~nameless].reset_index(drop=True)
 
@@ -171,7 +174,7 @@ class PrefixRows(Interaction):
     def columns(self) -> list[str]:
         return [*self.interaction, *self.flat]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self.columns)
 
     def __getitem__(self, index: Any) -> Any:

@@ -31,8 +31,8 @@ def recommend(
     ----------
     checkpoint_file : a ``.pth`` file of ``run``, of a sequential model.
     output : ``.csv``, ``.jsonl`` or ``.parquet``: user_id, rank, item_id, score, popular.
-    input : ``.inter``, ``.csv``, ``.jsonl`` or ``.parquet``, see ``recbole_diffurec.data.histories``; None for every user of
-        the training data, the next item after all their interactions.
+    input : ``.inter``, ``.csv``, ``.jsonl`` or ``.parquet``, see ``recbole_diffurec.data.histories``; None for every
+        user of the training data, the next item after all their interactions.
     k : length of the lists.
     exclude_seen : leave out the items of the history.
     candidates : a text file with one item id a line; recommend these alone.

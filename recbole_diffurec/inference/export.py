@@ -52,8 +52,8 @@ def export(
         ``recommend`` takes).
     output : the file; by default the checkpoint's name with the format's ending.
     format : ``onnx``, ``torch`` (torch.export), ``safetensors`` (the weights), ``faiss`` (an index of item vectors).
-    input : with ``faiss``, a file of histories to measure the recall on (see ``recbole_diffurec.data.histories``); the first
-        thousand users of the training data by default.
+    input : with ``faiss``, a file of histories to measure the recall on (see ``recbole_diffurec.data.histories``); the
+        first thousand users of the training data by default.
     parameters : for inference, such as ``sampling_steps=4``; the program's reverse process has that many steps.
 
     Returns

@@ -47,8 +47,8 @@ class _CheckpointData:
 
     def _lacks(self, name: str) -> UserError:
         return UserError(
-            f"model '{self._model}' is built from more of its data ('{name}') than a checkpoint holds, so that it cannot "
-            f"recommend from a checkpoint alone: use 'recbole-diffurec evaluate', or another sequential model"
+            f"model '{self._model}' is built from more of its data ('{name}') than a checkpoint holds, so that it "
+            f"cannot recommend from a checkpoint alone: use 'recbole-diffurec evaluate', or another sequential model"
         )
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from recbole_diffurec.layers.device import device_type
 from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.linear import Linear, linear
 from recbole_diffurec.layers.ragged import RaggedBatch, Slab
@@ -82,7 +83,7 @@ class MultiHeadAttention(nn.Module):
         q = self.query(query).unflatten(-1, by_head).transpose(0, 1) * head_size**-0.5  # [h, B, d/h]
         bias = (q * self.key.bias.view(self.n_heads, 1, head_size)).sum(dim=-1).T.unsqueeze(-1)  # [B, h, 1]
         q = (q @ self.key.weight.unflatten(0, by_head)).transpose(0, 1)  # [B, h, d]
-        if x.device.type == "cpu":
+        if device_type(x) == "cpu":
             x = x.float() if x.dtype == torch.bfloat16 else x  # as in ``_project``
             q, bias = q.to(x.dtype), bias.to(x.dtype)
         contexts, masses = [], []
@@ -92,7 +93,7 @@ class MultiHeadAttention(nn.Module):
                 part = part.view(slab.n, slab.length, -1)
                 scores = torch.baddbmm(bias[slab.rows], q[slab.rows], part.transpose(1, 2))
                 if slab.key_bias is not None:
-                    scores = scores + slab.key_bias.squeeze(1)
+                    scores = scores + slab.key_bias.squeeze(1).to(scores.dtype)
                 weights = self.dropout(_softmax(scores))
                 contexts.append(weights @ part)
                 masses.append(weights.sum(dim=-1, keepdim=True))
@@ -104,7 +105,7 @@ class MultiHeadAttention(nn.Module):
     @staticmethod
     def _full_precision(x: Tensor) -> AbstractContextManager:
         """On a CPU, without autocast; only where there is one to leave, since torch.export is slow with contexts."""
-        leave = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        leave = device_type(x) == "cpu" and torch.is_autocast_enabled("cpu")
         return torch.autocast("cpu", enabled=False) if leave else nullcontext()
 
     def _project(self, layers: list[nn.Linear], x: Tensor, batch: RaggedBatch) -> list[Tensor]:
@@ -123,7 +124,7 @@ class MultiHeadAttention(nn.Module):
         heads = []
         for slab, part in zip(batch.slabs, parts):
             head = part.view(slab.n, -1, len(layers), self.n_heads, head_size).permute(2, 0, 3, 1, 4)
-            if head.device.type == "cpu":
+            if device_type(head) == "cpu":
                 # Small matrix products are slower in bf16 than in float32 there. One copy casts and reorders.
                 dtype = torch.float32 if head.dtype == torch.bfloat16 else head.dtype
                 head = head.to(dtype, memory_format=torch.contiguous_format).contiguous()
@@ -142,7 +143,7 @@ class MultiHeadAttention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Softmax attention over scaled queries, [n, h, l, d/h] each; returns [n l, d] of ``dtype``."""
-        if q.device.type != "cpu":
+        if device_type(q) != "cpu":
             bias = None if key_bias is None else key_bias.to(q.dtype)
             p = self.dropout.p if self.training else 0.0
             context = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=1.0)

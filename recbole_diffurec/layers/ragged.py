@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_diffurec.layers.device import device_type
+
 # What one more slab costs beside its tokens (kernel launches, small matrices), in tokens' worth of work.
 SLAB_OVERHEAD_TOKENS = {"cpu": 48, "cuda": 2048}
 
@@ -95,7 +97,7 @@ class RaggedBatch:
             raise ValueError("every history needs at least one item")
         order = np.argsort(host_lengths, kind="stable")
         sorted_lengths = host_lengths[order]
-        plan = plan_slabs(sorted_lengths, SLAB_OVERHEAD_TOKENS.get(device.type, SLAB_OVERHEAD_TOKENS["cuda"]))
+        plan = plan_slabs(sorted_lengths, SLAB_OVERHEAD_TOKENS.get(device_type(item_seq), SLAB_OVERHEAD_TOKENS["cuda"]))
 
         self.n_sequences = len(host_lengths)
         self._order = torch.from_numpy(order).to(device)

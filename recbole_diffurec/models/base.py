@@ -1,7 +1,7 @@
 """The contract of a diffusion model: what comparisons, lists, services, exports and audits ask of it.
 
-A model of any kind that reconstructs its target by diffusion subclasses ``DiffusionRecommender``. The family of DiffuRec
-is in ``models.diffurec``.
+A model of any kind that reconstructs its target by diffusion subclasses ``DiffusionRecommender``. The family of
+DiffuRec is in ``models.diffurec``.
 
 Shapes: B batch, L padded history length, d size of an item vector, I items with padding row 0.
 """

@@ -1,4 +1,4 @@
-"""Inference of DiffuRec's family as a function of tensors alone: histories and random draws in, scores of all items out.
+"""Inference of DiffuRec's family as a function of tensors: histories and random draws in, scores of all items out.
 
 Shapes: B batch, L padded history length, d hidden size, S visited steps, I items with padding row 0.
 """

@@ -79,8 +79,8 @@ def process_group(device: torch.device) -> Iterator[None]:
 def exit_at_once(code: int) -> None:
     """End this process without Python's usual end, where it is one of several.
 
-    Python's end may abort it in gloo's threads, which outlive the connection (see ``process_group``) and after an error still
-    wait for the others; the exit code would be SIGABRT's.
+    Python's end may abort it in gloo's threads, which outlive the connection (see ``process_group``) and after an error
+    still wait for the others; the exit code would be SIGABRT's.
     """
     if world_size() > 1:
         logging.shutdown()

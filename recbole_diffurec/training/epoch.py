@@ -82,7 +82,7 @@ class Epoch:
         return sum(self.losses)
 
     def state(self) -> dict[str, Any]:
-        """Enough to go on with this epoch."""
+        """Enough to resume this epoch."""
         return {
             "loader": self._loader_state,
             "losses": self.losses,

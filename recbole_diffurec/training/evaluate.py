@@ -126,7 +126,7 @@ def _ensemble(networks: Sequence[Any], members: Sequence[_Member]) -> Ensemble:
     for network, member in zip(networks, members):
         if network.type != ModelType.SEQUENTIAL or not ranks_all_items(network):
             raise UserError(
-                f"checkpoint '{member.path}' is of {type(network).__name__}, which cannot be tested together with others: "
+                f"checkpoint '{member.path}' is of {type(network).__name__}, which cannot be tested with others: "
                 "give checkpoints of sequential models that rank all items"
             )
     return Ensemble(networks)

@@ -113,19 +113,26 @@ def prepare_data(config: RunConfig, datasets: DatasetCache | None = None) -> Pre
     counts = (data.n_users, data.n_items, data.n_interactions)
     logger.info(
         "%s: %s users, %s items, %s interactions (prepared in %.1f s)",
-        *(config["dataset"], *(f"{n:,}" for n in counts), time.perf_counter() - started),
+        config["dataset"],
+        f"{data.n_users:,}",
+        f"{data.n_items:,}",
+        f"{data.n_interactions:,}",
+        time.perf_counter() - started,
     )
     if data.n_time_ties:
         logger.info(
             "%s interactions (%.1f%%) share their time with another one of the same user; they keep the file's order",
-            *(f"{data.n_time_ties:,}", 100 * data.n_time_ties / data.n_interactions),
+            f"{data.n_time_ties:,}",
+            100 * data.n_time_ties / data.n_interactions,
         )
     expected = _expected_counts(config)
     if expected and expected != counts:
         logger.warning(
             "data set '%s' has %s users, items and interactions after filtering, where %s are known: "
             "the file differs from the published one",
-            *(config["dataset"], counts, expected),
+            config["dataset"],
+            counts,
+            expected,
         )
     return data
 

@@ -42,7 +42,7 @@ def run(
     config_files : YAML files, later ones stronger.
     experiment : name under ``properties/experiment``.
     result_file : where to write the result as JSON; its folder is made when missing.
-    resume : go on with an interrupted run of the same configuration, which left its state in ``checkpoint_dir``.
+    resume : continue an interrupted run of the same configuration, which left its state in ``checkpoint_dir``.
     parameters : the strongest layer, such as ``epochs=5``.
 
     Returns
@@ -95,7 +95,7 @@ def train(
     config : checked.
     datasets : data sets that runs share.
     on_scores : called in the final test as in ``PluginTrainer.telling``.
-    state : of an interrupted training, from ``find_state``, to go on with.
+    state : of an interrupted training, from ``find_state``, to resume.
     """
     model, dataset = config["model"], config["dataset"]
     files.make_folder(config["checkpoint_dir"], "checkpoint_dir")

@@ -45,6 +45,8 @@ class PluginTrainer(Trainer):
     keeps_state : whether the training leaves a state to resume from.
     """
 
+    model: Any  # in validation it may be another form of the one that is trained
+
     def __init__(self, config: Any, model: Any):
         super().__init__(config, model)
         name = f"{config['model']}-{config['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}.pth"
@@ -108,7 +110,7 @@ class PluginTrainer(Trainer):
         """
         self._on_validation = on_validation
         # Some of RecBole's loaders are made of others and have no generator of their own, and some trainers go through
-        # the data several times an epoch: there is no single place to go on from.
+        # the data several times an epoch: there is no single place to resume from.
         self.keeps_state = hasattr(train_data, "generator") and self.has_plain_epochs
         listening = self.stop_request.listening() if self.keeps_state else contextlib.nullcontext()
         try:
@@ -150,7 +152,7 @@ class PluginTrainer(Trainer):
     ) -> Any:
         start, self._unfinished = self._unfinished, None
         description = f"train {epoch_idx + 1}/{self.epochs}"
-        epoch = Epoch(train_data, description, show_progress, functools.partial(self._between, epoch_idx), start)
+        epoch = Epoch(train_data, description, show_progress, functools.partial(self.between, epoch_idx), start)
         if loss_func or self._synchronised_loss is None:
             # RecBole's models may have parameters without a gradient.
             unused = not getattr(self.model, "uses_all_parameters", False)
@@ -195,7 +197,7 @@ class PluginTrainer(Trainer):
                 self.lr_scheduler.step()
         return losses
 
-    def _between(self, epoch_idx: int, epoch: Epoch) -> None:
+    def between(self, epoch_idx: int, epoch: Epoch) -> None:
         """Between two batches: keep the state when it is time or wanted, and stop when asked to."""
         if not self.keeps_state:
             return
@@ -231,9 +233,20 @@ class PluginTrainer(Trainer):
             )
         return self.average.in_place()
 
+    @contextlib.contextmanager
+    def _sampling_for_validation(self) -> Iterator[None]:
+        """A diffusion model with the number of reverse steps that validation has."""
+        steps, model = self.config["valid_sampling_steps"], self.model
+        if steps:
+            self.model = model.with_sampling_steps(steps)
+        try:
+            yield
+        finally:
+            self.model = model
+
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, dict[str, float]]:
         started = time.perf_counter()
-        with self._averaged():
+        with self._averaged(), self._sampling_for_validation():
             score, result = super()._valid_epoch(valid_data, show_progress)
         seconds = time.perf_counter() - started
         self.history[-1].update(valid_seconds=seconds, valid_score=score, valid_result=dict(result))
