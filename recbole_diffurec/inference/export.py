@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_diffurec.data.histories import read_histories
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.inference.recommender import Recommender
 from recbole_diffurec.models.base import DiffusionRecommender, Program
@@ -196,7 +195,7 @@ def _index(recommender: Recommender, input: str | Path | None) -> tuple[bytes, f
     index = faiss.IndexHNSWFlat(vectors.shape[1], HNSW_NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction, index.hnsw.efSearch = HNSW_CONSTRUCTION, HNSW_SEARCH
     index.add(vectors)
-    _, histories = next(training_histories(recommender.config) if input is None else read_histories(input))
+    _, histories = next(training_histories(recommender.config) if input is None else recommender.histories(input))
     queries = recommender.vectors(histories[:RECALL_USERS])
     queries = queries[queries.any(axis=1)]  # without the histories that have no known item
     if not len(queries):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from recbole.utils import ModelType
+from recbole.utils import EvaluatorType, ModelType
 
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
@@ -48,6 +48,7 @@ def evaluate(
     for other in members[1:]:
         _check_fits_together(members[0], other)
     first = members[0]
+    first.config.refuse_without("test", "there is nothing to test on")
     path = files.check_writable(result_file, "result_file")
     with (
         compat.quiet(),
@@ -59,14 +60,10 @@ def evaluate(
             data = prepare_data(first.config)
         test_data = data.loaders[2]
         share_evaluation(test_data)
-        if data.id_tokens != first.state["id_tokens"]:
-            raise UserError(
-                f"data set '{first.state['dataset']}' under '{first.config['data_path']}' is not the one that "
-                f"checkpoint '{first.path}' was trained on (its users or items differ): give the original with "
-                f"--data_path"
-            )
+        check_same_data(data, first.state, first.path)
         built = [member.build(data, log, parameters) for member in members]
         network, trainer = built[0]
+        trainer.eval_collector.data_collect(data.loaders[0])
         if more:
             network = trainer.model = _ensemble([network for network, _ in built], members)
         test_result, eval_seconds = timed_test(trainer, test_data, first.config, load_best=False)
@@ -107,6 +104,15 @@ class _Member:
         return network, trainer
 
 
+def check_same_data(data: PreparedData, state: Mapping[str, Any], path: str | Path) -> None:
+    """Raise ``UserError`` where data is not what a checkpoint's model was trained on."""
+    if data.id_tokens != state["id_tokens"]:
+        raise UserError(
+            f"data set '{state['dataset']}' under '{data.config['data_path']}' is not the one that checkpoint '{path}' "
+            f"was trained on (its users or items differ): give the original with --data_path"
+        )
+
+
 def _check_fits_together(first: _Member, other: _Member) -> None:
     """Refuse checkpoints that one evaluation cannot serve."""
     if any(other.state[name] != first.state[name] for name in ("dataset", "id_tokens")):
@@ -123,6 +129,9 @@ def _check_fits_together(first: _Member, other: _Member) -> None:
 
 
 def _ensemble(networks: Sequence[Any], members: Sequence[_Member]) -> Ensemble:
+    metrics = members[0].config["metrics"]
+    if members[0].config["eval_type"] == EvaluatorType.VALUE:
+        raise UserError(f"checkpoints are tested as one by their rankings, and metrics {metrics} are of single scores")
     for network, member in zip(networks, members):
         if network.type != ModelType.SEQUENTIAL or not ranks_all_items(network):
             raise UserError(
@@ -133,7 +142,7 @@ def _ensemble(networks: Sequence[Any], members: Sequence[_Member]) -> Ensemble:
 
 
 def timed_test(trainer: Any, test_data: Any, config: RunConfig, load_best: bool = True) -> tuple[dict, float]:
-    """Test metrics and the seconds they took, the loading of the weights not counted."""
+    """Test metrics, none where there is no test part, and the seconds they took, without the loading of the weights."""
     if load_best:
         trainer.load_best()
     started = time.perf_counter()

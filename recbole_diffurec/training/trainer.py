@@ -10,28 +10,28 @@ import os
 import time
 import uuid
 import warnings
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.trainer import NCLTrainer, Trainer
 from torch.optim.lr_scheduler import StepLR
-from tqdm import tqdm
 
 from recbole_diffurec.errors import Interrupted, RankError, UserError
-from recbole_diffurec.host.dataset import SequenceDataset
-from recbole_diffurec.host.loaders import dataset_of
+from recbole_diffurec.host.checkpoints import id_tokens, plain_values
 from recbole_diffurec.runtime import checkpoint, distributed
+from recbole_diffurec.training.attributes import PlainAttributes
 from recbole_diffurec.training.averaging import WeightAverage
 from recbole_diffurec.training.epoch import Epoch
 from recbole_diffurec.training.report import out_of_memory
+from recbole_diffurec.training.scoring import ScoringTrainer
 from recbole_diffurec.training.state import EXTENSION, StopRequest, random_states
 
 logger = logging.getLogger("recbole_diffurec")
 
 
-class PluginTrainer(Trainer):
+class PluginTrainer(ScoringTrainer):
     """RecBole's trainer with our additions; in front of any other trainer of RecBole it adds them there.
 
     RecBole's hooks are extended, none is replaced.
@@ -55,13 +55,12 @@ class PluginTrainer(Trainer):
         self.history: list[dict[str, Any]] = []
         self.id_tokens: dict[str, list[str]] = {}
         self.popularity = torch.zeros(0, dtype=torch.long)
-        self._on_scores: Callable[..., None] | None = None
         self._on_validation: Callable[[dict[str, Any]], None] | None = None
-        self._evaluated: Any = None  # the data set under evaluation
-        self._eval_bar: tqdm | None = None
+        self._validates = True
         self.stop_request = StopRequest()
         self.keeps_state = False
         self._unfinished: dict[str, Any] | None = None
+        self._attributes = PlainAttributes(model)
         self._saved_at = 0.0
         if self.enable_amp and self.device.type == "cuda":
             # RecBole's autocast takes the default, which is fp16 there and would need its loss scaled.
@@ -96,19 +95,20 @@ class PluginTrainer(Trainer):
 
     def train_resumably(
         self, train_data: Any, valid_data: Any, on_validation: Callable[[dict[str, Any]], None]
-    ) -> dict[str, float]:
+    ) -> dict[str, float] | None:
         """Train, leaving a state to resume from, and stop between batches where a signal asks for it.
 
         Parameters
         ----------
-        train_data, valid_data : loaders.
-        on_validation : called with the newest entry of ``history`` after each validation.
+        train_data, valid_data : loaders; without validation data every epoch is trained, and the last one is kept.
+        on_validation : called with the newest entry of ``history`` after each validation, or else after each epoch.
 
         Returns
         -------
-        The best validation result.
+        The best validation result, or None.
         """
         self._on_validation = on_validation
+        self._validates = bool(valid_data)
         # Some of RecBole's loaders are made of others and have no generator of their own, and some trainers go through
         # the data several times an epoch: there is no single place to resume from.
         self.keeps_state = hasattr(train_data, "generator") and self.has_plain_epochs
@@ -130,15 +130,6 @@ class PluginTrainer(Trainer):
         started = time.perf_counter()
         self._train_epoch(train_data, 0)
         return time.perf_counter() - started
-
-    @contextlib.contextmanager
-    def telling(self, on_scores: Callable[..., None] | None) -> Iterator[None]:
-        """Call ``on_scores(interaction, scores [B, I], positive_u, positive_i)`` for every batch evaluated within."""
-        before, self._on_scores = self._on_scores, on_scores
-        try:
-            yield
-        finally:
-            self._on_scores = before
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -190,6 +181,8 @@ class PluginTrainer(Trainer):
         self.history.append(
             {"epoch": epoch_idx, "train_loss": total, "train_seconds": epoch.seconds, "learning_rate": learning_rate}
         )
+        if not self._validates and self._on_validation is not None:
+            self._on_validation(self.history[-1])
         if self.lr_scheduler is not None:
             with warnings.catch_warnings():
                 # An epoch that was resumed at its end has no step of the optimizer.
@@ -254,73 +247,28 @@ class PluginTrainer(Trainer):
             self._on_validation(self.history[-1])
         return score, result
 
-    # Evaluation
+    def _forget_collected(self) -> None:
+        self._take_collected()  # of this process alone
 
-    @torch.no_grad()
-    def evaluate(
-        self, eval_data: Any, load_best_model: bool = True, model_file: str | None = None, show_progress: bool = False
-    ) -> Any:
-        if load_best_model:
-            self.load_best(model_file)
-        if not eval_data:
-            return None
-        self._evaluated = dataset_of(eval_data)
-        full_sort = isinstance(eval_data, FullSortEvalDataLoader)
-        batches = eval_data.batch_sampler  # its batch size may be changed, the loader's not
-        while True:
-            # RecBole asks the class of the loader, so the bar goes around the loader's own iteration.
-            options: dict[str, Any] = {"disable": not (full_sort and show_progress), "leave": False, "unit": "batch"}
-            try:
-                with tqdm(total=len(eval_data), desc="evaluate", **options) as self._eval_bar:
-                    return super().evaluate(eval_data, load_best_model=False)
-            except (MemoryError, RuntimeError) as error:
-                # Whoever is told of the scores must not be told twice.
-                if not out_of_memory(error) or self._on_scores is not None:
-                    raise
-            if batches.batch_size == 1:
-                raise RankError(
-                    "evaluation ran out of memory with a single user at a time: use a machine or GPU with more"
-                )
-            batches.batch_size = max(1, batches.batch_size // 2)
-            self._take_collected()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            logger.info(
-                "evaluation ran out of memory: going on with %d users at a time "
-                "(--eval_batch_size=%d avoids the detour)",
-                batches.batch_size,
-                batches.batch_size,
-            )
-
-    def _full_sort_batch_eval(self, batched_data: Any) -> Any:
-        interaction, seen, positive_u, positive_i = batched_data
-        if not self.config["mask_seen"]:
-            seen = None
-        elif seen is None and isinstance(self._evaluated, SequenceDataset):
-            seen = self._evaluated.seen_items(interaction)
+    def _before_scores(self) -> None:
         if self.keeps_state and self.stop_request.signal is not None and distributed.world_size() == 1:
             raise Interrupted(self.stop_request.signal, self.state_file)
-        scored = super()._full_sort_batch_eval((interaction, seen, positive_u, positive_i))
-        if self._on_scores is not None:
-            self._on_scores(*scored)
-        if self._eval_bar is not None:
-            self._eval_bar.update()
-        return scored
 
     # Checkpoints
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         if distributed.rank() > 0:
             return
+        data = self.eval_collector.training_data  # for a trainer that nobody told about it, in RecBole's own run
         with self._averaged():
             checkpoint.save(
                 kwargs.get("saved_model_file", self.saved_model_file),
                 {
                     "model": self.config["model"],
                     "dataset": self.config["dataset"],
-                    "config": self.plain_config(),
-                    "id_tokens": self.id_tokens,
-                    "popularity": self.popularity,
+                    "config": plain_values(self.config),
+                    "id_tokens": self.id_tokens or id_tokens(data),
+                    "popularity": self.popularity if len(self.popularity) else torch.from_numpy(data.popularity),
                     "epoch": epoch,
                     **self._progress(),
                 },
@@ -338,6 +286,20 @@ class PluginTrainer(Trainer):
             "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler is not None else None,
         }
 
+    def pretrain(self, train_data: Any, verbose: bool = True, show_progress: bool = False) -> Any:
+        """The first stages of S3Rec and RaCT: as many epochs as ``pretrain_epochs`` says, without validation.
+
+        The last epoch's weights are kept under the run's own name too, whatever ``save_step`` is.
+        """
+        self.epochs = self.pretrain_epochs
+        super().pretrain(train_data, verbose, show_progress)
+        self._save_checkpoint(self.epochs - 1)
+        return self.best_valid_score, {}
+
+    def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
+        """Keep a stage's weights under the name that RecBole gives them; RecBole would write a pickle."""
+        self._save_checkpoint(epoch, saved_model_file=saved_model_file)
+
     @property
     def state_file(self) -> str:
         """Where the state of a training that is going on is kept."""
@@ -347,13 +309,16 @@ class PluginTrainer(Trainer):
         random = distributed.all_gather(random_states())
         if distributed.rank() > 0:
             return
+        kept, lost = self._attributes.changed()
         checkpoint.save(
             self.state_file,
             {
-                "config": self.plain_config(),
+                "config": plain_values(self.config),
                 "checkpoint": os.path.basename(self.saved_model_file),
                 "epoch": epoch_idx,
                 "unfinished": epoch.state(),
+                "attributes": kept,
+                "lost_attributes": lost,
                 "random": random,
                 **self._progress(),
                 "best_valid_result": dict(self.best_valid_result) if self.best_valid_result else None,
@@ -368,6 +333,12 @@ class PluginTrainer(Trainer):
                 f"the training in '{state['state_file']}' ran in {len(state['random'])} processes, not in "
                 f"{distributed.world_size()}: start as many, or leave out --resume to start afresh"
             )
+        if state.get("lost_attributes"):  # which older states do not tell
+            raise UserError(
+                f"the training in '{state['state_file']}' cannot go on as it was, because model "
+                f"'{self.config['model']}' keeps what no file holds ({', '.join(state['lost_attributes'])}): leave out "
+                f"--resume to start afresh"
+            )
         self.saved_model_file = os.path.join(os.path.dirname(state["state_file"]), state["checkpoint"])
         self.load_weights(state)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -378,14 +349,8 @@ class PluginTrainer(Trainer):
         self.start_epoch, self.cur_step = state["epoch"], state["cur_step"]
         self.best_valid_score, self.best_valid_result = state["best_valid_score"], state["best_valid_result"]
         self.history = state["history"]
-        self._unfinished = {**state["unfinished"], "random": state["random"]}
-
-    def plain_config(self) -> dict[str, Any]:
-        """The configuration as plain values; under RecBole's own ``Config``, those of its values that are plain."""
-        if hasattr(self.config, "plain"):
-            return self.config.plain()
-        kinds = (bool, int, float, str, list, dict, type(None))
-        return {k: v for k, v in self.config.final_config_dict.items() if isinstance(v, kinds)}
+        put_back = functools.partial(self._attributes.put_back, state.get("attributes", {}), self.device)
+        self._unfinished = {**state["unfinished"], "random": state["random"], "put_back": put_back}
 
     def load_best(self, path: str | None = None) -> None:
         """Put the weights of the best epoch, or of the checkpoint ``path``, into the model."""

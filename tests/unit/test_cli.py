@@ -329,7 +329,7 @@ def test_fault_of_the_program_is_not_passed_off_as_the_users(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["evaluate", "--model", "--config_files", "--experiment", "--NAME=VALUE", "README.md"]),
+        (["--help"], ["evaluate", "--model", "--config_files", "--experiment", "--NAME=VALUE", "docs/parameters.md"]),
         (["run", "-h"], ["evaluate", "--list_models", "--result_file"]),
         (["evaluate", "--help"], ["CHECKPOINT", "--result_file", "--NAME=VALUE"]),
         (["--version"], [f"recbole-diffurec {__version__}"]),

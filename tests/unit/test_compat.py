@@ -21,6 +21,7 @@ from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.dataset import dataset as host
 from recbole.data.dataset import sequential_dataset as sequential_host
 
+from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.dataset import SequenceDataset
@@ -252,6 +253,14 @@ def test_words_for_nothing_are_missing_numbers(word: str, workdir: Path) -> None
     assert list(frame) == list(dtype)
     assert frame["item_id:token"].tolist() == ["nan", "NA"]
     assert frame["price:float"].isna().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("row", ["i1\t2\t3", "i1"])
+def test_rows_that_would_shift_columns_are_refused(row: str, workdir: Path) -> None:
+    """RecBole's own call takes a first column that has no name for the rows' names."""
+    Path("a.item").write_text(f"item_id:token\tprice:float\n{row}\n{row}\n")
+    with pytest.raises(UserError, match=r"'a.item' line 2 has . fields where the first line has 2"):
+        host.pd.read_csv("a.item", usecols=["item_id:token"], dtype={"item_id:token": str}, delimiter="\t", engine="c")
 
 
 # RecBole's data sets
