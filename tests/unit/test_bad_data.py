@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -21,7 +22,7 @@ from conftest import ROOT
 from recbole_diffurec import UserError
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.dataset import dataset_class
-from recbole_diffurec.training.run import prepare_data
+from recbole_diffurec.training.prepare import prepare_data
 
 PAGE = ROOT / "docs" / "bad_data.md"
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
@@ -159,7 +160,8 @@ def test_handled_or_refused_in_one_sentence(name, tmp_path):
     what, text = outcome(name, tmp_path)
     assert "\n" not in text and "Traceback" not in text
     if what == "refused":
-        assert "bad" in text and ":" in text, "names the file or the data set, and the remedy"
+        assert re.search(r"'DATA_PATH/bad/bad\.\w+'|data set 'bad'", text), "names the file or the data set"
+        assert text.partition(": ")[2], "names the remedy"
 
 
 def test_what_must_be_refused_is_and_what_must_be_kept_is(tmp_path):
