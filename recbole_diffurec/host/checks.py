@@ -6,6 +6,7 @@ through here acts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -106,7 +107,8 @@ def _check_metrics(final: Mapping[str, Any], protocol: Protocol) -> None:
 
 def _check_split_files(final: Mapping[str, Any]) -> None:
     names = final["benchmark_filename"]
-    if not isinstance(names, list) or len(names) != len(PARTS) or not all(isinstance(name, str) for name in names):
+    plain = isinstance(names, list) and all(isinstance(name, str) and re.fullmatch(r"[^/\\\0]+", name) for name in names)
+    if not plain or len(names) != len(PARTS):
         raise UserError(
             f"benchmark_filename must name the files of training, validation and test, such as [train,valid,test] for "
             f"NAME.train.inter and so on, got {names!r}"

@@ -97,6 +97,8 @@ class RunConfig(Config):
         model = layers.take_name(given, "model", model, "DiffuRecSys")
         dataset = layers.take_name(given, "dataset", dataset, "ml-100k")
         check_name(dataset)
+        if not isinstance(model, str):
+            raise UserError(f"model must be one name, got {model!r}: give a name that --list_models prints")
         if given.get("gpu_id", "") is None:
             given["gpu_id"] = ""
         self.spec, fixed = catalogue.named(model)

@@ -6,6 +6,7 @@ targets take.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from torch import Tensor
 from recbole_diffurec.errors import UserError
 
 __all__ = ["Rows", "SplitFiles", "rows_of_interactions", "rows_of_lists"]
+
+logger = logging.getLogger("recbole_diffurec")
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,12 @@ class SplitFiles(SequentialDataset):
         feat, users = self.inter_feat, self.inter_feat[self.uid_field].numpy()
         times = frame[self.time_field].to_numpy() if self.time_field in frame else None
         rows, places = rows_of_interactions(users, times, self.file_size_list)
+        lost = [size - rest for size, rest in zip(self.file_size_list[1:], rows.sizes[1:])]
+        if any(lost):
+            logger.warning(
+                "data set '%s': %s validation and %s test interactions have no earlier one of their user, and are left out",
+                *(self.dataset_name, f"{lost[0]:,}", f"{lost[1]:,}"),
+            )
         flat = {self._list_of(field): feat[field][places] for field in feat if field != self.uid_field}
         return rows, feat[places[rows.target]].interaction, flat
 
