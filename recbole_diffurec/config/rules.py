@@ -120,6 +120,7 @@ RULES: dict[str, Rule] = {
 # RecBole's parameters that are empty by default, so that the default does not tell the kind.
 for _name in ("clip_grad_norm", "discretization", "preload_weight", "seq_len", "threshold", "val_interval"):
     RULES[_name] = Rule("dict", optional=True)
+RULES["additional_feat_suffix"] = Rule("list", optional=True)
 
 # What RecBole takes for intervals of counts; it skips anything else with a line in its log.
 _BOUND = r"\s*[-+]?(?:\d+(?:\.\d*)?|inf)\s*"

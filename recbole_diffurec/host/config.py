@@ -26,7 +26,6 @@ from recbole.utils.argument_list import (
 )
 
 from recbole_diffurec.config import layers
-from recbole_diffurec.config.protocol import Protocol
 from recbole_diffurec.config.rules import INTERVALS, NOT_IN_RESULT, RULES, Rule, nearest
 from recbole_diffurec.data.sources import check_name
 from recbole_diffurec.errors import UserError
@@ -208,6 +207,8 @@ class RunConfig(Config):
             final["topk"] = [final["topk"]]
         if isinstance(final["metrics"], str):
             final["metrics"] = [final["metrics"]]
+        if isinstance(final["additional_feat_suffix"], str):
+            final["additional_feat_suffix"] = [final["additional_feat_suffix"]]
         rules = {**RULES, **self.spec.rules}
         # For registered models the files' values are checked too; RecBole's defaults are RecBole's business.
         checked = {*given, *rules} & final.keys() if self.spec.rules else set(given)

@@ -120,7 +120,7 @@ def _metrics(module: ModuleType) -> Iterator[None]:
 
     for name, metric in evaluator_classes().items():
         module.metrics_dict[name] = metric
-        module.metric_information[name] = metric.metric_need
+        module.metric_information[name] = metric.metric_need  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

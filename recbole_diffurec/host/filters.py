@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import numpy as np
 from recbole.data.dataset import Dataset
 from recbole.utils import FeatureType, ModelType
 

@@ -34,6 +34,9 @@ class _CheckpointData:
     def __init__(self, config: RunConfig, n_items: int, n_users: int):
         self._model = config["model"]
         self._counts = {config["ITEM_ID_FIELD"]: n_items, config["USER_ID_FIELD"]: n_users}
+        # By other names for some of RecBole's models.
+        self.item_num, self.user_num = n_items, n_users
+        self.field2seqlen = {config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]: config["MAX_ITEM_LIST_LENGTH"]}
 
     def num(self, field: str) -> int:
         if field not in self._counts:
@@ -99,7 +102,21 @@ class Recommender:
             raise weights_misfit(path, parameters) from None
         users = fitting_users(config["eval_batch_size"], len(tokens["items"]), config["device"])
         config = config.with_values(eval_batch_size=users)
-        return cls(network.to(config["device"]), config, tokens["items"], state["popularity"])
+        recommender = cls(network.to(config["device"]), config, tokens["items"], state["popularity"])
+        recommender._check_reads_histories_alone()
+        return recommender
+
+    @torch.no_grad()
+    def _check_reads_histories_alone(self) -> None:
+        """Refuse a model that wants to know more of a request than its history: HGN, Caser and others the user."""
+        try:
+            with compat.quiet():
+                self.network.full_sort_predict(self._interaction([[1]]))
+        except KeyError as error:
+            raise UserError(
+                f"model '{self.config['model']}' reads '{error.args[0]}' beside a history, so that it cannot recommend "
+                f"from a checkpoint alone: use 'recbole-diffurec evaluate', or another sequential model"
+            ) from None
 
     def with_sampling_steps(self, steps: int) -> Recommender:
         """The same diffusion model, its weights shared, with another number of reverse steps.

@@ -52,6 +52,7 @@ class SequentialModel(SequentialRecommender):
     """
 
     input_type = InputType.POINTWISE
+    uses_all_parameters = True  # in every step, so that several processes need not look for those without a gradient
     norm = "post"  # where the blocks have their norms, a key of ``layers.encoder.NORMS``
 
     def __init__(self, config: Any, dataset: Any):

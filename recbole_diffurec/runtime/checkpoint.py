@@ -54,10 +54,10 @@ def from_plain(value: Any) -> Any:
     """Undo ``to_plain`` for the arrays and matrices in ``value`` (tuples stay lists)."""
     if isinstance(value, dict):
         if set(value) == {"__array__"}:
-            return value["__array__"].numpy()
+            return value["__array__"].cpu().numpy()
         if set(value) == {"__csr__"}:
             parts = value["__csr__"]
-            data, indices, indptr = (parts[name].numpy() for name in ("data", "indices", "indptr"))
+            data, indices, indptr = (parts[name].cpu().numpy() for name in ("data", "indices", "indptr"))
             return sparse.csr_matrix((data, indices, indptr), shape=tuple(parts["shape"]))
         return {key: from_plain(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -95,13 +95,13 @@ class _Output:
         self._file.flush()
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Open a checkpoint. Never executes anything that the file holds.
+def read(path: str | Path, device: str | torch.device = "cpu") -> Any:
+    """Tensors and plain values from a file of torch's. Never executes anything that the file holds.
 
     Raises
     ------
     UserError
-        The file is missing, truncated, holds more than tensors and plain values, or is no checkpoint of ours.
+        The file is missing, truncated, or holds more than that.
     """
     try:
         with warnings.catch_warnings():
@@ -123,6 +123,18 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
         raise UserError(
             f"checkpoint '{path}' is damaged, cut short or no checkpoint at all ({reason}): use another copy"
         ) from None
+    return state
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Open a checkpoint. Never executes anything that the file holds.
+
+    Raises
+    ------
+    UserError
+        The file is missing, truncated, holds more than tensors and plain values, or is no checkpoint of ours.
+    """
+    state = read(path, device)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise UserError(

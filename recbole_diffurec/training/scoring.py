@@ -24,6 +24,7 @@ from recbole_diffurec.host.dataset import SequenceDataset
 from recbole_diffurec.host.loaders import dataset_of
 from recbole_diffurec.models.ensemble import ranks_all_items
 from recbole_diffurec.training.report import out_of_memory
+from recbole_diffurec.training.state import draws_of_its_own
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -64,7 +65,9 @@ class ScoringTrainer(Trainer):
             # RecBole asks the class of the loader, so the bar goes around the loader's own iteration.
             options: dict[str, Any] = {"disable": not (whole and show_progress), "leave": False, "unit": "batch"}
             try:
-                with tqdm(total=len(eval_data), desc="evaluate", **options) as self._eval_bar:
+                # Models and loaders that draw (sampled negatives) draw the same at every evaluation.
+                own, bar = draws_of_its_own(self.config["seed"]), tqdm(total=len(eval_data), desc="evaluate", **options)
+                with own, bar as self._eval_bar:
                     return super().evaluate(eval_data, load_best_model=False)
             except (MemoryError, RuntimeError) as error:
                 # Whoever is told of the scores must not be told twice.

@@ -76,6 +76,19 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
 
 
+@contextlib.contextmanager
+def draws_of_its_own(seed: int) -> Iterator[None]:
+    """Random draws that depend on ``seed`` alone, and leave those after the block as they would be without it."""
+    before = checkpoint.to_plain(random_states())
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        set_random_states(before)
+
+
 def find_state(config: Any, strict: bool = True) -> dict[str, Any] | None:
     """The newest state of a training with this configuration in ``checkpoint_dir``; None where there is none at all.
 

@@ -10,7 +10,8 @@ import os
 import time
 import uuid
 import warnings
-from typing import Any, Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch.optim.lr_scheduler import StepLR
 from recbole_diffurec.errors import Interrupted, RankError, UserError
 from recbole_diffurec.host.checkpoints import id_tokens, plain_values
 from recbole_diffurec.runtime import checkpoint, distributed
+from recbole_diffurec.training.attributes import PlainAttributes
 from recbole_diffurec.training.averaging import WeightAverage
 from recbole_diffurec.training.epoch import Epoch
 from recbole_diffurec.training.report import out_of_memory
@@ -58,6 +60,7 @@ class PluginTrainer(ScoringTrainer):
         self.stop_request = StopRequest()
         self.keeps_state = False
         self._unfinished: dict[str, Any] | None = None
+        self._attributes = PlainAttributes(model)
         self._saved_at = 0.0
         if self.enable_amp and self.device.type == "cuda":
             # RecBole's autocast takes the default, which is fp16 there and would need its loss scaled.
@@ -283,6 +286,20 @@ class PluginTrainer(ScoringTrainer):
             "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler is not None else None,
         }
 
+    def pretrain(self, train_data: Any, verbose: bool = True, show_progress: bool = False) -> Any:
+        """The first stages of S3Rec and RaCT: as many epochs as ``pretrain_epochs`` says, without validation.
+
+        The last epoch's weights are kept under the run's own name too, whatever ``save_step`` is.
+        """
+        self.epochs = self.pretrain_epochs
+        super().pretrain(train_data, verbose, show_progress)
+        self._save_checkpoint(self.epochs - 1)
+        return self.best_valid_score, {}
+
+    def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
+        """Keep a stage's weights under the name that RecBole gives them; RecBole would write a pickle."""
+        self._save_checkpoint(epoch, saved_model_file=saved_model_file)
+
     @property
     def state_file(self) -> str:
         """Where the state of a training that is going on is kept."""
@@ -292,6 +309,7 @@ class PluginTrainer(ScoringTrainer):
         random = distributed.all_gather(random_states())
         if distributed.rank() > 0:
             return
+        kept, lost = self._attributes.changed()
         checkpoint.save(
             self.state_file,
             {
@@ -299,6 +317,8 @@ class PluginTrainer(ScoringTrainer):
                 "checkpoint": os.path.basename(self.saved_model_file),
                 "epoch": epoch_idx,
                 "unfinished": epoch.state(),
+                "attributes": kept,
+                "lost_attributes": lost,
                 "random": random,
                 **self._progress(),
                 "best_valid_result": dict(self.best_valid_result) if self.best_valid_result else None,
@@ -313,6 +333,12 @@ class PluginTrainer(ScoringTrainer):
                 f"the training in '{state['state_file']}' ran in {len(state['random'])} processes, not in "
                 f"{distributed.world_size()}: start as many, or leave out --resume to start afresh"
             )
+        if state.get("lost_attributes"):  # which older states do not tell
+            raise UserError(
+                f"the training in '{state['state_file']}' cannot go on as it was, because model "
+                f"'{self.config['model']}' keeps what no file holds ({', '.join(state['lost_attributes'])}): leave out "
+                f"--resume to start afresh"
+            )
         self.saved_model_file = os.path.join(os.path.dirname(state["state_file"]), state["checkpoint"])
         self.load_weights(state)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -323,7 +349,8 @@ class PluginTrainer(ScoringTrainer):
         self.start_epoch, self.cur_step = state["epoch"], state["cur_step"]
         self.best_valid_score, self.best_valid_result = state["best_valid_score"], state["best_valid_result"]
         self.history = state["history"]
-        self._unfinished = {**state["unfinished"], "random": state["random"]}
+        put_back = functools.partial(self._attributes.put_back, state.get("attributes", {}), self.device)
+        self._unfinished = {**state["unfinished"], "random": state["random"], "put_back": put_back}
 
     def load_best(self, path: str | None = None) -> None:
         """Put the weights of the best epoch, or of the checkpoint ``path``, into the model."""
