@@ -262,7 +262,7 @@ def test_recboles_data_is_not_unpickled(parameters: dict[str, str]) -> None:
     for name in ("evil.pth", "planted/tiny-Dataset.pth", "planted/tiny-for-BPR-dataloader.pth"):
         Path(name).write_bytes(pickle.dumps(Payload()))
     config = Config("BPR", "tiny", config_dict={**TINY, **parameters})
-    with pytest.raises(UserError, match="is a pickle, and opening one runs what it holds"):
+    with pytest.raises(UserError, match=r"opening (one|a pickle) runs what it holds"):
         data_preparation(config, create_dataset(config))
 
 
