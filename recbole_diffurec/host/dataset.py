@@ -58,8 +58,8 @@ class _Files:
 class Chronological(FilteredColumns, Splits):
     """Order by user and time, in full precision; ties keep the order of the file.
 
-    RecBole's later sorts are by float32 time and stable, so they leave each user's order as it is: rounding is monotonic.
-    Interactions without times keep the order of the file, and so do those that come split.
+    RecBole's later sorts are by float32 time and stable, so they leave each user's order as it is: rounding is
+    monotonic. Interactions without times keep the order of the file, and so do those that come split.
 
     Attributes
     ----------
@@ -269,9 +269,7 @@ class SequenceDataset(SplitFiles, Chronological, SequentialDataset):
         self, columns: dict[str, Tensor], flat: dict[str, Tensor], first: Tensor, target: Tensor
     ) -> PrefixRows:
         length = (target - first).clamp(max=self.max_item_list_len)
-        return PrefixRows(
-            {**columns, self.item_list_length_field: length}, flat, first, target, self.max_item_list_len
-        )
+        return PrefixRows({**columns, self.item_list_length_field: length}, flat, first, target, self.max_item_list_len)
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         rows = self.inter_feat[index]

@@ -45,7 +45,6 @@ def apply() -> None:
     HOOKS.when_imported("recbole.model.context_aware_recommender.kd_dagfm", known_teachers)
     for name in READERS_OF_TENSORS:
         HOOKS.when_imported(name, tensors_only)
-    HOOKS.when_imported("recbole.quick_start", checked_before_it_is_opened)
     HOOKS.when_imported("recbole.model.general_recommender.ldiffrec", numbers_only)
     HOOKS.when_imported("recbole.data.utils", no_pickles)
     HOOKS.when_imported("recbole.model.abstract_recommender", own_parameters)
@@ -114,20 +113,6 @@ def tensors_only(module: ModuleType) -> Iterator[None]:
         return _read(path, map_location)
 
     vars(module)["torch"] = With(torch, load=load)
-
-
-@contextlib.contextmanager
-def checked_before_it_is_opened(quick_start: Any) -> Iterator[None]:
-    """``load_data_and_model(model_file)`` opens a file with ``torch.load`` (250), too."""
-    yield
-    load = quick_start.load_data_and_model
-
-    @functools.wraps(load)
-    def load_checked(model_file: str) -> Any:
-        _read(model_file, "cpu")
-        return load(model_file)
-
-    quick_start.load_data_and_model = quick_start.quick_start.load_data_and_model = load_checked
 
 
 def _read(path: str | Path, device: Any) -> Any:
