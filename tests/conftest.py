@@ -53,7 +53,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("trained"))
-        return {name: Path(recbole_diffurec.run(name, **{**TINY, **more})["checkpoint"]) for name, more in wanted.items()}
+        results = {name: recbole_diffurec.run(name, **{**TINY, **more}) for name, more in wanted.items()}
+    return {name: Path(result["checkpoint"]) for name, result in results.items()}
 
 
 class FakeDataset:

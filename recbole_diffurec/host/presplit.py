@@ -168,8 +168,8 @@ class SplitFiles(SequentialDataset):
             name = self._list_of(field)
             if self.field2type[name] not in (FeatureType.TOKEN_SEQ, FeatureType.FLOAT_SEQ):
                 raise UserError(
-                    f"column '{name}' of data set '{self.dataset_name}' must be a list of values, and is "
-                    f"{self.field2type[name].value}: write '{name}:{self.field2type[field].value}_seq' in its first line"
+                    f"column '{name}' of data set '{self.dataset_name}' must be a list of values, and "
+                    f"is {self.field2type[name].value}: write '{name}:{self.field2type[field].value}_seq' in line 1"
                 )
             lengths = np.array([len(history) for history in histories])
             wrong = (lengths == 0) | (lengths != [len(history) for history in lists[self.iid_field]])
