@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def service(trained):
     """The address of a running service, whose end is checked as well."""
-    command = [sys.executable, "-m", "recbole_diffurec.cli", "serve", str(trained), "--port=0", "--max_batch=8"]
+    command = [sys.executable, "-m", "recbole_diffurec", "serve", str(trained), "--port=0", "--max_batch=8"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     line = process.stdout.readline()
     assert line.startswith("serving"), process.stderr.read()
