@@ -125,7 +125,7 @@ def update_of_matrices(module: ModuleType) -> Iterator[None]:
     """The graph models' adjacency matrix, with scipy 1.13 and later, 1.2.0 and 1.2.1.
 
     They fill a ``dok_matrix`` by its private method ``_update`` (lightgcn.py:110 and its like), which scipy no longer
-    has. Can go when they use none.
+    has (RecBole's issue #2034). Can go when they use none.
     """
     yield
     from scipy import sparse
