@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import csv
 import functools
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -127,26 +127,18 @@ class _PandasForAtomicFiles:
         return getattr(pd, name)
 
     @staticmethod
-    def read_csv(path: Any, *, usecols: list[str], dtype: dict[str, Any], **kwargs: Any) -> pd.DataFrame:
-        """Read one atomic file whose column names carry their type (``item_id:token``).
+    def read_csv(
+        path: Any, *, usecols: list[str], delimiter: str, encoding: str = "utf-8-sig", **_: Any
+    ) -> pd.DataFrame:
+        """Read one atomic file, in the columns that it names with their types (``item_id:token``).
 
-        Against RecBole's own call: the C parser where the separator is one character, which is much faster;
-        identifiers such as "nan" or "00123" stay what they are, only an empty cell is missing; quotes are ordinary
-        characters; missing sequences are empty.
+        Against RecBole's own call, which pads lines that are too short and shifts those that are too long: they are
+        refused. Identifiers such as "nan" or "00123" stay what they are, only an empty cell is missing; quotes are
+        ordinary characters; missing sequences are empty; what should be a number and is none is named.
         """
-        import pandas as pd
+        from recbole_diffurec.data.delimited import AtomicFile
 
-        kwargs["engine"] = "c" if len(kwargs["delimiter"]) == 1 else "python"
-        tokens = [name for name in usecols if dtype[name] is str]
-        kwargs.update(quoting=csv.QUOTE_NONE, keep_default_na=False)
-        kwargs["na_values"] = {name: [""] if name in tokens else ["", "nan", "NaN", "NA", "null"] for name in usecols}
-        frame = pd.read_csv(path, usecols=usecols, dtype=dtype, **kwargs)[usecols]
-        for name in tokens:
-            # pandas 3 would make this its own string type, which RecBole's numpy code does not expect.
-            frame[name] = frame[name].astype(object)
-            if name.endswith("_seq"):
-                frame[name] = frame[name].fillna("")
-        return frame
+        return AtomicFile(Path(path), None, delimiter, encoding).frame(usecols)
 
 
 def _length(x: Any) -> Any:

@@ -47,6 +47,7 @@ def apply() -> None:
         HOOKS.when_imported(name, tensors_only)
     HOOKS.when_imported("recbole.model.general_recommender.ldiffrec", numbers_only)
     HOOKS.when_imported("recbole.data.utils", no_pickles)
+    HOOKS.when_imported("recbole.model.abstract_recommender", own_parameters)
 
 
 def literal(text: str) -> Any:
@@ -183,3 +184,22 @@ def no_pickles(utils: ModuleType) -> Iterator[None]:
         )
 
     vars(utils)["pickle"] = With(vars(utils)["pickle"], load=refuse)
+
+
+@contextlib.contextmanager
+def own_parameters(module: Any) -> Iterator[None]:
+    """``load_other_parameter`` sets any attribute that a checkpoint names (abstract_recommender.py:76), methods too."""
+    yield
+    load = module.AbstractRecommender.load_other_parameter
+
+    @functools.wraps(load)
+    def load_own(self: Any, para: dict[str, Any] | None) -> None:
+        foreign = sorted(map(str, (para or {}).keys() - set(getattr(self, "other_parameter_name", ()))))
+        if foreign:
+            raise UserError(
+                f"the checkpoint holds {', '.join(foreign)} for a {type(self).__name__}, which has no such parameter: "
+                f"give a file that a run of this model wrote"
+            )
+        load(self, para)
+
+    module.AbstractRecommender.load_other_parameter = load_own

@@ -30,6 +30,16 @@ NOT_LISTED = {
     "xgboost": "it predicts clicks and ranks no items",
 }
 
+# Parameters that spare a model the file of weights that its training began with: a checkpoint has all weights itself.
+# KD_DAGFM has none; what it computes depends on its phase.
+WITHOUT_FIRST_WEIGHTS: dict[str, dict[str, Any]] = {
+    "ConvNCF": {"train_method": "no_pretrain"},
+    "NAIS": {"pretrain_path": None},
+    "NeuMF": {"use_pretrain": False},
+    "RaCT": {"train_stage": "actor_pretrain"},
+    "S3Rec": {"train_stage": "pretrain"},
+}
+
 # Packages, as they are imported and installed, without which a model's training stops half-way.
 NEEDED = {"NCL": ("faiss", "faiss-cpu")}
 

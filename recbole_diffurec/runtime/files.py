@@ -80,7 +80,7 @@ def check_writable(path: str | Path | None, what: str) -> Path | None:
 def read_lines(path: str | Path, what: str) -> list[str]:
     """The lines of a text file that are not blank, stripped; ``UserError`` where it cannot be read."""
     try:
-        return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(f"{what} '{path}' cannot be read ({reason}): check the path") from None

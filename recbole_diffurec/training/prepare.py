@@ -172,7 +172,7 @@ def prepare_data(config: RunConfig, datasets: DatasetCache | None = None) -> Pre
             f"{data.n_time_ties:,}",
             100 * data.n_time_ties / data.n_interactions,
         )
-    expected = _expected_counts(config)
+    expected = expected_counts(config)
     if expected and expected != counts:
         logger.warning(
             "data set '%s' has %s users, items and interactions after filtering, where %s are known: "
@@ -184,7 +184,7 @@ def prepare_data(config: RunConfig, datasets: DatasetCache | None = None) -> Pre
     return data
 
 
-def _expected_counts(config: RunConfig) -> tuple[int, ...] | None:
+def expected_counts(config: RunConfig) -> tuple[int, ...] | None:
     """The published counts for the filter in force, if the data set's defaults know them."""
     users, items = config["user_inter_num_interval"], config["item_inter_num_interval"]
     for minimum, counts in (config["expected_counts"] or {}).items():
