@@ -165,11 +165,11 @@ class SplitFiles(SequentialDataset):
             )
         ends = np.cumsum(self.file_size_list)
         for field, histories in lists.items():
-            name = self._list_of(field)
+            name, kind = self._list_of(field), self.field2type[self._list_of(field)].value
             if self.field2type[name] not in (FeatureType.TOKEN_SEQ, FeatureType.FLOAT_SEQ):
                 raise UserError(
-                    f"column '{name}' of data set '{self.dataset_name}' must be a list of values, and "
-                    f"is {self.field2type[name].value}: write '{name}:{self.field2type[field].value}_seq' in line 1"
+                    f"column '{name}' of data set '{self.dataset_name}' must be a list of values, not a {kind}: write "
+                    f"'{name}:{self.field2type[field].value}_seq' in the first line of its files"
                 )
             lengths = np.array([len(history) for history in histories])
             wrong = (lengths == 0) | (lengths != [len(history) for history in lists[self.iid_field]])
