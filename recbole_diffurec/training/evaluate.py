@@ -94,9 +94,8 @@ class _Member:
 
     def build(self, data: PreparedData, log: str, parameters: Mapping[str, Any]) -> tuple[Any, Any]:
         """The network with its weights, and a trainer."""
-        sizes = {name: data.config[name] for name in ("eval_batch_size", "dataloaders_save_path")}
         with explained(f"building model '{self.state['model']}'", log):
-            network, trainer = build(self.config.with_values(**sizes), dataset_of(data.loaders[0]))
+            network, trainer = build(self.config.with_values(**data.changes), dataset_of(data.loaders[0]))
         try:
             trainer.load_weights(self.state)
         except RuntimeError:
