@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from recbole_diffurec.diffusion import schedules
 
@@ -91,7 +91,9 @@ def draw_process(axes: Axes) -> None:
     visited = [31, 23, 15, 7, -1]
     for place, (step, state) in enumerate(zip(visited, states(visited), strict=True)):
         x = 2.35 + 0.95 * place
-        axes.imshow(state[:, None], STATE, vmin=-1.6, vmax=1.6, extent=(x, x + 0.17, 0.42, 1.42), aspect="auto")
+        for cell, value in enumerate(state):
+            shape = Rectangle((x, 0.42 + cell / len(state)), 0.17, 1 / len(state), fc=STATE((value + 1.6) / 3.2), lw=0)
+            axes.add_patch(shape)
         axes.add_patch(FancyBboxPatch((x, 0.42), 0.17, 1.0, "round,pad=0.01", fill=False, ec=FAINT, lw=0.8))
         label = r"$\hat{x}_0$" if step < 0 else f"$x_{{{step + 1}}}$"
         axes.text(x + 0.085, 0.22, label, ha="center", va="center", fontsize=10, color=INK)

@@ -38,13 +38,16 @@ def places() -> dict[str, str]:
 
 
 def on_config(config: Any) -> None:
-    """Fill the navigation with the pages of models and of benchmarks."""
+    """Fill the navigation with the pages of models, of benchmarks, and of what stands nowhere in it yet."""
+    named = str(config["nav"])
     for part in config["nav"]:
         if "Models" in part:
             part["Models"] += sorted(f"models/{path.name}" for path in _pages("docs/models") if path.stem != "index")
         if "Results" in part:
             pages = ["benchmarks/index.md", *(f"{_RESULTS}/{path.name}" for path in _pages(_RESULTS))]
             part["Results"].append({"Benchmarks": pages})
+        if "Reference" in part:
+            part["Reference"] += [path.name for path in _pages("docs") if f"'{path.name}'" not in named]
 
 
 def _pages(folder: str) -> list[Path]:

@@ -158,7 +158,7 @@ def model_facts(spec: ModelSpec) -> str:
     """What the register, its class and its module say of a model."""
     place = spec.model_class.__module__
     module = (inspect.getdoc(inspect.getmodule(spec.model_class)) or "").split("\n\n")
-    source = [paragraph for paragraph in module if not paragraph.startswith("Shapes")]
+    papers = [paragraph for paragraph in module if re.search(r"\b20\d\d\b", paragraph)]
     facts = {
         "class": f"`{place}.{spec.model_class.__name__}`",
         "defaults": f"`properties/model/{spec.name}.yaml`, [listed](../parameters.md#{spec.name.lower()})",
@@ -176,7 +176,7 @@ def model_facts(spec: ModelSpec) -> str:
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(fact)} |" for name, fact in facts.items())])
     described = re.split(r"\n\n(?:\w+\n---|Defaults:)", inspect.getdoc(spec.model_class) or "")[0]
     command = f"```bash\nrecbole-diffurec --model={spec.name} --dataset=amazon-beauty\n```"
-    return "\n\n".join([described, *source, table, command])
+    return "\n\n".join([described, *papers, table, command])
 
 
 def _specs() -> list[ModelSpec]:

@@ -48,11 +48,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     wanted: dict[str, dict[str, Any]] = {
         "DiffuRec": {"n_layers": 2, "use_position": True, "repeat_bias": True},
         "DiffuRecSys": {"n_layers": 2, "sampling_steps": 2},
+        "CL4SRec": {},
         "SASRec": {"inner_size": 32},
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("trained"))
-        return {name: Path(recbole_diffurec.run(name, **{**TINY, **more})["checkpoint"]) for name, more in wanted.items()}
+        results = {name: recbole_diffurec.run(name, **{**TINY, **more}) for name, more in wanted.items()}
+    return {name: Path(result["checkpoint"]) for name, result in results.items()}
 
 
 class FakeDataset:

@@ -154,15 +154,12 @@ def take_name(given: dict[str, Any], what: str, name: str | None, default: str) 
     Raises
     ------
     UserError
-        Two are given, or one is no text.
+        Two are given.
     """
     other = given.pop(what, None)
     if name is not None and other not in (None, name):
         raise UserError(f"{what} is '{name}', and a parameter or configuration file says '{other}': give one")
-    found = next((value for value in (name, other) if value is not None), default)
-    if not isinstance(found, str):
-        raise UserError(f"{what} must be one name, got {found!r}")
-    return found
+    return next((value for value in (name, other) if value is not None), default)
 
 
 def experiment(name: str) -> dict[str, Any]:

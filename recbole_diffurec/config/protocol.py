@@ -104,7 +104,7 @@ def _parts(split: Any) -> tuple[tuple[str, ...], bool]:
 def _modes(mode: Any) -> dict[str, str]:
     modes = dict(mode) if isinstance(mode, Mapping) else {"valid": mode, "test": mode}
     if not modes or not modes.keys() <= {"valid", "test"}:
-        raise UserError(f"mode in eval_args must be for valid and test, got {mode!r}: write {{valid: full, test: full}}")
+        raise UserError(f"mode in eval_args must be for valid and test, got {mode!r}: write {{valid: full}} or so")
     other = next(iter(modes.values()))
     modes = {"valid": modes.get("valid", other), "test": modes.get("test", other)}
     for value in modes.values():

@@ -3,7 +3,7 @@
 =============  ==================  ==============================================================
 type           values              meaning
 =============  ==================  ==============================================================
-``choice``     ``[1,2,4]``         one of a list; a list among them may stand in quotes, as in RecBole: ``['[1,2]','[3]']``
+``choice``     ``[1,2,4]``         one of a list; a list among them may stand in quotes, as RecBole has it
 ``uniform``    ``0,0.5``           a number between two bounds
 ``quniform``   ``0,1,0.25``        the same, rounded to a multiple of the third value
 ``loguniform`` ``-8,-4``           e to the power of a number between two bounds, as in RecBole

@@ -1,9 +1,9 @@
 """Evaluation among sampled candidates: ``mode: uni100`` and ``pop100``.
 
 RecBole draws the candidates from numpy's global state, others at every evaluation, and joins the rows of users that it
-pads one by one, which rows of different widths do not fit. Here a user's candidates are a function of the seed, the part,
-the user and the data: equal in every epoch, for every model on these data, in batches of any size, in ``run`` and in
-``evaluate``.
+pads one by one, which rows of different widths do not fit. Here a user's candidates are a function of the seed, the
+part, the user and the data: equal in every epoch, for every model on these data, in batches of any size, in ``run`` and
+in ``evaluate``.
 
 Shapes: U users, P rows of a batch (one per target), C = 1 + n candidates of a row, I items with padding row 0.
 """
@@ -119,7 +119,7 @@ class SampledEvalLoader(NegSampleEvalDataLoader):
         return torch.stack([lengths[self.uid2index[user]].max() for user in self.uid_list])
 
     def check(self) -> None:
-        """Raise ``UserError`` where a user leaves no item to sample, which an evaluation would find out in its middle."""
+        """Raise ``UserError`` where a user leaves no item to sample, which an evaluation would find out half-way."""
         if not self.samples or not self._repeatable:  # RecBole checks the others
             return
         feat = self._dataset.inter_feat

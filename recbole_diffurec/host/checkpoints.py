@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.utils import ModelType
 
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.config import DERIVED, known_parameters
 
-__all__ = ["contents", "id_tokens", "plain_values"]
+__all__ = ["about_data", "contents", "plain_values"]
 
 
 def contents(trainer: Any, epoch: int) -> dict[str, Any]:
     """What ``checkpoint.open_run`` asks for, and what RecBole's ``resume_checkpoint`` does."""
-    config, data = trainer.config, getattr(trainer.eval_collector, "training_data", None)
-    popularity = getattr(data, "popularity", None)
+    config, data = trainer.config, trainer.eval_collector.training_data
     return {
         "model": config["model"],
         "dataset": config["dataset"],
         "config": {"model": config["model"], "dataset": config["dataset"], **plain_values(config)},
-        "id_tokens": id_tokens(data) if data is not None else {},
-        "popularity": torch.zeros(0, dtype=torch.long) if popularity is None else torch.from_numpy(popularity),
+        **about_data(data),
         "epoch": epoch,
         "cur_step": trainer.cur_step,
         "best_valid_score": float(trainer.best_valid_score),
@@ -33,17 +32,25 @@ def contents(trainer: Any, epoch: int) -> dict[str, Any]:
     }
 
 
-def id_tokens(dataset: Any) -> dict[str, list[str]]:
-    """The original ids in order of their numbers, padding first, of ``users`` and ``items``."""
-    fields = {"users": dataset.uid_field, "items": dataset.iid_field}
-    return {name: [str(token) for token in dataset.field2id_token[field]] for name, field in fields.items()}
+def about_data(dataset: Any) -> dict[str, Any]:
+    """What a checkpoint keeps of the data: the original ids in order of their numbers, padding first, training counts.
+
+    Parameters
+    ----------
+    dataset : Dataset or None
+        The training part; None where nothing was trained.
+    """
+    popularity = torch.from_numpy(getattr(dataset, "popularity", np.zeros(0, dtype=np.int64)))
+    fields = {"users": dataset.uid_field, "items": dataset.iid_field} if dataset is not None else {}
+    ids = {name: [str(token) for token in dataset.field2id_token[field]] for name, field in fields.items()}
+    return {"id_tokens": ids, "popularity": popularity}
 
 
 def plain_values(config: Any) -> dict[str, Any]:
     """The parameters of a configuration as plain values, of which ``RunConfig`` makes an equal one.
 
-    Of RecBole's own ``Config``: without what it made of them, and with ``mask_seen`` as RecBole has it, which leaves out
-    the training interactions of general models and nothing of sequential ones.
+    Of RecBole's own ``Config``: without what it made of them, and with ``mask_seen`` as RecBole has it, which leaves
+    out the training interactions of general models and nothing of sequential ones.
 
     Parameters
     ----------

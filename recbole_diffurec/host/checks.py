@@ -6,6 +6,7 @@ through here acts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from recbole_diffurec.errors import UserError
 PICKLES = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
 # Filters that RecBole does not apply to files that are split already.
 FILTERS = frozenset({"rm_dup_inter", "val_interval", "user_inter_num_interval", "item_inter_num_interval"})
+_FILE_NAME = re.compile(r"[^/\\\0]+")
 # Intervals that leave every user and item where it is.
 _ALL = ("[0,inf)", "[1,inf)", None)
 
@@ -95,8 +97,8 @@ def _check_metrics(final: Mapping[str, Any], protocol: Protocol) -> None:
         if kind == EvaluatorType.RANKING and protocol.labeled:
             rating = ", ".join(name for name, of in metric_types.items() if of == EvaluatorType.VALUE)
             raise UserError(
-                f"metric '{metric}' is of ranked lists, and mode labeled in eval_args ranks nothing: give metrics among "
-                f"{rating}, or a mode such as full or uni100"
+                f"metric '{metric}' is of ranked lists, and mode labeled in eval_args ranks nothing: give metrics "
+                f"among {rating}, or a mode such as full or uni100"
             )
         without_k = kind == EvaluatorType.VALUE or metric.lower() == "gauc"  # has no @K in RecBole's results
         options += [metric] if without_k else [f"{metric}@{k}" for k in topk]
@@ -106,7 +108,8 @@ def _check_metrics(final: Mapping[str, Any], protocol: Protocol) -> None:
 
 def _check_split_files(final: Mapping[str, Any]) -> None:
     names = final["benchmark_filename"]
-    if not isinstance(names, list) or len(names) != len(PARTS) or not all(isinstance(name, str) for name in names):
+    plain = isinstance(names, list) and all(isinstance(name, str) and _FILE_NAME.fullmatch(name) for name in names)
+    if not plain or len(names) != len(PARTS):
         raise UserError(
             f"benchmark_filename must name the files of training, validation and test, such as [train,valid,test] for "
             f"NAME.train.inter and so on, got {names!r}"

@@ -96,6 +96,8 @@ class RunConfig(Config):
         model = layers.take_name(given, "model", model, "DiffuRecSys")
         dataset = layers.take_name(given, "dataset", dataset, "ml-100k")
         check_name(dataset)
+        if not isinstance(model, str):
+            raise UserError(f"model must be one name, got {model!r}: give a name that --list_models prints")
         if given.get("gpu_id", "") is None:
             given["gpu_id"] = ""
         self.spec, fixed = catalogue.named(model)
@@ -254,7 +256,8 @@ class RunConfig(Config):
     def refuse_without(self, part: str, reason: str) -> None:
         """Raise ``UserError`` where the split makes no such part; ``reason`` is a clause."""
         if self["benchmark_filename"] is None and part not in self.protocol.parts:
-            raise UserError(f"the split {self['eval_args']['split']} has no {part} part, and {reason}: give one that has")
+            split = self["eval_args"]["split"]
+            raise UserError(f"the split {split} has no {part} part, and {reason}: give one that has")
 
     # What a checkpoint or a result keeps
 
@@ -313,9 +316,9 @@ def _listed(value: Any) -> Sequence[Any]:
 def use_device(final: dict[str, Any], devices: Sequence[int]) -> None:
     """Set what RecBole reads of the device: the first of these GPUs, or the CPU where there is none.
 
-    RecBole's own way is to put ``gpu_id`` into ``CUDA_VISIBLE_DEVICES`` (configurator.py:482), for the whole process and
-    its children: the GPUs that Ray or SLURM assigned, or the user, are replaced by others, and an empty one hides all
-    of them from the program around a run. Here GPUs are numbered among those that are visible.
+    RecBole's own way is to put ``gpu_id`` into ``CUDA_VISIBLE_DEVICES`` (configurator.py:482), for the whole process
+    and its children: the GPUs that Ray or SLURM assigned, or the user, are replaced by others, and an empty one hides
+    all of them from the program around a run. Here GPUs are numbered among those that are visible.
 
     Raises
     ------
@@ -327,8 +330,8 @@ def use_device(final: dict[str, Any], devices: Sequence[int]) -> None:
         visible = torch.cuda.device_count()
         if devices[0] >= visible:
             raise UserError(
-                f"gpu_id is {devices[0]}, and {visible} GPUs are visible, with the numbers from 0 to {visible - 1}: give "
-                f"one of these, or set CUDA_VISIBLE_DEVICES to the GPUs that are meant"
+                f"gpu_id is {devices[0]}, and {visible} GPUs are visible, with the numbers from 0 to {visible - 1}: "
+                f"give one of these, or set CUDA_VISIBLE_DEVICES to the GPUs that are meant"
             )
         final["device"] = torch.device("cuda", devices[0])
 

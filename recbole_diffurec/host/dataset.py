@@ -58,8 +58,8 @@ class _Files:
 class Chronological(FilteredColumns, Splits):
     """Order by user and time, in full precision; ties keep the order of the file.
 
-    RecBole's later sorts are by float32 time and stable, so they leave each user's order as it is: rounding is monotonic.
-    Interactions without times keep the order of the file, and so do those that come split.
+    RecBole's later sorts are by float32 time and stable, so they leave each user's order as it is: rounding is
+    monotonic. Interactions without times keep the order of the file, and so do those that come split.
 
     Attributes
     ----------
@@ -234,7 +234,7 @@ class PrefixRows(Interaction):
         return right_padded(values, start, self.target, width or self.max_length)
 
     def padded(self, trim: bool = False) -> Interaction:
-        """RecBole's usual rows: an ``Interaction`` with every list column, right-padded with 0.
+        """RecBole's usual rows: an ``Interaction`` with every list column, right-padded with 0, and the rows' numbers.
 
         Parameters
         ----------
@@ -242,7 +242,7 @@ class PrefixRows(Interaction):
         """
         width = min(self.max_length, int((self.target - self.first).max())) if trim and len(self) else None
         lists = {name: self._pad(values, width) for name, values in self.flat.items()}
-        return Interaction({**self.interaction, **lists})
+        return Interaction({**self.interaction, **lists, ROW: self.target})
 
 
 class SequenceDataset(SplitFiles, Chronological, SequentialDataset):
@@ -269,18 +269,14 @@ class SequenceDataset(SplitFiles, Chronological, SequentialDataset):
         self, columns: dict[str, Tensor], flat: dict[str, Tensor], first: Tensor, target: Tensor
     ) -> PrefixRows:
         length = (target - first).clamp(max=self.max_item_list_len)
-        return PrefixRows(
-            {**columns, self.item_list_length_field: length}, flat, first, target, self.max_item_list_len
-        )
+        return PrefixRows({**columns, self.item_list_length_field: length}, flat, first, target, self.max_item_list_len)
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         rows = self.inter_feat[index]
         if isinstance(rows, PrefixRows):
-            numbers = {ROW: rows.target}
-            if self.config["mask_seen"]:
-                numbers |= {SEEN_FROM: rows.first, SEEN_TO: rows.target}
+            span = {SEEN_FROM: rows.first, SEEN_TO: rows.target} if self.config["mask_seen"] else {}
             rows = rows.padded(trim=catalogue.find(self.config["model"]).trims_padding)
-            rows.interaction.update(numbers)
+            rows.interaction.update(span)
         return self.join(rows) if join else rows
 
     def _grouped_index(self, group_by_list: np.ndarray) -> list[list[int]]:

@@ -1,7 +1,8 @@
 """RecBole's own entry points, on the data, the splits, the metrics and the files of this package.
 
 ``run_recbole``, ``Config``, ``create_dataset``, ``data_preparation`` and trainers that are made by hand do what
-``docs/recbole_entry_points.md`` says. ``register()`` imports nothing; line numbers are those of recbole 1.2.0 and 1.2.1.
+``docs/recbole_entry_points.md`` says. ``register()`` imports nothing; line numbers are those of recbole 1.2.0 and
+1.2.1.
 """
 
 from __future__ import annotations

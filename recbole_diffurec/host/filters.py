@@ -16,8 +16,8 @@ __all__ = ["FilteredColumns"]
 class FilteredColumns(Dataset):
     """Loads the columns that ``val_interval``, ``threshold`` and labels need, which RecBole leaves to ``load_col``.
 
-    A column that is loaded for ``val_interval`` alone is dropped after filtering, so that no model takes it for a feature.
-    And of duplicates it keeps the first or the last in exact order.
+    A column that is loaded for ``val_interval`` alone is dropped after filtering, so that no model takes it for a
+    feature. And of duplicates the first or the last is kept in exact order.
     """
 
     inter_feat: Any  # a DataFrame until RecBole builds the splits, an Interaction after

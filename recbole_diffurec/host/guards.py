@@ -45,9 +45,9 @@ def apply() -> None:
     HOOKS.when_imported("recbole.model.context_aware_recommender.kd_dagfm", known_teachers)
     for name in READERS_OF_TENSORS:
         HOOKS.when_imported(name, tensors_only)
-    HOOKS.when_imported("recbole.quick_start", checked_before_it_is_opened)
     HOOKS.when_imported("recbole.model.general_recommender.ldiffrec", numbers_only)
     HOOKS.when_imported("recbole.data.utils", no_pickles)
+    HOOKS.when_imported("recbole.model.abstract_recommender", own_parameters)
 
 
 def literal(text: str) -> Any:
@@ -113,20 +113,6 @@ def tensors_only(module: ModuleType) -> Iterator[None]:
         return _read(path, map_location)
 
     vars(module)["torch"] = With(torch, load=load)
-
-
-@contextlib.contextmanager
-def checked_before_it_is_opened(quick_start: Any) -> Iterator[None]:
-    """``load_data_and_model(model_file)`` opens a file with ``torch.load`` (250), too."""
-    yield
-    load = quick_start.load_data_and_model
-
-    @functools.wraps(load)
-    def load_checked(model_file: str) -> Any:
-        _read(model_file, "cpu")
-        return load(model_file)
-
-    quick_start.load_data_and_model = quick_start.quick_start.load_data_and_model = load_checked
 
 
 def _read(path: str | Path, device: Any) -> Any:
@@ -198,3 +184,22 @@ def no_pickles(utils: ModuleType) -> Iterator[None]:
         )
 
     vars(utils)["pickle"] = With(vars(utils)["pickle"], load=refuse)
+
+
+@contextlib.contextmanager
+def own_parameters(module: Any) -> Iterator[None]:
+    """``load_other_parameter`` sets any attribute that a checkpoint names (abstract_recommender.py:76), methods too."""
+    yield
+    load = module.AbstractRecommender.load_other_parameter
+
+    @functools.wraps(load)
+    def load_own(self: Any, para: dict[str, Any] | None) -> None:
+        foreign = sorted(map(str, (para or {}).keys() - set(getattr(self, "other_parameter_name", ()))))
+        if foreign:
+            raise UserError(
+                f"the checkpoint holds {', '.join(foreign)} for a {type(self).__name__}, which has no such parameter: "
+                f"give a file that a run of this model wrote"
+            )
+        load(self, para)
+
+    module.AbstractRecommender.load_other_parameter = load_own

@@ -1,9 +1,9 @@
 """Metrics of what is recommended, beside whether it was right: coverage, entropy, Gini index, popularity, long tail.
 
 RecBole's definitions, which its own classes do not follow: they count padding as an item (in coverage and Gini index),
-divide the entropy by the number of items shown, and take an item that no list can hold, at a score of minus infinity, for
-one that was recommended. Its popularity leaves out the interactions that begin a sequence. These classes stand in for
-them, in ``run``, ``evaluate`` and ``compare`` and in RecBole's own entry points.
+divide the entropy by the number of items shown, and take an item that no list can hold, at a score of minus infinity,
+for one that was recommended. Its popularity leaves out the interactions that begin a sequence. These classes stand in
+for them, in ``run``, ``evaluate`` and ``compare`` and in RecBole's own entry points.
 
 Shapes: U users, K places of a list, I items with padding row 0.
 """
@@ -95,9 +95,7 @@ def list_metrics(lists: np.ndarray, popularity: np.ndarray, tail_ratio: float | 
     tail_ratio : float or None
         RecBole's parameter.
     """
-    return {
-        name.lower(): measure(lists, popularity, _ratio(tail_ratio)) for name, (measure, _) in LIST_METRICS.items()
-    }
+    return {name.lower(): measure(lists, popularity, _ratio(tail_ratio)) for name, (measure, _) in LIST_METRICS.items()}
 
 
 def _ratio(tail_ratio: float | None) -> float:

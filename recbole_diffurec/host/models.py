@@ -30,6 +30,16 @@ NOT_LISTED = {
     "xgboost": "it predicts clicks and ranks no items",
 }
 
+# Parameters that spare a model the file of weights that its training began with: a checkpoint has all weights itself.
+# KD_DAGFM has none; what it computes depends on its phase.
+WITHOUT_FIRST_WEIGHTS: dict[str, dict[str, Any]] = {
+    "ConvNCF": {"train_method": "no_pretrain"},
+    "NAIS": {"pretrain_path": None},
+    "NeuMF": {"use_pretrain": False},
+    "RaCT": {"train_stage": "actor_pretrain"},
+    "S3Rec": {"train_stage": "pretrain"},
+}
+
 # Packages, as they are imported and installed, without which a model's training stops half-way.
 NEEDED = {"NCL": ("faiss", "faiss-cpu")}
 
@@ -115,7 +125,7 @@ def update_of_matrices(module: ModuleType) -> Iterator[None]:
     """The graph models' adjacency matrix, with scipy 1.13 and later, 1.2.0 and 1.2.1.
 
     They fill a ``dok_matrix`` by its private method ``_update`` (lightgcn.py:110 and its like), which scipy no longer
-    has. Can go when they use none.
+    has (RecBole's issue #2034). Can go when they use none.
     """
     yield
     from scipy import sparse

@@ -6,6 +6,7 @@ targets take.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,10 @@ from torch import Tensor
 from recbole_diffurec.errors import UserError
 
 __all__ = ["Rows", "SplitFiles", "rows_of_interactions", "rows_of_lists"]
+
+logger = logging.getLogger("recbole_diffurec")
+
+Histories = Mapping[str, Sequence[np.ndarray]]  # by the field that they are of
 
 
 @dataclass(frozen=True)
@@ -77,9 +82,7 @@ def rows_of_interactions(users: np.ndarray, times: np.ndarray | None, sizes: Seq
     return Rows(np.concatenate(first), np.concatenate(target), found), np.concatenate(places)
 
 
-def rows_of_lists(
-    lists: Sequence[np.ndarray], targets: np.ndarray, sizes: Sequence[int]
-) -> tuple[Rows, np.ndarray]:
+def rows_of_lists(lists: Sequence[np.ndarray], targets: np.ndarray, sizes: Sequence[int]) -> tuple[Rows, np.ndarray]:
     """Rows whose histories are given.
 
     Parameters
@@ -130,7 +133,7 @@ class SplitFiles(SequentialDataset):
         first, target = torch.from_numpy(rows.first), torch.from_numpy(rows.target)
         self.inter_feat = self._prefix_rows(columns, flat, first, target)
 
-    def _with_lists(self, lists: Mapping[str, Sequence[np.ndarray]]) -> tuple[Rows, dict[str, Tensor], dict[str, Tensor]]:
+    def _with_lists(self, lists: Histories) -> tuple[Rows, dict[str, Tensor], dict[str, Tensor]]:
         columns, flat = self.inter_feat.interaction, {}
         for field, histories in lists.items():
             rows, values = rows_of_lists(histories, columns[field].numpy(), self.file_size_list)
@@ -145,10 +148,16 @@ class SplitFiles(SequentialDataset):
         feat, users = self.inter_feat, self.inter_feat[self.uid_field].numpy()
         times = frame[self.time_field].to_numpy() if self.time_field in frame else None
         rows, places = rows_of_interactions(users, times, self.file_size_list)
+        lost = [size - rest for size, rest in zip(self.file_size_list[1:], rows.sizes[1:])]
+        if any(lost):
+            logger.warning(
+                "data set '%s': left out are %s validation and %s test interactions that are their user's first",
+                *(self.dataset_name, f"{lost[0]:,}", f"{lost[1]:,}"),
+            )
         flat = {self._list_of(field): feat[field][places] for field in feat if field != self.uid_field}
         return rows, feat[places[rows.target]].interaction, flat
 
-    def _check_histories(self, lists: Mapping[str, Sequence[np.ndarray]]) -> None:
+    def _check_histories(self, lists: Histories) -> None:
         if lists and self.iid_field not in lists:
             raise UserError(
                 f"data set '{self.dataset_name}' has {', '.join(map(self._list_of, lists))} but no "
@@ -156,11 +165,11 @@ class SplitFiles(SequentialDataset):
             )
         ends = np.cumsum(self.file_size_list)
         for field, histories in lists.items():
-            name = self._list_of(field)
+            name, kind = self._list_of(field), self.field2type[self._list_of(field)].value
             if self.field2type[name] not in (FeatureType.TOKEN_SEQ, FeatureType.FLOAT_SEQ):
                 raise UserError(
-                    f"column '{name}' of data set '{self.dataset_name}' must be a list of values, and is "
-                    f"{self.field2type[name].value}: write '{name}:{self.field2type[field].value}_seq' in the first line"
+                    f"column '{name}' of data set '{self.dataset_name}' must be a list of values, not a {kind}: write "
+                    f"'{name}:{self.field2type[field].value}_seq' in the first line of its files"
                 )
             lengths = np.array([len(history) for history in histories])
             wrong = (lengths == 0) | (lengths != [len(history) for history in lists[self.iid_field]])

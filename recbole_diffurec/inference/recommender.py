@@ -239,19 +239,19 @@ class Recommender:
 
     @torch.no_grad()
     def vectors(self, sequences: Sequence[Sequence[Any]]) -> np.ndarray:
-        """Reconstructed targets of a diffusion model, for a search among its ``item_vectors``: float32 [B, d].
+        """What the histories look for among an exportable model's ``item_vectors``: float32 [B, d].
 
         A history without any item that the model knows has the vector of zeros.
         """
         sequences = as_histories(sequences)
-        found = np.zeros((len(sequences), self.network.hidden_size), dtype=np.float32)
+        found = np.zeros((len(sequences), self.network.item_vectors().shape[1]), dtype=np.float32)
         size = self.config["eval_batch_size"]
         for start in range(0, len(sequences), size):
             histories = self._numbers(sequences[start : start + size])
             known = [row for row, history in enumerate(histories) if history]
             if known:
-                (x_0, *_) = self.network.reconstructions(self._interaction([histories[row] for row in known]))
-                found[start + np.array(known)] = self.network.query(x_0).cpu().numpy()
+                queries = self.network.queries(self._interaction([histories[row] for row in known]))
+                found[start + np.array(known)] = queries.cpu().numpy()
         return found
 
     def _numbers(self, sequences: Iterable[Iterable[str]]) -> list[list[int]]:

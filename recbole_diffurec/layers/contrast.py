@@ -14,9 +14,7 @@ from torch import Tensor
 SIMILARITIES = ("dot", "cos")
 
 
-def similarities(
-    z_i: Tensor, z_j: Tensor, temperature: float, similarity: str, others: Tensor | None = None
-) -> Tensor:
+def similarities(z_i: Tensor, z_j: Tensor, temperature: float, similarity: str, others: Tensor | None = None) -> Tensor:
     """Z [Z; others]^T / tau of Z = [z_i; z_j], with minus infinity where a row meets itself.
 
     Never below float32: after a LayerNorm |z|^2 is about d, and bf16 has steps of a quarter there.

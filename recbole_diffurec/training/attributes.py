@@ -16,6 +16,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
+from recbole_diffurec.errors import UserError
 from recbole_diffurec.runtime import checkpoint
 
 # Attributes of every module: PyTorch's own, and the epoch that the trainer sets.
@@ -60,10 +61,21 @@ class PlainAttributes:
         return kept, lost
 
     def put_back(self, kept: dict[str, Any], device: torch.device) -> None:
-        """Set the attributes to what ``changed`` found, from memory or from a file; ``device`` is the model's."""
+        """Set the attributes to what ``changed`` found, from memory or from a file; ``device`` is the model's.
+
+        Raises
+        ------
+        UserError
+            One of them is of a layer that the model does not have, or would take the place of a method.
+        """
         layers = dict(self._model.named_modules())
         for place, entry in kept.items():
             layer, _, name = place.rpartition(".")
+            if layer not in layers or name.startswith("__") or callable(getattr(type(layers[layer]), name, None)):
+                raise UserError(
+                    f"the state holds '{place}' for a {type(self._model).__name__}, which has no such attribute: leave "
+                    f"out --resume to start afresh"
+                )
             target = device if entry["with_model"] else torch.device("cpu")
             value = checkpoint.from_plain(entry["value"])
             setattr(layers[layer], name, _with_tensors(functools.partial(Tensor.to, device=target), value))

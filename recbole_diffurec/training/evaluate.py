@@ -14,6 +14,7 @@ from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.loaders import dataset_of, share_evaluation
+from recbole_diffurec.host.models import WITHOUT_FIRST_WEIGHTS
 from recbole_diffurec.models.ensemble import Ensemble, ranks_all_items
 from recbole_diffurec.runtime import checkpoint, distributed, files
 from recbole_diffurec.runtime.process import restored
@@ -94,8 +95,9 @@ class _Member:
 
     def build(self, data: PreparedData, log: str, parameters: Mapping[str, Any]) -> tuple[Any, Any]:
         """The network with its weights, and a trainer."""
+        values = {**data.changes, **WITHOUT_FIRST_WEIGHTS.get(self.state["model"], {})}
         with explained(f"building model '{self.state['model']}'", log):
-            network, trainer = build(self.config.with_values(**data.changes), dataset_of(data.loaders[0]))
+            network, trainer = build(self.config.with_values(**values), dataset_of(data.loaders[0]))
         try:
             trainer.load_weights(self.state)
         except RuntimeError:

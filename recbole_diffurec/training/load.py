@@ -11,6 +11,7 @@ from recbole_diffurec.host import compat
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.dataset import dataset_class
 from recbole_diffurec.host.loaders import dataset_of
+from recbole_diffurec.host.models import WITHOUT_FIRST_WEIGHTS
 from recbole_diffurec.runtime import checkpoint
 from recbole_diffurec.training.evaluate import check_same_data
 from recbole_diffurec.training.prepare import PreparedData
@@ -42,7 +43,8 @@ def load_data_and_model(model_file: str | Path) -> tuple[Any, ...]:
         data = PreparedData(config, dataset)
         check_same_data(data, state, model_file)
         init_seed(config["seed"], config["reproducibility"])
-        model = config.model_class(data.config, dataset_of(data.loaders[0])).to(config["device"])
+        values = data.config.with_values(**WITHOUT_FIRST_WEIGHTS.get(state["model"], {}))
+        model = config.model_class(values, dataset_of(data.loaders[0])).to(config["device"])
     model.load_state_dict(state["state_dict"])
     model.load_other_parameter(checkpoint.from_plain(state["other_parameter"]))
     return data.config, model, dataset, *data.loaders

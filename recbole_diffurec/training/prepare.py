@@ -167,6 +167,8 @@ def prepare_data(config: RunConfig, datasets: DatasetCache | None = None) -> Pre
         f"{data.n_interactions:,}",
         time.perf_counter() - started,
     )
+    if config["benchmark_filename"]:
+        logger.info("its parts are the files %s, whatever eval_args says of a split", config["benchmark_filename"])
     if data.n_time_ties:
         logger.info(
             "%s interactions (%.1f%%) share their time with another one of the same user; they keep the file's order",

@@ -13,13 +13,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.trainer import NCLTrainer, Trainer
 from torch.optim.lr_scheduler import StepLR
 
 from recbole_diffurec.errors import Interrupted, RankError, UserError
-from recbole_diffurec.host.checkpoints import id_tokens, plain_values
+from recbole_diffurec.host.checkpoints import about_data, plain_values
 from recbole_diffurec.runtime import checkpoint, distributed
 from recbole_diffurec.training.attributes import PlainAttributes
 from recbole_diffurec.training.averaging import WeightAverage
@@ -53,8 +52,6 @@ class PluginTrainer(ScoringTrainer):
         self.saved_model_file = os.path.join(self.checkpoint_dir, distributed.broadcast_from_rank0(lambda: name))
         self._synchronised_loss: distributed.SynchronisedLoss | None = None
         self.history: list[dict[str, Any]] = []
-        self.id_tokens: dict[str, list[str]] = {}
-        self.popularity = torch.zeros(0, dtype=torch.long)
         self._on_validation: Callable[[dict[str, Any]], None] | None = None
         self._validates = True
         self.stop_request = StopRequest()
@@ -88,10 +85,6 @@ class PluginTrainer(ScoringTrainer):
         validated = [epoch for epoch in self.history if "valid_score" in epoch]
         sign = 1 if self.valid_metric_bigger else -1
         return max(validated or self.history, key=lambda e: (sign * e.get("valid_score", 0), e["epoch"]))["epoch"]
-
-    def about_data(self, id_tokens: dict[str, list[str]], popularity: np.ndarray) -> None:
-        """What a checkpoint is to keep of the data: the original ids in order of their numbers, training counts."""
-        self.id_tokens, self.popularity = id_tokens, torch.from_numpy(popularity)
 
     def train_resumably(
         self, train_data: Any, valid_data: Any, on_validation: Callable[[dict[str, Any]], None]
@@ -259,7 +252,6 @@ class PluginTrainer(ScoringTrainer):
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         if distributed.rank() > 0:
             return
-        data = self.eval_collector.training_data  # for a trainer that nobody told about it, in RecBole's own run
         with self._averaged():
             checkpoint.save(
                 kwargs.get("saved_model_file", self.saved_model_file),
@@ -267,8 +259,7 @@ class PluginTrainer(ScoringTrainer):
                     "model": self.config["model"],
                     "dataset": self.config["dataset"],
                     "config": plain_values(self.config),
-                    "id_tokens": self.id_tokens or id_tokens(data),
-                    "popularity": self.popularity if len(self.popularity) else torch.from_numpy(data.popularity),
+                    **about_data(self.eval_collector.training_data),
                     "epoch": epoch,
                     **self._progress(),
                 },

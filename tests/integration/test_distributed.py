@@ -24,7 +24,16 @@ MODELS = {
     "DiffuRecSys": OURS,
     "DiffuRec": [*OURS, "--use_position=True"],
     "SASRec": [*TINY, "--inner_size=32", "--MAX_ITEM_LIST_LENGTH=8"],
-}
+    # Settings without draws. Batches of 2,039 rows leave a single one for the last, which has no negatives.
+    "DuoRec": [
+        *(argument.replace("=501", "=2039") for argument in TINY), "--inner_size=32", "--MAX_ITEM_LIST_LENGTH=8",
+        "--contrast=un", "--lmd=0.5", "--tau=0.3",
+    ],
+    "CL4SRec": [
+        *TINY, "--inner_size=32", "--MAX_ITEM_LIST_LENGTH=8", "--crop_rate=1.0", "--mask_rate=0", "--reorder_rate=0",
+        "--sim=cos", "--lmd=0.5", "--tau=0.3",
+    ],
+}  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,12 @@ OF_MODEL: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line's handler may have an earlier test's stream, which is closed."""
+    monkeypatch.setattr(logging.getLogger("recbole_diffurec"), "handlers", [])
+
+
 def write(folder: Path, ending: str, header: str, rows: list[tuple]) -> None:
     lines = ["\t".join(header.split()), *("\t".join(map(str, row)) for row in rows)]
     (folder / f"tiny.{ending}").write_text("\n".join(lines) + "\n")
@@ -106,7 +114,7 @@ class Killed(BaseException):
 
 def killed_run(monkeypatch: pytest.MonkeyPatch, **given: Any) -> None:
     """A run that dies in its last epoch, after a batch of it; at its end where an epoch has one batch alone."""
-    between = PluginTrainer._between
+    between = PluginTrainer.between
 
     def dying(self: PluginTrainer, epoch_idx: int, epoch: Any) -> None:
         between(self, epoch_idx, epoch)
@@ -114,7 +122,7 @@ def killed_run(monkeypatch: pytest.MonkeyPatch, **given: Any) -> None:
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(PluginTrainer, "_between", dying)
+        patch.setattr(PluginTrainer, "between", dying)
         run(**given)
 
 
@@ -156,6 +164,9 @@ def test_the_stages_of_a_model_build_on_each_other(
         assert evaluate(result["checkpoint"])["test_result"] == result["test_result"]
         assert bool(result["best_valid_result"]) == (stage == "finetune")
         before = {"pre_model_path": f"{stage}/{model}-tiny-2.pth"}
+    for stage in stages[:-1]:
+        shutil.rmtree(stage)
+    assert evaluate(result["checkpoint"])["test_result"] == result["test_result"]
     assert "Traceback" not in capfd.readouterr().err  # such as of a log message that has no place for its values
 
 

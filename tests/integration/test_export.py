@@ -26,6 +26,7 @@ def numbers(items: list[str], histories: list[list[str]]) -> torch.Tensor:
         ("DiffuRecSys", {"sampling_steps": 3}),
         ("DiffuRec", {"sampling_steps": 2}),
         ("DiffuRec", {"reverse_start": "last_item"}),
+        ("CL4SRec", {}),
     ],
 )
 def test_program_gives_our_scores(trained, model, parameters, format, workdir):

@@ -144,7 +144,7 @@ def write_inputs() -> None:
 
 @pytest.mark.parametrize("source", ["events.csv", "events.inter", "lists.jsonl", "lists.csv", "lists.parquet"])
 def test_every_format_in_gives_the_same_lists(path, source, workdir, capsys):
-    path, recommender = trained
+    recommender = Recommender.load(path)
     write_inputs()
     if source == "lists.parquet":
         pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")

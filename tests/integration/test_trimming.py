@@ -82,5 +82,6 @@ def test_a_batch_of_one_item_histories_has_a_loss():
     assert len(short) > 0
     loss, gradients, _ = outputs(network, loader, short.padded(trim=True))
     assert loss == 0 and all(gradient.eq(0).all() for gradient in gradients.values())
-    assert type(network).calculate_loss.__wrapped__(network, loader.transform(dataset_of(loader), short.padded())).isnan()
+    padded = loader.transform(dataset_of(loader), short.padded())
+    assert type(network).calculate_loss.__wrapped__(network, padded).isnan()
     assert outputs(network, loader, rows.padded())[0] > 1

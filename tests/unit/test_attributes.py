@@ -11,6 +11,7 @@ import torch
 from scipy import sparse
 from torch import nn
 
+from recbole_diffurec import UserError
 from recbole_diffurec.runtime import checkpoint
 from recbole_diffurec.training.attributes import PlainAttributes
 
@@ -129,3 +130,10 @@ def test_a_value_set_again_is_no_change(value: Any) -> None:
     attributes = PlainAttributes(model)
     model.clusters = value if isinstance(value, (str, type(None))) else type(value)(value)
     assert attributes.changed() == ({}, [])
+
+
+@pytest.mark.parametrize("place", [".forward", "layer.forward", ".__class__", "other.steps"])
+def test_a_file_sets_no_more_than_attributes(place: str) -> None:
+    model = Model()
+    with pytest.raises(UserError, match="which has no such attribute"):
+        PlainAttributes(model).put_back({place: {"value": 1, "with_model": False}}, torch.device("cpu"))

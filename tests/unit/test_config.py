@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 from pathlib import Path
@@ -85,7 +86,7 @@ def from_layers(folder: Path, values: dict[str, Any], key: str) -> RunConfig:
     # Both orders: no layer may win because its value is the larger one.
     [("learning_rate", 0.125, 0.25), ("learning_rate", 0.25, 0.125), ("noise_schedule", "cosine", "sqrt")],
 )
-@pytest.mark.parametrize(("weaker", "stronger"), list(zip(LAYERS, LAYERS[1:])))
+@pytest.mark.parametrize(("weaker", "stronger"), list(itertools.pairwise(LAYERS)))
 def test_each_layer_beats_the_one_below(
     weaker: str, stronger: str, key: str, low: Any, high: Any, properties: Path
 ) -> None:

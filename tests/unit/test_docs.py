@@ -98,11 +98,12 @@ def test_a_command_is_understood(arguments: list[str], place: Path) -> None:
     elif command in ("run", "tune"):
         if options.model == EXAMPLE:
             return
+        searching = {} if command == "tune" else parameters
+        files = _file_list(options.config_files)
+        config = RunConfig(options.model, options.dataset, searching, files, options.experiment)
         if command == "tune":
-            read_space(options.params_file, options.model)
-            assert parameters.keys() <= known_parameters(options.model) | SearchOptions.__dataclass_fields__.keys()
-            parameters = {}
-        RunConfig(options.model, options.dataset, parameters, _file_list(options.config_files), options.experiment)
+            read_space(options.params_file, config["model"])
+            assert parameters.keys() <= known_parameters(config["model"]) | SearchOptions.__dataclass_fields__.keys()
     else:
         assert parameters.keys() <= known_parameters("DiffuRecSys")
 

@@ -141,6 +141,16 @@ def test_nothing_else_of_recbole_opens_a_file() -> None:
     }
 
 
+@pytest.mark.parametrize("model,name", [("BPR", "forward"), ("Pop", "device")])
+def test_a_checkpoint_sets_a_models_own_parameters_alone(model: str, name: str) -> None:
+    path = run(**TINY, model=model)["checkpoint"]
+    state = checkpoint.load(path)
+    state["other_parameter"][name] = 1
+    checkpoint.save(path, state)
+    with pytest.raises(UserError, match=f"holds {name} for a {model}, which has no such parameter"):
+        evaluate(path)
+
+
 # LDiffRec's vectors
 
 CLUSTERS = {**TINY, "model": "LDiffRec", "n_cate": 2, "in_dims": [8], "dims_dnn": [8]}
@@ -261,8 +271,9 @@ def test_recboles_data_is_not_unpickled(parameters: dict[str, str]) -> None:
     Path("planted").mkdir()
     for name in ("evil.pth", "planted/tiny-Dataset.pth", "planted/tiny-for-BPR-dataloader.pth"):
         Path(name).write_bytes(pickle.dumps(Payload()))
-    config = Config("BPR", "tiny", config_dict={**TINY, **parameters})
-    with pytest.raises(UserError, match="is a pickle, and opening one runs what it holds"):
+    columns = {"inter": ["user_id", "item_id", "timestamp"]}
+    config = Config("BPR", "tiny", config_dict={**TINY, "load_col": columns, **parameters})
+    with pytest.raises(UserError, match=r"opening (one|a pickle) runs what it holds"):
         data_preparation(config, create_dataset(config))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recbole_diffurec.data import histories
 from recbole_diffurec.data.formats import open_table
@@ -98,7 +101,7 @@ def test_rows_that_name_nobody_are_left_out_and_counted(caplog):
         ({"timestamp": ["2024-01-01"] * 5 + ["1"]}, "row 6 has '1' where 'timestamp' should be a date"),
         (
             {"timestamp": [pd.Timestamp("2024-01-01")] * 5 + [pd.Timestamp("2024-01-01", tz="Asia/Tokyo")]},
-            "row 6 has '2024-01-01T00:00:00+09:00' where 'timestamp' should be a date like the first one",
+            "tz='Asia/Tokyo') where 'timestamp' should be a date like the first one, '2024-01-01T00:00:00'",
         ),
         ({"item_id": [1.5] * 6}, "row 1 has 1.5 where 'item_id' should be an id"),
         ({"user_id": [True] * 6}, "has bool cells in 'user_id'"),
@@ -122,6 +125,45 @@ def test_units_are_compared_between_usable_rows_alone():
 def test_a_table_without_rows_is_refused(table):
     with pytest.raises(UserError, match="holds no rows: give at least one history"):
         read(Frame(table))
+
+
+@functools.cache
+def sound_file(kind: str) -> bytes:
+    table = events(item_id=["3", "007", 'a "b"', "x,y", "", "é"])
+    if kind == "parquet":
+        return table.to_parquet()
+    if kind == "jsonl":
+        return table.to_json(orient="records", lines=True).encode()
+    if kind == "csv":
+        return table.to_csv(index=False).encode()
+    lines = ["user_id:token\titem_id:token\ttimestamp:float", *("\t".join(map(str, row)) for row in table.to_numpy())]
+    return "\n".join(lines).encode()
+
+
+EDITS = st.tuples(
+    st.floats(0, 1),
+    st.sampled_from(
+        [b"", b'"', b"\n", b"\t", b",", b"\r", b"\0", b"\xff", b"[", b"{", b"null", b"NaN", b"1e400", b"-", b" "]
+    ),
+    st.integers(0, 9),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(kind=st.sampled_from(["csv", "inter", "jsonl", "parquet"]), edits=st.lists(EDITS, min_size=1, max_size=4))
+def test_a_damaged_file_gives_text_or_one_sentence(kind, edits, tmp_path_factory):
+    content = sound_file(kind)
+    for place, inserted, lost in edits:
+        start = int(place * len(content))
+        content = content[:start] + inserted + content[start + lost :]
+    path = tmp_path_factory.mktemp("damaged") / f"t.{kind}"
+    path.write_bytes(content)
+    try:
+        found = read(open_table(path))
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(type(item) is str for history in found.values() for item in history)
 
 
 def test_histories_from_python():

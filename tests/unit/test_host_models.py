@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_diffurec import UserError, run
+from recbole_diffurec import UserError, evaluate, run
 from recbole_diffurec.host import catalogue, models
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.loaders import dataset_of
@@ -192,10 +192,19 @@ def test_sampled_negatives_are_the_same_at_every_evaluation(model: str) -> None:
 
 
 def test_ract_says_where_its_weights_came_from(caplog: pytest.LogCaptureFixture) -> None:
+    common = {"dataset": "tiny", "data_path": ".", "topk": [2], "valid_metric": "NDCG@2", "gpu_id": "", "metrics_k": 2}
+    path = run("RaCT", **common, train_stage="actor_pretrain", pretrain_epochs=1)["checkpoint"]
     caplog.set_level(logging.INFO)
-    given = {"train_stage": "actor_pretrain", "pretrain_epochs": 1, "metrics_k": 2}
-    _, _, trainer = made("RaCT", **given)
-    trainer._save_checkpoint(0)
-    path = trainer.saved_model_file
-    made("RaCT", **{**given, "train_stage": "finetune"}, pre_model_path=path)
+    made("RaCT", train_stage="finetune", pre_model_path=path, metrics_k=2)
     assert f"Load pretrained model from {path}" in caplog.text
+
+
+@pytest.mark.parametrize("model,first", [("ConvNCF", "BPR"), ("NAIS", "FISM")])
+def test_a_checkpoint_is_tested_without_the_weights_its_training_began_with(model: str, first: str) -> None:
+    """Not even a file of that name is opened, which a checkpoint from elsewhere might name."""
+    common = {"dataset": "tiny", "data_path": ".", "epochs": 1, "topk": [2], "valid_metric": "NDCG@2", "gpu_id": ""}
+    start = Path(run(first, **common, checkpoint_dir="first")["checkpoint"])
+    begin = {"ConvNCF": {"train_method": "after_pretrain", "pre_model_path": str(start)}}
+    result = run(model, **common, **begin.get(model, {"pretrain_path": str(start)}))
+    start.unlink()
+    assert evaluate(result["checkpoint"])["test_result"] == result["test_result"]

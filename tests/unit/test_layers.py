@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_slab_plan_is_the_cheapest(lengths, overhead):
 
     plan = plan_slabs(lengths, overhead)
     assert plan[0][0] == 0 and plan[-1][1] == len(lengths)
-    assert all(left[1] == right[0] for left, right in zip(plan, plan[1:]))
+    assert all(left[1] == right[0] for left, right in pairwise(plan))
     cheapest = min(
         cost(list(zip((0, *cuts), (*cuts, len(lengths)))))
         for n_cuts in range(len(lengths))

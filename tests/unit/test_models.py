@@ -345,7 +345,8 @@ def test_repeat_bias_learns_whether_items_come_back(sampled):
         torch.manual_seed(0)
         model = make_model(repeat_bias=True).train()
         if sampled:
-            model.objective.cross_entropy = SampledCrossEntropy(torch.arange(model.n_items), sampled, "uniform").double()
+            counts = torch.arange(model.n_items)
+            model.objective.cross_entropy = SampledCrossEntropy(counts, sampled, "uniform").double()
         batch = make_batch([5] * 64)
         batch["item_id_list"][:] = batch["item_id_list"].clamp(max=model.n_items // 2)
         batch["item_id"][:] = batch["item_id_list"][:, 4] if comes_back else model.n_items // 2 + 1

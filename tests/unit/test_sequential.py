@@ -169,9 +169,7 @@ def test_trailing_padding_changes_no_draw(name, workdir):
     short = (dataset.inter_feat["item_length"] <= 5).nonzero().squeeze(1)[:40]
     losses = []
     for trim in (False, True):
-        rows = dataset.inter_feat[short]
-        batch = rows.padded(trim=trim)
-        batch.interaction[ROW] = rows.target
+        batch = dataset.inter_feat[short].padded(trim=trim)
         init_seed(0, True)
         losses.append(network.train().calculate_loss(batch))
     assert batch["item_id_list"].shape[1] == 5

@@ -16,7 +16,6 @@ from recbole_diffurec import UserError
 from recbole_diffurec.experiments.space import read_space
 from recbole_diffurec.host.config import RunConfig
 
-
 SPACE = ROOT / "hyper.test"
 
 
