@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import errno
+import functools
 import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Optional, TypeVar, cast
 
 import numpy as np
+import pydantic
 import torch
 from scipy import sparse
+from typing_extensions import TypedDict
 
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.runtime import files
+from recbole_diffurec.runtime import archive, files
 
 FORMAT = "recbole_diffurec checkpoint 1"
+# The keys of what stands for a numpy array and for a scipy matrix.
+_MARKED = ({"__array__"}, {"__csr__"})
 
 
 def to_plain(value: Any) -> Any:
@@ -29,7 +34,12 @@ def to_plain(value: Any) -> Any:
     TypeError
         ``value`` holds something else.
     """
-    if value is None or isinstance(value, (bool, int, float, str, torch.Tensor)):
+    if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided:
+            raise TypeError(f"a checkpoint cannot hold a {value.layout} tensor")
+        # One that repeats its memory is written out, as a file claims no more than it holds.
+        return value.contiguous() if value.nbytes > value.untyped_storage().nbytes() else value
+    if value is None or isinstance(value, (bool, int, float, str)):
         # Subclasses (numpy's float64 is a float) would be pickled as themselves.
         for kind in (bool, int, float, str):
             if isinstance(value, kind):
@@ -58,7 +68,9 @@ def from_plain(value: Any) -> Any:
         if set(value) == {"__csr__"}:
             parts = value["__csr__"]
             data, indices, indptr = (parts[name].numpy() for name in ("data", "indices", "indptr"))
-            return sparse.csr_matrix((data, indices, indptr), shape=tuple(parts["shape"]))
+            matrix = sparse.csr_matrix((data, indices, indptr), shape=tuple(parts["shape"]))
+            matrix.check_format(full_check=True)  # indices beyond the shape would be looked up in others' memory
+            return matrix
         return {key: from_plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [from_plain(item) for item in value]
@@ -66,7 +78,7 @@ def from_plain(value: Any) -> Any:
 
 
 def save(path: str | Path, state: Mapping[str, Any]) -> None:
-    """Write ``state`` to ``path``: a temporary file beside it, flushed and renamed when complete."""
+    """Write ``state`` to ``path``: a temporary file beside it, flushed and renamed when complete, with its digest."""
     with files.atomic_write(path) as file:
         output = _Output(file)
         try:
@@ -75,6 +87,7 @@ def save(path: str | Path, state: Mapping[str, Any]) -> None:
             if output.error is None:
                 raise
             raise output.error from None
+        archive.seal(file)
 
 
 class _Output:
@@ -96,28 +109,33 @@ class _Output:
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Open a checkpoint. Never executes anything that the file holds.
+    """Open a checkpoint. Never executes anything that the file holds, nor takes more memory than the file has bytes.
 
     Raises
     ------
     UserError
-        The file is missing, truncated, holds more than tensors and plain values, or is no checkpoint of ours.
+        The file is missing, truncated, altered, holds more than tensors and plain values, or is no checkpoint of ours.
     """
     try:
+        if not Path(path).is_file() and Path(path).exists():
+            what = "a folder: name the .pth file in it" if Path(path).is_dir() else "no regular file: give a .pth file"
+            raise UserError(f"checkpoint '{path}' is {what}")
+        pickled = archive.check(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch's about how a file is pickled that we refuse
-            state = torch.load(path, map_location=device, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        _check_contents(state, pickled, Path(path).stat().st_size)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"checkpoint '{path}' does not exist: check the path") from None
-    except IsADirectoryError:
-        raise UserError(f"checkpoint '{path}' is a folder: name the .pth file in it") from None
-    except pickle.UnpicklingError:
+    except (pickle.UnpicklingError, archive.ForeignError):
         raise UserError(
             f"'{path}' is no checkpoint of recbole_diffurec: it holds more than tensors and plain values, so it was "
             f"not opened; give a file that 'recbole-diffurec run' wrote"
         ) from None
-    except Exception as error:  # by where the damage is: RuntimeError, EOFError, IndexError, struct.error and more
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is an impossible seek
+    except Exception as error:  # by where the damage is: BadZipFile, RuntimeError, EOFError, struct.error and more
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # an impossible seek
             raise UserError(f"checkpoint '{path}' cannot be read ({error.strerror or error}): check the file") from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
@@ -129,23 +147,142 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
             f"'{path}' is no checkpoint of this version of recbole_diffurec ({found!r} instead of {FORMAT!r}): give a "
             f"file that 'recbole-diffurec run' wrote"
         )
-    return state
+    return _moved(state, torch.device(device))
 
 
-# What every checkpoint of a run holds beside what the trainer needs to go on.
-RUN_KEYS = ("model", "dataset", "config", "id_tokens", "popularity", "epoch", "state_dict", "other_parameter")
+def _moved(value: Any, device: torch.device) -> Any:
+    """``value`` with its tensors on ``device``; arrays and matrices stay with the CPU, where numpy is."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict) and value.keys() not in _MARKED:
+        return {key: _moved(item, device) for key, item in value.items()}
+    return [_moved(item, device) for item in value] if isinstance(value, list) else value
 
 
-def open_run(path: str | Path) -> dict[str, Any]:
+# Far more levels than any state has, and far fewer than Python's own limit.
+_DEEPEST = 50
+# Digits are Python's to print, up to a limit; no number of ours is nearly as long.
+_LONGEST_INT = 4096  # bits
+# How often a file's bytes may be seen through several tensors: tied weights are one tensor under several names.
+_SHARED = 10
+
+
+class _Contents:
+    """Goes through the values of a file as often as they are referred to, and stops where that is too often."""
+
+    def __init__(self, values: int, tensor_bytes: int):
+        self._values, self._tensor_bytes = values, tensor_bytes
+
+    def check(self, value: Any, depth: int = 0) -> None:
+        self._values -= 1
+        if self._values < 0 or depth > _DEEPEST:
+            raise archive.DamagedError("its values refer to each other again and again")
+        if type(value) is dict:
+            for key, item in value.items():
+                self.check(key, depth + 1)
+                self.check(item, depth + 1)
+            if value.keys() in _MARKED:
+                from_plain(value)
+        elif type(value) is list:
+            for item in value:
+                self.check(item, depth + 1)
+        elif isinstance(value, torch.Tensor):
+            self._tensor_bytes -= value.nbytes
+            if value.nbytes > value.untyped_storage().nbytes() or self._tensor_bytes < 0:
+                raise archive.DamagedError("its tensors are larger than what it holds of them")
+        elif isinstance(value, int) and value.bit_length() > _LONGEST_INT:
+            raise archive.DamagedError("it holds an integer of thousands of digits")
+        elif type(value) not in (type(None), bool, int, float, str):
+            raise archive.DamagedError(f"it holds a {type(value).__name__}")
+
+
+def _check_contents(state: Any, pickled: int, size: int) -> None:
+    """Refuse what ``to_plain`` does not make, and values that would grow once somebody copies or prints them.
+
+    Parameters
+    ----------
+    state : object
+        What was loaded.
+    pickled : int
+        Bytes of the pickle; each value takes one at least.
+    size : int
+        Bytes of the file.
+    """
+    _Contents(pickled, _SHARED * size).check(state)
+
+
+class IdTokens(TypedDict):
+    """The original ids in order of their numbers, padding first."""
+
+    users: list[str]
+    items: list[str]
+
+
+class RunCheckpoint(TypedDict):
+    """What every checkpoint of a run holds beside what the trainer needs to resume."""
+
+    model: str
+    dataset: str
+    config: dict[str, Any]
+    id_tokens: IdTokens
+    popularity: torch.Tensor
+    epoch: int
+    state_dict: dict[str, torch.Tensor]
+    other_parameter: Optional[dict[str, Any]]
+
+
+Schema = TypeVar("Schema")
+
+
+def validated(path: str | Path, state: dict[str, Any], schema: type[Schema]) -> Schema:
+    """``state`` as what ``schema``, a ``TypedDict``, says; it may hold more.
+
+    Parameters
+    ----------
+    path : str or Path
+        Where it is from.
+    state : dict
+        What was loaded.
+    schema : type
+        Its type.
+
+    Raises
+    ------
+    UserError
+        Something is missing or of another type; the message says what.
+    """
+    try:
+        return _adapter(schema).validate_python(state)
+    except pydantic.ValidationError as error:
+        missing = sorted(".".join(map(str, e["loc"])) for e in error.errors() if e["type"] == "missing")
+        if missing:
+            raise UserError(f"checkpoint '{path}' lacks {', '.join(missing)}: give a file that a run wrote") from None
+        first = error.errors(include_url=False, include_input=False)[0]
+        where, problem = ".".join(map(str, first["loc"])), first["msg"]
+        raise UserError(
+            f"checkpoint '{path}' is damaged ({where}: {problem}): use another copy"
+        ) from None
+
+
+@functools.cache
+def _adapter(schema: Any) -> pydantic.TypeAdapter:
+    options = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True, extra="allow")
+    return pydantic.TypeAdapter(pydantic.with_config(options)(schema))
+
+
+def open_run(path: str | Path) -> RunCheckpoint:
     """Open a checkpoint that a run wrote.
 
     Raises
     ------
     UserError
-        As ``load``, or something that every run writes is not there.
+        As ``load``; or something that every run writes is not there, or does not fit together.
     """
-    state = load(path)
-    missing = sorted(set(RUN_KEYS) - state.keys())
-    if missing:
-        raise UserError(f"checkpoint '{path}' lacks {', '.join(missing)}: give a file that a run wrote")
+    state = validated(path, load(path), RunCheckpoint)
+    n_items, popularity = len(state["id_tokens"]["items"]), state["popularity"]
+    if n_items < 2 or popularity.shape != (n_items,) or popularity.is_floating_point() or popularity.is_complex():
+        raise UserError(
+            f"checkpoint '{path}' is damaged (popularity: it must be a count for each of {n_items} items): use another "
+            f"copy"
+        )
     return state

@@ -307,6 +307,7 @@ def test_error_of_the_operating_system(
     def refuse(*_: Any, **__: Any) -> None:
         raise error
 
+    save(tmp_path / "a.pth", STATE)
     monkeypatch.setattr(torch, "load", refuse)
     assert reason in refusal(tmp_path / "a.pth")
 
