@@ -25,6 +25,7 @@ from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 from torch import Tensor
 
+from recbole_diffurec.data.rows import ROW, right_padded
 from recbole_diffurec.data.sources import ensure_dataset
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue
@@ -212,12 +213,8 @@ class PrefixRows(Interaction):
 
     def _pad(self, values: Tensor, width: int | None = None) -> Tensor:
         """Right-padded histories, [R, L, ...], or [R, width, ...]."""
-        offset = torch.arange(width or self.max_length)
-        start = torch.maximum(self.first, self.target - self.max_length).unsqueeze(1)
-        position = start + offset
-        real = position < self.target.unsqueeze(1)
-        padded = values[position.clamp_(max=len(values) - 1)]
-        return padded * real.view(*real.shape, *[1] * (padded.dim() - 2))
+        start = torch.maximum(self.first, self.target - self.max_length)
+        return right_padded(values, start, self.target, width or self.max_length)
 
     def padded(self, trim: bool = False) -> Interaction:
         """RecBole's usual rows: an ``Interaction`` with every list column, right-padded with 0.
@@ -255,9 +252,11 @@ class SequenceDataset(Chronological, SequentialDataset):
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         rows = self.inter_feat[index]
         if isinstance(rows, PrefixRows):
-            span = {SEEN_FROM: rows.first, SEEN_TO: rows.target} if self.config["mask_seen"] else {}
+            numbers = {ROW: rows.target}
+            if self.config["mask_seen"]:
+                numbers |= {SEEN_FROM: rows.first, SEEN_TO: rows.target}
             rows = rows.padded(trim=catalogue.find(self.config["model"]).trims_padding)
-            rows.interaction.update(span)
+            rows.interaction.update(numbers)
         return self.join(rows) if join else rows
 
     def _grouped_index(self, group_by_list: np.ndarray) -> list[list[int]]:

@@ -25,19 +25,25 @@ VECTOR_LENGTH = 16  # float32 numbers in the widest vector registers
 
 
 class MultiHeadAttention(nn.Module):
-    """Scaled dot-product attention inside each history (Vaswani et al. 2017), bidirectional, without position.
+    """Scaled dot-product attention inside each history (Vaswani et al. 2017), without position.
 
     Parameters
     ----------
-    hidden_size : d.
-    n_heads : h, divides d.
-    dropout : probability of zeroing an attention weight.
-    checkpointing : keep no attention weights for the backward pass, and compute a few histories' at a time again there.
+    hidden_size : int
+        d.
+    n_heads : int
+        h, divides d.
+    dropout : float
+        Probability of zeroing an attention weight.
+    checkpointing : bool
+        Keep no attention weights for the backward pass, and compute a few histories' at a time again there.
+    causal : bool
+        Whether ``self_attention`` looks back alone: a token sees itself and what is before it in its history.
     """
 
-    def __init__(self, hidden_size: int, n_heads: int, dropout: float, checkpointing: bool):
+    def __init__(self, hidden_size: int, n_heads: int, dropout: float, checkpointing: bool, causal: bool = False):
         super().__init__()
-        self.n_heads, self.checkpointing = n_heads, checkpointing
+        self.n_heads, self.checkpointing, self.causal = n_heads, checkpointing, causal
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(hidden_size, hidden_size)
         self.value = nn.Linear(hidden_size, hidden_size)
@@ -51,7 +57,9 @@ class MultiHeadAttention(nn.Module):
     def self_attention(self, x: Tensor, batch: RaggedBatch) -> Tensor:
         """Attend from every token of ``x`` [N, d] to those of its own history; [N, d]."""
         heads = self._project([self.query, self.key, self.value], x, batch)
-        contexts = [self._slab_contexts(q, k, v, slab, x.dtype) for (q, k, v), slab in zip(heads, batch.slabs)]
+        contexts = [
+            self._slab_contexts(q, k, v, slab, x.dtype, self.causal) for (q, k, v), slab in zip(heads, batch.slabs)
+        ]
         return self.output(torch.cat(contexts))
 
     def forward(self, query: Tensor, keys_values: list[Tensor], batch: RaggedBatch) -> Tensor:
@@ -131,28 +139,34 @@ class MultiHeadAttention(nn.Module):
             heads.append(head)
         return heads
 
-    def _slab_contexts(self, q: Tensor, k: Tensor, v: Tensor, slab: Slab, dtype: torch.dtype) -> Tensor:
+    def _slab_contexts(
+        self, q: Tensor, k: Tensor, v: Tensor, slab: Slab, dtype: torch.dtype, causal: bool = False
+    ) -> Tensor:
         """``_attend`` for the histories of a slab."""
+        # What pads a history on the right comes after every real query, so that looking back never meets it.
+        bias = None if causal else slab.key_bias
         if not (self.checkpointing and self.training):
-            return self._attend(q, k, v, slab.key_bias, dtype)
+            return self._attend(q, k, v, bias, dtype, causal)
         n = max(1, CHECKPOINTED_WEIGHTS // (self.n_heads * q.shape[2] * k.shape[2]))
-        parts = zip(
-            q.split(n), k.split(n), v.split(n), repeat(None) if slab.key_bias is None else slab.key_bias.split(n)
-        )
-        return torch.cat([checkpoint(self._attend, *part, dtype, use_reentrant=False) for part in parts])
+        parts = zip(q.split(n), k.split(n), v.split(n), repeat(None) if bias is None else bias.split(n))
+        return torch.cat([checkpoint(self._attend, *part, dtype, causal, use_reentrant=False) for part in parts])
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, dtype: torch.dtype, causal: bool
+    ) -> Tensor:
         """Softmax attention over scaled queries, [n, h, l, d/h] each; returns [n l, d] of ``dtype``."""
         if device_type(q) != "cpu":
             bias = None if key_bias is None else key_bias.to(q.dtype)
             p = self.dropout.p if self.training else 0.0
-            context = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=1.0)
+            context = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, is_causal=causal, scale=1.0)
         else:
             # The textbook form is faster than PyTorch's fused one for histories of a few dozen items.
             with self._full_precision(q):
                 scores = q @ k.transpose(-1, -2)
                 if key_bias is not None:
                     scores.add_(key_bias)
+                if causal:
+                    scores.add_(torch.full(scores.shape[-2:], -math.inf, device=q.device).triu_(1))
                 context = self.dropout(_softmax(scores)) @ v
         context = context.transpose(1, 2)
         if context.dtype != dtype:

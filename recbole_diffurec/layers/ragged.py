@@ -129,6 +129,12 @@ class RaggedBatch:
         self.age = age.clamp_(min=0)
         self.last = torch.cat(last)
 
+    @property
+    def position(self) -> Tensor:
+        """int [N], 0 for the oldest item of a history, 1 for the one after, ..."""
+        device = self.items.device
+        return torch.cat([torch.arange(slab.length, device=device).repeat(slab.n) for slab in self.slabs])
+
     def restore(self, x: Tensor) -> Tensor:
         """Bring [B, ...] from sorted order back to the order of the given batch."""
         return x.index_select(0, self._inverse)

@@ -28,6 +28,8 @@ GROUP = "recbole_diffurec.models"
 BUILTIN = {
     "DiffuRec": "recbole_diffurec.models.diffurec:DIFFUREC",
     "DiffuRecSys": "recbole_diffurec.models.diffurec:DIFFURECSYS",
+    "DuoRec": "recbole_diffurec.models.duorec:DUOREC",
+    "CL4SRec": "recbole_diffurec.models.cl4srec:CL4SREC",
 }
 
 # What a model may be unable to do; ``ModelSpec.cannot`` gives the reason.
