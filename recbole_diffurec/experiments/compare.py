@@ -22,7 +22,7 @@ from recbole_diffurec.host.loaders import FirstBatches, dataset_of, subset_loade
 from recbole_diffurec.runtime import files
 from recbole_diffurec.training.prepare import DatasetCache, build, prepare_data
 from recbole_diffurec.training.run import train
-from recbole_diffurec.training.state import find_state
+from recbole_diffurec.training.state import OtherDataError, find_state
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -138,7 +138,12 @@ def run_job(job: Job, datasets: DatasetCache | None = None) -> tuple[dict[str, A
             collected.append(measures.RankCollector(config["topk"], scored[0].shape[-1], config["USER_ID_FIELD"]))
         collected[0](interaction, *scored)
 
-    run = train(config, datasets, on_scores=collect, state=find_state(config, strict=False))
+    state = find_state(config, strict=False)
+    try:
+        run = train(config, datasets, on_scores=collect, state=state)
+    except OtherDataError as error:
+        logger.warning("%s: %s; it starts afresh", job, error)
+        run = train(config, datasets, on_scores=collect)
     collector = collected[0]
     lists = {
         str(k): measures.list_measures(exposure, run.data.popularity) for k, exposure in collector.exposure.items()

@@ -8,13 +8,13 @@ import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Optional, TypeVar, cast
+from typing import Annotated, Any, BinaryIO, Optional, TypeVar, cast
 
 import numpy as np
 import pydantic
 import torch
 from scipy import sparse
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.runtime import archive, files
@@ -161,8 +161,6 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 # Far more levels than any state has, and far fewer than Python's own limit.
 _DEEPEST = 50
-# Digits are Python's to print, up to a limit; no number of ours is nearly as long.
-_LONGEST_INT = 4096  # bits
 # How often a file's bytes may be seen through several tensors: tied weights are one tensor under several names.
 _SHARED = 10
 
@@ -190,8 +188,6 @@ class _Contents:
             self._tensor_bytes -= value.nbytes
             if value.nbytes > value.untyped_storage().nbytes() or self._tensor_bytes < 0:
                 raise archive.DamagedError("its tensors are larger than what it holds of them")
-        elif isinstance(value, int) and value.bit_length() > _LONGEST_INT:
-            raise archive.DamagedError("it holds an integer of thousands of digits")
         elif type(value) not in (type(None), bool, int, float, str):
             raise archive.DamagedError(f"it holds a {type(value).__name__}")
 
@@ -211,6 +207,24 @@ def _check_contents(state: Any, pickled: int, size: int) -> None:
     _Contents(pickled, _SHARED * size).check(state)
 
 
+# What a schema of a file's contents allows: the very types, and more keys than it names.
+SCHEMA = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True, extra="allow")
+
+
+def _without_tensors(value: Any) -> Any:
+    """Refuse a value with a tensor in it, which no parameter is and no comparison takes."""
+    if isinstance(value, torch.Tensor):
+        raise ValueError("must hold no tensor")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _without_tensors(item)
+    return value
+
+
+# The parameters of a run.
+Parameters = Annotated[dict[str, Any], pydantic.AfterValidator(_without_tensors)]
+
+
+@pydantic.with_config(SCHEMA)
 class IdTokens(TypedDict):
     """The original ids in order of their numbers, padding first."""
 
@@ -218,24 +232,26 @@ class IdTokens(TypedDict):
     items: list[str]
 
 
+@pydantic.with_config(SCHEMA)
 class RunCheckpoint(TypedDict):
     """What every checkpoint of a run holds beside what the trainer needs to resume."""
 
     model: str
     dataset: str
-    config: dict[str, Any]
+    config: Parameters
     id_tokens: IdTokens
     popularity: torch.Tensor
-    epoch: int
+    epoch: Annotated[int, pydantic.Field(ge=0)]
     state_dict: dict[str, torch.Tensor]
     other_parameter: Optional[dict[str, Any]]
+    data: NotRequired[dict[str, Any]]  # its fingerprint, which version 0.1.0 did not take
 
 
 Schema = TypeVar("Schema")
 
 
 def validated(path: str | Path, state: dict[str, Any], schema: type[Schema]) -> Schema:
-    """``state`` as what ``schema``, a ``TypedDict``, says; it may hold more.
+    """``state`` as what a schema says.
 
     Parameters
     ----------
@@ -244,7 +260,7 @@ def validated(path: str | Path, state: dict[str, Any], schema: type[Schema]) -> 
     state : dict
         What was loaded.
     schema : type
-        Its type.
+        A ``TypedDict`` with the configuration ``SCHEMA``, as all within it.
 
     Raises
     ------
@@ -259,15 +275,12 @@ def validated(path: str | Path, state: dict[str, Any], schema: type[Schema]) -> 
             raise UserError(f"checkpoint '{path}' lacks {', '.join(missing)}: give a file that a run wrote") from None
         first = error.errors(include_url=False, include_input=False)[0]
         where, problem = ".".join(map(str, first["loc"])), first["msg"]
-        raise UserError(
-            f"checkpoint '{path}' is damaged ({where}: {problem}): use another copy"
-        ) from None
+        raise UserError(f"checkpoint '{path}' is damaged ({where}: {problem}): use another copy") from None
 
 
 @functools.cache
 def _adapter(schema: Any) -> pydantic.TypeAdapter:
-    options = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True, extra="allow")
-    return pydantic.TypeAdapter(pydantic.with_config(options)(schema))
+    return pydantic.TypeAdapter(schema)
 
 
 def open_run(path: str | Path) -> RunCheckpoint:

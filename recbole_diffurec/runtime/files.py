@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -25,14 +27,16 @@ except ImportError:  # not on Windows, where nothing is swept
 _PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")
 # Bytes of a name that its part keeps, so that any name the system takes has a part that it takes too.
 _KEPT_OF_NAME = 100
+# Bytes of a name that is made of others; systems take 255 in all.
+_LONGEST_STEM = 160
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file to write, which takes the place of ``path`` once the block has ended without an error.
 
-    The content is on the disk before the name is, so that ``path`` is the old file or the new one whatever happens. Of a
-    link the target is replaced. A device or a pipe is given the content when the block has ended.
+    The content is on the disk before the name is, so that ``path`` is the old file or the new one whatever happens.
+    Of a link the target is replaced. A device or a pipe is given the content when the block has ended.
 
     Parameters
     ----------
@@ -50,7 +54,8 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         The disk is full, or the place cannot be written to.
     """
     try:
-        with _passed_on(path) if _is_stream(path) else _replacing(Path(os.path.realpath(path))) as file:
+        stream = _stream(path)
+        with _replacing(Path(os.path.realpath(path))) if stream is None else _passed_on(stream) as file:
             yield file
     except OSError as error:
         raise UserError(
@@ -59,28 +64,31 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         ) from None
 
 
-def _is_stream(path: str | Path) -> bool:
-    """Whether what is at ``path`` is written to rather than replaced.
+def _stream(path: str | Path) -> str | int | None:
+    """What to open where ``path`` is written to rather than replaced, as a device or a pipe is; else None.
 
-    That is a device, a pipe, or an open file of a process, such as ``/dev/stdout`` when that goes into a file.
+    ``/dev/stdout`` is such a one whatever it goes into, by its number: opened by its name, a file would be written from
+    its beginning.
     """
     link = os.path.abspath(path)
     for _ in range(40):  # as many links as Linux follows
         if not os.path.islink(link):
             break
-        link = os.path.join(os.path.dirname(link), os.readlink(link))
-        if re.match(r"/proc/[^/]+/fd/|/dev/fd/", os.path.normpath(link)):
-            return True
-    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+        link = os.path.normpath(os.path.join(os.path.dirname(link), os.readlink(link)))
+        own = re.fullmatch(rf"/proc/(?:self|{os.getpid()})/fd/(\d+)", link)
+        if own:
+            return int(own[1])
+    regular = os.path.isfile(path) or os.path.isdir(path)
+    return None if regular or not os.path.exists(path) else os.fspath(path)
 
 
 @contextlib.contextmanager
-def _passed_on(path: str | Path) -> Iterator[BinaryIO]:
+def _passed_on(stream: str | int) -> Iterator[BinaryIO]:
     with tempfile.TemporaryFile() as content:
         yield content
         content.seek(0)
-        with open(path, "ab") as stream:  # at the end: others may write to the same open file
-            shutil.copyfileobj(content, stream)
+        with open(stream, "wb", closefd=isinstance(stream, str)) as target:
+            shutil.copyfileobj(content, target)
 
 
 @contextlib.contextmanager
@@ -104,7 +112,7 @@ def _open_part(path: Path) -> tuple[BinaryIO, Path]:
     while True:
         # Not tempfile: its files are readable by their owner alone, and results may be shared.
         part = path.with_name(f".{name}.{uuid.uuid4().hex}.part")
-        file = open(part, "x+b")
+        file = open(part, "x+b")  # noqa: SIM115  closed by the caller
         _lock(file, wait=True)
         if part.exists():
             return file, part
@@ -134,8 +142,21 @@ def _lock(file: IO[bytes], wait: bool) -> bool:
     return True
 
 
+def unique_name(stem: str) -> str:
+    """``STEM-TIME-RANDOM``, for files that are made for a run, with as much of ``stem`` as ``shortened`` leaves."""
+    return f"{shortened(stem)}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+
+
+def shortened(stem: str) -> str:
+    """``stem``, or where no system might take it with an ending, its beginning and a digest of all of it."""
+    encoded = os.fsencode(stem)
+    if len(encoded) <= _LONGEST_STEM:
+        return stem
+    return f"{encoded[:_LONGEST_STEM].decode('utf-8', errors='ignore')}~{hashlib.sha256(encoded).hexdigest()[:8]}"
+
+
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all; what UTF-8 has no form for, such as parts of odd file names, is escaped."""
+    """Write UTF-8 text, whole or not at all; what has no form in it, such as parts of odd file names, is escaped."""
     with atomic_write(path) as file:
         file.write(text.encode("utf-8", errors="backslashreplace"))
 
@@ -176,10 +197,10 @@ def check_writable(path: str | Path | None, what: str) -> Path | None:
     """
     if path is None:
         return None
-    if not os.fspath(path) or Path(path).is_dir():
+    if not os.fspath(path) or os.path.isdir(path):
         raise UserError(f"{what} '{path}' is a folder: give the path of a file")
     try:
-        if _is_stream(path):
+        if _stream(path) is not None:
             if not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             return Path(path)

@@ -58,4 +58,7 @@ class WeightAverage:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.n_steps = state["n_steps"]
         for name, values in self._average.items():
-            values.copy_(state["average"][name])
+            kept = state["average"][name]
+            if kept.shape != values.shape:
+                raise ValueError(f"the average of '{name}' has the shape {[*kept.shape]}, not {[*values.shape]}")
+            values.copy_(kept)

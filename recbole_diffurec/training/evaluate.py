@@ -12,13 +12,15 @@ from recbole.utils import ModelType
 
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
-from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.config import DATA_PARAMETERS, RunConfig
+from recbole_diffurec.host.fingerprint import differences
 from recbole_diffurec.host.loaders import dataset_of, share_evaluation
 from recbole_diffurec.models.ensemble import Ensemble, ranks_all_items
 from recbole_diffurec.runtime import checkpoint, distributed, files
 from recbole_diffurec.runtime.process import restored
 from recbole_diffurec.training.prepare import PreparedData, build, prepare_data
-from recbole_diffurec.training.report import deliver, describe_run, explained, log_file, plain_metrics, weights_misfit
+from recbole_diffurec.training.report import deliver, describe_run, explained, log_file, plain_metrics
+from recbole_diffurec.training.weights import load_weights, room_for
 
 
 def evaluate(
@@ -51,6 +53,7 @@ def evaluate(
     path = files.check_writable(result_file, "result_file")
     with (
         compat.quiet(),
+        compat.no_tensorboard(),
         restored(),
         distributed.process_group(first.config["device"]),
         log_file(first.config, required=False) as log,
@@ -59,17 +62,13 @@ def evaluate(
             data = prepare_data(first.config)
         test_data = data.loaders[2]
         share_evaluation(test_data)
-        if data.id_tokens != first.state["id_tokens"]:
-            raise UserError(
-                f"data set '{first.state['dataset']}' under '{first.config['data_path']}' is not the one that "
-                f"checkpoint '{first.path}' was trained on (its users or items differ): give the original with "
-                f"--data_path"
-            )
+        first.check_data(data, parameters)
         built = [member.build(data, log, parameters) for member in members]
         network, trainer = built[0]
         if more:
             network = trainer.model = _ensemble([network for network, _ in built], members)
-        test_result, eval_seconds = timed_test(trainer, test_data, first.config, load_best=False)
+        with explained(f"testing model '{first.state['model']}'", log):
+            test_result, eval_seconds = timed_test(trainer, test_data, first.config, load_best=False)
     result = {
         **describe_run(first.config, data, network),
         "best_epoch": first.state["epoch"],
@@ -87,23 +86,36 @@ class _Member:
     """One of the checkpoints that are tested."""
 
     path: str | Path
-    state: dict[str, Any]
+    state: checkpoint.RunCheckpoint
     config: RunConfig
 
     @classmethod
     def open(cls, path: str | Path, parameters: Mapping[str, Any]) -> _Member:
         state = checkpoint.open_run(path)
-        return cls(path, state, RunConfig(state["model"], state["dataset"], {**state["config"], **parameters}))
+        config = RunConfig(state["model"], state["dataset"], {**state["config"], **parameters})
+        # A test leaves nothing behind, wherever it is called and whatever its checkpoint says.
+        folder = os.path.dirname(os.path.abspath(path))
+        nothing = {"checkpoint_dir": folder, "save_dataset": False, "save_dataloaders": False}
+        return cls(path, state, config.with_values(**nothing))
+
+    def check_data(self, data: PreparedData, parameters: Mapping[str, Any]) -> None:
+        """Refuse data that are not those the model was trained on, unless ``parameters`` ask for others."""
+        differing = [] if data.id_tokens == self.state["id_tokens"] else ["its users or items differ"]
+        if "data" in self.state and not parameters.keys() & DATA_PARAMETERS:
+            differing = differences(self.state["data"], data.fingerprint) or differing
+        if differing:
+            raise UserError(
+                f"data set '{self.state['dataset']}' under '{self.config['data_path']}' is not the one that checkpoint "
+                f"'{self.path}' was trained on ({'; '.join(differing[:3])}): give the original with --data_path"
+            )
 
     def build(self, data: PreparedData, log: str, parameters: Mapping[str, Any]) -> tuple[Any, Any]:
         """The network with its weights, and a trainer."""
         sizes = {name: data.config[name] for name in ("eval_batch_size", "dataloaders_save_path")}
         with explained(f"building model '{self.state['model']}'", log):
-            network, trainer = build(self.config.with_values(**sizes), dataset_of(data.loaders[0]))
-        try:
-            trainer.load_weights(self.state)
-        except RuntimeError:
-            raise weights_misfit(self.path, parameters) from None
+            room = room_for(self.state, self.path)
+            network, trainer = build(self.config.with_values(**sizes), dataset_of(data.loaders[0]), room)
+        load_weights(network, self.state, self.path, parameters)
         return network, trainer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import os
@@ -16,8 +17,10 @@ from recbole_diffurec.data.histories import HISTORIES_PER_BATCH, HistoryBatch
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.dataset import dataset_class
+from recbole_diffurec.host.fingerprint import fingerprint
 from recbole_diffurec.host.loaders import dataset_of, fitting_users, group_by_length, order_by_length
 from recbole_diffurec.training.trainer import trainer_class
+from recbole_diffurec.training.weights import room_for_training
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -49,6 +52,7 @@ class PreparedData:
     n_users, n_items, n_interactions : after filtering, without padding.
     loaders : training, validation and test data.
     id_tokens : {"users": [...], "items": [...]}, the original ids in order of their numbers, padding first.
+    fingerprint : what tells these data from others, see ``host.fingerprint``.
     user_counts : interactions of each user, by number.
     popularity : interactions with each item in the training part, by number.
     """
@@ -60,6 +64,7 @@ class PreparedData:
         self.n_users, self.n_items = int(dataset.user_num) - 1, int(dataset.item_num) - 1
         self.n_interactions = int(dataset.inter_num)
         self.n_time_ties = dataset.n_time_ties
+        self.fingerprint = fingerprint(dataset)
         self.id_tokens = {
             "users": [str(token) for token in dataset.field2id_token[dataset.uid_field]],
             "items": [str(token) for token in dataset.field2id_token[dataset.iid_field]],
@@ -146,10 +151,24 @@ def _expected_counts(config: RunConfig) -> tuple[int, ...] | None:
     return None
 
 
-def build(config: RunConfig, train_dataset: Any) -> tuple[Any, Any]:
-    """The model on its device, and its trainer."""
+def build(
+    config: RunConfig, train_dataset: Any, room: contextlib.AbstractContextManager[Any] | None = None
+) -> tuple[Any, Any]:
+    """The model on its device, and its trainer.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Of the run.
+    train_dataset : recbole.data.dataset.Dataset
+        What the model is built for.
+    room : context manager, optional
+        Refuses a model that is too large; by default one that cannot be trained with the memory that is free.
+    """
     init_seed(config["seed"], config["reproducibility"])
-    network = config.model_class(config, train_dataset).to(config["device"])
+    with room or room_for_training(config["model"]):
+        network = config.model_class(config, train_dataset)
+    network = network.to(config["device"])
     trainer = trainer_class(config.spec.trainer or get_trainer(config["MODEL_TYPE"], config["model"]))(config, network)
     return network, trainer
 

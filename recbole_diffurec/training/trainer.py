@@ -8,11 +8,9 @@ import logging
 import math
 import os
 import time
-import uuid
 import warnings
 from typing import Any, Callable, Iterator
 
-import numpy as np
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.trainer import NCLTrainer, Trainer
@@ -22,11 +20,12 @@ from tqdm import tqdm
 from recbole_diffurec.errors import Interrupted, RankError, UserError
 from recbole_diffurec.host.dataset import SequenceDataset
 from recbole_diffurec.host.loaders import dataset_of
-from recbole_diffurec.runtime import checkpoint, distributed
+from recbole_diffurec.runtime import checkpoint, distributed, files
 from recbole_diffurec.training.averaging import WeightAverage
 from recbole_diffurec.training.epoch import Epoch
 from recbole_diffurec.training.report import out_of_memory
-from recbole_diffurec.training.state import EXTENSION, StopRequest, random_states
+from recbole_diffurec.training.state import EXTENSION, StopRequest, TrainingState, check_fits, misfit, random_states
+from recbole_diffurec.training.weights import load_weights, not_finite
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -49,12 +48,14 @@ class PluginTrainer(Trainer):
 
     def __init__(self, config: Any, model: Any):
         super().__init__(config, model)
-        name = f"{config['model']}-{config['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}.pth"
-        self.saved_model_file = os.path.join(self.checkpoint_dir, distributed.broadcast_from_rank0(lambda: name))
+        name = files.unique_name(f"{config['model']}-{config['dataset']}")
+        self.saved_model_file = os.path.join(
+            self.checkpoint_dir, distributed.broadcast_from_rank0(lambda: name) + ".pth"
+        )
         self._synchronised_loss: distributed.SynchronisedLoss | None = None
         self.history: list[dict[str, Any]] = []
-        self.id_tokens: dict[str, list[str]] = {}
-        self.popularity = torch.zeros(0, dtype=torch.long)
+        self._about_data: dict[str, Any] = {"id_tokens": {}, "popularity": torch.zeros(0, dtype=torch.long)}
+        self._resumed_state_file: str | None = None
         self._on_scores: Callable[..., None] | None = None
         self._on_validation: Callable[[dict[str, Any]], None] | None = None
         self._evaluated: Any = None  # the data set under evaluation
@@ -90,9 +91,10 @@ class PluginTrainer(Trainer):
         sign = 1 if self.valid_metric_bigger else -1
         return max(validated or self.history, key=lambda e: (sign * e.get("valid_score", 0), e["epoch"]))["epoch"]
 
-    def about_data(self, id_tokens: dict[str, list[str]], popularity: np.ndarray) -> None:
-        """What a checkpoint is to keep of the data: the original ids in order of their numbers, training counts."""
-        self.id_tokens, self.popularity = id_tokens, torch.from_numpy(popularity)
+    def about_data(self, data: Any) -> None:
+        """What checkpoints are to keep of ``PreparedData``: the ids in order of their numbers, counts, fingerprint."""
+        popularity = torch.from_numpy(data.popularity)
+        self._about_data = {"id_tokens": data.id_tokens, "popularity": popularity, "data": data.fingerprint}
 
     def train_resumably(
         self, train_data: Any, valid_data: Any, on_validation: Callable[[dict[str, Any]], None]
@@ -211,15 +213,27 @@ class PluginTrainer(Trainer):
         if asked:
             raise Interrupted(asked, self.state_file)
 
+    def _check_weights(self) -> None:
+        """Stop where a step has made the weights other than numbers, before they are validated or kept."""
+        problem = not_finite(self.model)
+        if problem:
+            raise UserError(
+                f"the training has diverged after a finite loss: {problem} (learning_rate "
+                f"{self.optimizer.param_groups[0]['lr']:g}); {self._kept()}: lower the learning rate or clip gradients "
+                f"(--clip_grad_norm='{{max_norm: 1}}')"
+            )
+
+    def _kept(self) -> str:
+        if os.path.isfile(self.saved_model_file):
+            return f"the best weights so far are in '{self.saved_model_file}'"
+        return "no epoch had been validated yet"
+
     def _describe_divergence(self, loss: float, epoch_idx: int, batch: int) -> str:
         rate = self.optimizer.param_groups[0]["lr"]
-        kept = f"the best weights so far are in '{self.saved_model_file}'"
-        if not os.path.isfile(self.saved_model_file):
-            kept = "no epoch had been validated yet"
         return (
-            f"the loss became {loss} at batch {batch} of epoch {epoch_idx + 1} (learning_rate {rate:g}); {kept}: lower "
-            f"the learning rate or clip gradients (--clip_grad_norm='{{max_norm: 1}}'); --detect_anomaly=True finds "
-            f"the operation"
+            f"the loss became {loss} at batch {batch} of epoch {epoch_idx + 1} (learning_rate {rate:g}); "
+            f"{self._kept()}: lower the learning rate or clip gradients (--clip_grad_norm='{{max_norm: 1}}'); "
+            f"--detect_anomaly=True finds the operation"
         )
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
@@ -247,6 +261,7 @@ class PluginTrainer(Trainer):
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, dict[str, float]]:
         started = time.perf_counter()
         with self._averaged(), self._sampling_for_validation():
+            self._check_weights()
             score, result = super()._valid_epoch(valid_data, show_progress)
         seconds = time.perf_counter() - started
         self.history[-1].update(valid_seconds=seconds, valid_score=score, valid_result=dict(result))
@@ -319,8 +334,7 @@ class PluginTrainer(Trainer):
                     "model": self.config["model"],
                     "dataset": self.config["dataset"],
                     "config": self.plain_config(),
-                    "id_tokens": self.id_tokens,
-                    "popularity": self.popularity,
+                    **self._about_data,
                     "epoch": epoch,
                     **self._progress(),
                 },
@@ -341,15 +355,20 @@ class PluginTrainer(Trainer):
     @property
     def state_file(self) -> str:
         """Where the state of a training that is going on is kept."""
-        return os.path.splitext(self.saved_model_file)[0] + EXTENSION
+        own = f"{self.saved_model_file.removesuffix('.pth')}.{self.config.key()}{EXTENSION}"
+        return self._resumed_state_file or own
 
     def _save_state(self, epoch: Epoch, epoch_idx: int) -> None:
         random = distributed.all_gather(random_states())
         if distributed.rank() > 0:
             return
+        self._check_weights()
         checkpoint.save(
             self.state_file,
             {
+                "model": self.config["model"],
+                "dataset": self.config["dataset"],
+                "data": self._about_data["data"],
                 "config": self.plain_config(),
                 "checkpoint": os.path.basename(self.saved_model_file),
                 "epoch": epoch_idx,
@@ -361,16 +380,21 @@ class PluginTrainer(Trainer):
             },
         )
 
-    def resume(self, state: dict[str, Any]) -> None:
+    def resume(self, state: TrainingState) -> None:
         """Go on from a state of ``find_state`` with the next call of ``fit``, to the same weights and figures."""
         if len(state["random"]) != distributed.world_size():
             raise UserError(
                 f"the training in '{state['state_file']}' ran in {len(state['random'])} processes, not in "
                 f"{distributed.world_size()}: start as many, or leave out --resume to start afresh"
             )
+        self._resumed_state_file = state["state_file"]
         self.saved_model_file = os.path.join(os.path.dirname(state["state_file"]), state["checkpoint"])
-        self.load_weights(state)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_weights(self.model, state, state["state_file"])
+        check_fits(state, self)
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):  # what is damaged, it does not say
+            raise misfit(state) from None
         if self.lr_scheduler is not None:
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         if self.average is not None:
@@ -396,12 +420,7 @@ class PluginTrainer(Trainer):
             state = checkpoint.load(path, self.device)
             return {key: state[key] for key in ("state_dict", "other_parameter")}
 
-        self.load_weights(distributed.broadcast_from_rank0(weights))
-
-    def load_weights(self, state: dict[str, Any]) -> None:
-        """Put the weights of an opened checkpoint into the model."""
-        self.model.load_state_dict(state["state_dict"])
-        self.model.load_other_parameter(checkpoint.from_plain(state["other_parameter"]))
+        load_weights(self.model, distributed.broadcast_from_rank0(weights), path)
 
 
 @functools.cache
