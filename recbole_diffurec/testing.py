@@ -31,7 +31,7 @@ from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.loaders import dataset_of
 from recbole_diffurec.inference.export import export
 from recbole_diffurec.inference.recommender import Recommender
-from recbole_diffurec.models.base import DiffusionRecommender
+from recbole_diffurec.models.base import DiffusionRecommender, Exportable
 from recbole_diffurec.models.spec import ModelSpec
 from recbole_diffurec.runtime import checkpoint
 from recbole_diffurec.training.evaluate import evaluate
@@ -232,7 +232,7 @@ class _Check:
         network = catalogue.model_class(self.spec.name)
         if kind in self.spec.cannot or "recommend" in self.spec.cannot:
             _refused(self.spec, kind, attempt)
-        elif kind == "safetensors" or issubclass(network, DiffusionRecommender):
+        elif kind == "safetensors" or issubclass(network, Exportable):
             try:
                 attempt()
             except UserError as error:

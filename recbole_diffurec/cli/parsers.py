@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from recbole_diffurec.config import layers
@@ -14,7 +14,7 @@ from recbole_diffurec.version import __version__
 _PARAMETERS_HELP = """\
 any other parameter:
   --NAME=VALUE             any parameter of the model or of RecBole, such as --epochs=5 --learning_rate=1e-3
-                           --topk=[5,10]. Names, meanings and defaults: README.md and properties/*.yaml.
+                           --topk=[5,10]. Names, meanings and defaults: docs/parameters.md and properties/*.yaml.
                            Precedence: command line, --config_files, --experiment, data set, model, overall.
 """
 
@@ -33,14 +33,24 @@ class _Parser(argparse.ArgumentParser):
             epilog=_PARAMETERS_HELP,
         )
 
+    def __init__(self, **options: Any):
+        self.own: set[str] = set()  # --NAME of every option
+        super().__init__(**options)
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """An argument, whose names are remembered."""
+        action = super().add_argument(*names, **options)
+        self.own.update(action.option_strings)
+        return action
+
     def error(self, message: str) -> Any:
         raise UserError(f"{message}: see 'recbole-diffurec --help'")
 
 
 def _add_subject(command: _Parser) -> None:
     ours = ", ".join(register.names())
-    command.add_argument("--model", default="DiffuRecSys", help=f"{ours} or any model of RecBole")
-    command.add_argument("--dataset", default="ml-100k", help="amazon-beauty, amazon-toys-games, ml-1m, ml-100k, yours")
+    command.add_argument("--model", help=f"{ours} or any model of RecBole (DiffuRecSys)")
+    command.add_argument("--dataset", help="amazon-beauty, amazon-toys-games, ml-1m, ml-100k (default), yours")
 
 
 def _add_settings(command: _Parser) -> None:
@@ -190,6 +200,13 @@ def _serve() -> _Parser:
         "--port", type=int, default=8000, metavar="N", help="port to listen on (8000); 0 for a free one"
     )
     command.add_argument("--max_batch", type=int, default=256, metavar="N", help="histories scored at once (256)")
+    command.add_argument(
+        "--allowed_hosts",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="A,B",
+        help="names by which it is reached, beside the address it listens on; *.A for all of a domain, * for any",
+    )
     return command
 
 
@@ -206,8 +223,30 @@ PARSERS: dict[str, Callable[[], _Parser]] = {
 
 def parse(command: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """The options of a command, and all other arguments as parameters."""
-    options, rest = PARSERS[command]().parse_known_args(arguments)
-    return options, parse_parameters(rest)
+    parser = PARSERS[command]()
+    own, parameters = _apart(arguments, parser.own)
+    options, rest = parser.parse_known_args(own)
+    return options, parse_parameters([*rest, *parameters])
+
+
+def _apart(arguments: Sequence[str], options: Container[str]) -> tuple[list[str], list[str]]:
+    """The arguments that are a command's own, and those of parameters.
+
+    ``argparse`` takes ``--topk=[5, 10]`` for a file name, for its space, and the value of ``--topk 5`` too.
+    """
+    own: list[str] = []
+    parameters: list[str] = []
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        name, equals, _ = argument.partition("=")
+        if not argument.startswith("--") or len(name) == 2 or name in options:
+            own.append(argument)
+            continue
+        parameters.append(argument)
+        if not equals and remaining and not remaining[0].startswith("--"):
+            parameters.append(remaining.pop(0))
+    return own, parameters
 
 
 def parse_parameters(arguments: Sequence[str]) -> dict[str, Any]:

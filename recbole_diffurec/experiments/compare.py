@@ -131,22 +131,16 @@ def run_job(job: Job, datasets: DatasetCache | None = None) -> tuple[dict[str, A
     """
     started = time.perf_counter()
     config = job.config()
-    collected: list[measures.RankCollector] = []
-
-    def collect(interaction: Any, *scored: Any) -> None:
-        if not collected:
-            collected.append(measures.RankCollector(config["topk"], scored[0].shape[-1], config["USER_ID_FIELD"]))
-        collected[0](interaction, *scored)
-
+    collector = measures.RankCollector(config["topk"], config["USER_ID_FIELD"])
     state = find_state(config, strict=False)
     try:
-        run = train(config, datasets, on_scores=collect, state=state)
+        run = train(config, datasets, on_scores=collector, state=state)
     except OtherDataError as error:
         logger.warning("%s: %s; it starts afresh", job, error)
-        run = train(config, datasets, on_scores=collect)
-    collector = collected[0]
+        run = train(config, datasets, on_scores=collector)
     lists = {
-        str(k): measures.list_measures(exposure, run.data.popularity) for k, exposure in collector.exposure.items()
+        str(k): measures.list_measures(collector.lists[:, :k], run.data.popularity, config["tail_ratio"])
+        for k in collector.topk
     }
     arrays = {**measures.per_user(collector, run.data), **measures.diffusion_measures(run)}
     result = {**run.result, "label": job.entry.label, "lists": lists, "seconds": time.perf_counter() - started}
@@ -158,10 +152,7 @@ def _run_all(
 ) -> dict[str, str]:
     """Run and store; returns the failures."""
     failures: dict[str, str] = {}
-    if how.parallel > 1 or how.ray_address:
-        outcomes = cluster.run_parallel(missing, run_job, shared, how)
-    else:
-        outcomes = _one_by_one(missing, shared)
+    outcomes = cluster.run_parallel(missing, run_job, shared, how) if how.on_ray else _one_by_one(missing, shared)
     for done, (job, outcome) in enumerate(outcomes, start=1):
         if isinstance(outcome, Exception):
             failures[str(job)] = _reason(outcome)

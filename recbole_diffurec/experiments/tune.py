@@ -88,8 +88,8 @@ class SearchOptions:
 
 
 def tune(
-    model: str = "DiffuRecSys",
-    dataset: str = "ml-100k",
+    model: str | None = None,
+    dataset: str | None = None,
     *,
     params_file: str | Path,
     output_dir: str | Path = "tuning",
@@ -102,6 +102,7 @@ def tune(
 
     Parameters
     ----------
+    model, dataset : as for ``run``.
     params_file : the search space, see ``recbole_diffurec.experiments.space``.
     output_dir : folder of all output.
     resume : resume the search in ``output_dir``.
@@ -119,11 +120,19 @@ def tune(
     """
     output_dir = Path(output_dir).resolve()
     options = take_options(SearchOptions, parameters)
-    space = read_space(params_file, model)
+    cluster.require("ray.tune", "tune")
+    if options.search == "optuna":
+        cluster.require("optuna", "search optuna")
     fixed = layers.settings(experiment, config_files, parameters)
     if options.max_epochs is not None:
         fixed["epochs"] = options.max_epochs
-    config = _check_space(RunConfig(model, dataset, fixed), space, fixed, params_file, options.search)
+    config = RunConfig(model, dataset, fixed)
+    config.refuse_without("validation", "a search judges by it")
+    model = fixed.pop("model", model) or config["model"]  # a variant's own name
+    dataset = config["dataset"]
+    fixed.pop("dataset", None)
+    space = read_space(params_file, config["model"])
+    _check_space(config, space, fixed, params_file, options.search)
     # Trials have working directories of their own.
     fixed["data_path"] = os.path.abspath(fixed.get("data_path", config.plain()["data_path"]))
     config = RunConfig(model, dataset, fixed)
@@ -283,23 +292,26 @@ def objective_function(
     config_dict: Mapping[str, Any] | None = None,
     config_file_list: Sequence[str] | None = None,
     *,
-    model: str = "DiffuRecSys",
-    dataset: str = "ml-100k",
+    model: str | None = None,
+    dataset: str | None = None,
 ) -> dict[str, Any]:
     """One run for RecBole's own ``HyperTuning``; give it ``functools.partial(objective_function, model=...)``.
+
+    Without ``model`` and ``dataset`` the names are those of the files, as for ``run``.
 
     Returns
     -------
     dict with the keys that ``HyperTuning`` reads.
     """
     config = RunConfig(model, dataset, config_dict, config_file_list or ())
+    config.refuse_without("validation", "a search judges by it")
     result = train(config).result
     best = max(
         (epoch for epoch in result["history"] if "valid_score" in epoch),
         key=lambda epoch: epoch["valid_score"] * (1 if config["valid_metric_bigger"] else -1),
     )
     return {
-        "model": model,
+        "model": config["model"],
         "best_valid_score": best["valid_score"],
         "valid_score_bigger": config["valid_metric_bigger"],
         "best_valid_result": result["best_valid_result"],
@@ -309,7 +321,7 @@ def objective_function(
 
 def _check_space(
     config: RunConfig, space: Sequence[Dimension], fixed: Mapping[str, Any], params_file: Any, search: str
-) -> RunConfig:
+) -> None:
     """Try the ends of every range, so that a bad one is refused before anything starts."""
     model, dataset = config["model"], config["dataset"]
     for dimension in space:
@@ -325,7 +337,6 @@ def _check_space(
                 RunConfig(model, dataset, {**fixed, dimension.name: value})
             except UserError as error:
                 raise UserError(f"{where}: {error}") from None
-    return config
 
 
 def _best_yaml(model: str, dataset: str, best: Mapping[str, Any], trial: Any, metric: str) -> str:

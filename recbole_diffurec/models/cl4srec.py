@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from recbole_diffurec.config.rules import Rule
 from recbole_diffurec.data import augment
+from recbole_diffurec.data.rows import ROW
 from recbole_diffurec.models import contrastive, sequential
 from recbole_diffurec.models.contrastive import ContrastiveModel, View
 from recbole_diffurec.models.spec import ModelSpec
@@ -48,8 +49,9 @@ class CL4SRec(ContrastiveModel):
             A batch of training rows.
         """
         own = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
-        states = self.represent_views([own, *self.views(*own)])
-        return self.recommendation_loss(states[0], interaction), self.weight * self.contrast_between(*states[1:])
+        state, z_i, z_j = self.represent_views([own, *self.views(*own)])
+        contrast = self.contrast_between(z_i, z_j, interaction[ROW])
+        return self.recommendation_loss(state, interaction), self.weight * contrast
 
     def views(self, item_seq: Tensor, lengths: Tensor) -> list[View]:
         """Each history changed by two operators that are drawn for it.

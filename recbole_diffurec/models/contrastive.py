@@ -16,6 +16,7 @@ from recbole_diffurec.config.rules import Rule
 from recbole_diffurec.layers.contrast import SIMILARITIES, info_nce
 from recbole_diffurec.models import sequential
 from recbole_diffurec.models.sequential import SequentialModel
+from recbole_diffurec.runtime.gathering import from_other_ranks
 
 RULES = {
     **sequential.RULES,
@@ -39,9 +40,18 @@ class ContrastiveModel(SequentialModel):
         self.similarity: str = config["sim"]
         super().__init__(config, dataset)
 
-    def contrast_between(self, z_i: Tensor, z_j: Tensor) -> Tensor:
-        """InfoNCE of two views [B, d] of the batch, with the configured temperature and similarity."""
-        return info_nce(z_i, z_j, self.temperature, self.similarity)
+    def contrast_between(self, z_i: Tensor, z_j: Tensor, rows: Tensor) -> Tensor:
+        """InfoNCE of two views of the batch, that of all processes where several share it.
+
+        Parameters
+        ----------
+        z_i, z_j : Tensor
+            [B, d].
+        rows : Tensor
+            int [B], the numbers of the batch's rows.
+        """
+        others = from_other_ranks(torch.cat([z_i, z_j]), rows)
+        return info_nce(z_i, z_j, self.temperature, self.similarity, others)
 
     def represent_views(self, views: Sequence[View]) -> list[Tensor]:
         """Representations [B, d] of several views of the batch, which go through the network as one batch.

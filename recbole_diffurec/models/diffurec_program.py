@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recbole_diffurec.diffusion.noise import history_keys
 from recbole_diffurec.layers.ragged import PaddedBatch
-from recbole_diffurec.models.base import Program
+from recbole_diffurec.models.base import ITEM_SEQ_INPUT, SCORES_OUTPUT, Program
 
 if TYPE_CHECKING:
     from recbole_diffurec.models.diffurec import DiffuRecFamily
@@ -95,11 +95,10 @@ class DiffuRecProgram(Program):
         mean, std = self.network.denoiser.token_noise
         return {
             "inputs": {
-                "item_seq": "int64 [batch, length], length from 2 to max_length: item numbers (places in 'items'), the "
-                "oldest first, 0 after the last",
+                "item_seq": ITEM_SEQ_INPUT,
                 "noise": f"float32 [{len(visits)}, batch, {size}] of N(0, 1)",
                 "uncertainty": f"float32 [{len(visits)}, batch, length, {size}] of N({mean}, {std}^2)",
             },
-            "outputs": {"scores": "float32 [batch, items]; -inf for the padding item 0"},
+            "outputs": {"scores": SCORES_OUTPUT},
             "diffusion_steps_visited": visits,
         }

@@ -56,23 +56,25 @@ class DuoRec(ContrastiveModel):
         if self.contrast != "un":
             views.append(self.histories(self.same_target(interaction[ROW])))
         states = self.represent_views(views)
-        return self.recommendation_loss(states[0], interaction), self.contrast_loss(states)
+        return self.recommendation_loss(states[0], interaction), self.contrast_loss(states, interaction[ROW])
 
-    def contrast_loss(self, states: list[Tensor]) -> Tensor:
+    def contrast_loss(self, states: list[Tensor], rows: Tensor) -> Tensor:
         """The weighted contrast of the views that ``contrast`` asks for.
 
         Parameters
         ----------
         states : list of Tensor
             h, h' (but for ``su``) and h+ (but for ``un``), [B, d] each.
+        rows : Tensor
+            int [B], the numbers of the batch's rows.
         """
         if self.contrast == "us_x":
-            return self.weight_same_target * self.contrast_between(states[1], states[2])
+            return self.weight_same_target * self.contrast_between(states[1], states[2], rows)
         loss = states[0].new_zeros(())
         if self.contrast != "su":
-            loss = loss + self.weight_same_history * self.contrast_between(states[0], states[1])
+            loss = loss + self.weight_same_history * self.contrast_between(states[0], states[1], rows)
         if self.contrast != "un":
-            loss = loss + self.weight_same_target * self.contrast_between(states[0], states[-1])
+            loss = loss + self.weight_same_target * self.contrast_between(states[0], states[-1], rows)
         return loss
 
 

@@ -18,7 +18,8 @@ from recbole_diffurec.layers.blocks import ACTIVATIONS, LAYER_NORM_EPS, BlockSha
 from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.encoder import TransformerEncoder
 from recbole_diffurec.layers.item_softmax import SampledCrossEntropy, full_cross_entropy
-from recbole_diffurec.layers.ragged import RaggedBatch
+from recbole_diffurec.layers.ragged import PaddedBatch, RaggedBatch
+from recbole_diffurec.models.base import ITEM_SEQ_INPUT, SCORES_OUTPUT, Exportable, Program
 from recbole_diffurec.models.scores import ItemScores
 
 # What the parameters that ``SequentialModel`` reads may be, where no rule for all models says so.
@@ -34,7 +35,7 @@ RULES = {
 FOR_INFERENCE = {"sampled_softmax": None}
 
 
-class SequentialModel(SequentialRecommender):
+class SequentialModel(SequentialRecommender, Exportable):
     """A history's items and their positions go through an encoder; its last state is scored against the items.
 
     As it is, the encoder is that of SASRec (Kang, McAuley 2018) in the form of RecBole: post-norm causal Transformer
@@ -52,6 +53,7 @@ class SequentialModel(SequentialRecommender):
     """
 
     input_type = InputType.POINTWISE
+    uses_all_parameters = True  # in every step, so that several processes need not look for those without a gradient
     norm = "post"  # where the blocks have their norms, a key of ``layers.encoder.NORMS``
 
     def __init__(self, config: Any, dataset: Any):
@@ -118,7 +120,10 @@ class SequentialModel(SequentialRecommender):
         lengths : Tensor
             int [B], at least 1 each.
         """
-        batch = RaggedBatch(item_seq, lengths)
+        return self.states(RaggedBatch(item_seq, lengths))
+
+    def states(self, batch: RaggedBatch) -> Tensor:
+        """``represent`` for a batch of any layout."""
         return batch.restore(self.encode(self.embed(batch), batch)).to(self.item_embedding.weight.dtype)
 
     def embed(self, batch: RaggedBatch) -> Tensor:
@@ -179,3 +184,54 @@ class SequentialModel(SequentialRecommender):
         states = self.represent(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         bias = self.scores.bias(interaction[self.ITEM_SEQ])
         return self.scores.of_items(states, interaction[self.ITEM_ID], bias)
+
+    def queries(self, interaction: Any) -> Tensor:
+        """``Exportable.queries``."""
+        return self.scores.query(self.represent(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]))
+
+    def item_vectors(self, items: Tensor | None = None) -> Tensor:
+        """``ItemScores.vectors``."""
+        return self.scores.vectors(items)
+
+    def program(self) -> Program:
+        """Inference as a function of tensors alone."""
+        return HistoryProgram(self)
+
+
+class HistoryProgram(Program):
+    """Inference of a sequential model, which has no random draws.
+
+    Parameters
+    ----------
+    network : SequentialModel
+        The model; its parts are used as they are.
+    """
+
+    inputs = ("item_seq",)
+
+    def __init__(self, network: SequentialModel):
+        super().__init__()
+        self.network = network
+
+    def forward(self, item_seq: Tensor) -> Tensor:
+        """Scores of all items, [B, I]; the padding row scores minus infinity.
+
+        Parameters
+        ----------
+        item_seq : Tensor
+            int64 [B, L], item numbers, the oldest first, 0 after the most recent.
+        """
+        scores = self.network.scores
+        return scores.logits(self.network.states(PaddedBatch(item_seq)), scores.bias(item_seq))
+
+    def draws(self, item_seq: Tensor, seed: int | None = None) -> dict[str, Tensor]:
+        """``Program.draws``."""
+        return {"item_seq": item_seq}
+
+    def dynamic_shapes(self, rows: Any, length: Any) -> dict[str, dict[int, Any]]:
+        """``Program.dynamic_shapes``."""
+        return {"item_seq": {0: rows, 1: length}}
+
+    def describe(self) -> dict[str, Any]:
+        """``Program.describe``."""
+        return {"inputs": {"item_seq": ITEM_SEQ_INPUT}, "outputs": {"scores": SCORES_OUTPUT}}

@@ -6,6 +6,7 @@ import errno
 import functools
 import pickle
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Optional, TypeVar, cast
@@ -20,14 +21,14 @@ from recbole_diffurec.errors import UserError
 from recbole_diffurec.runtime import archive, files
 
 FORMAT = "recbole_diffurec checkpoint 1"
-# The keys of what stands for a numpy array and for a scipy matrix.
-_MARKED = ({"__array__"}, {"__csr__"})
+# The keys of what stands for a numpy array, a scipy matrix and a sparse tensor.
+_MARKED = ({"__array__"}, {"__csr__"}, {"__sparse__"})
 
 
 def to_plain(value: Any) -> Any:
     """Turn ``value`` into tensors, numbers, strings, lists and dicts, which ``weights_only`` loading accepts.
 
-    numpy arrays and scipy matrices become marked dicts that ``from_plain`` turns back.
+    numpy arrays, scipy matrices and sparse tensors become marked dicts that ``from_plain`` turns back.
 
     Raises
     ------
@@ -35,6 +36,9 @@ def to_plain(value: Any) -> Any:
         ``value`` holds something else.
     """
     if isinstance(value, torch.Tensor):
+        if value.layout == torch.sparse_coo:
+            parts = {"indices": value._indices(), "values": value._values(), "shape": list(value.shape)}
+            return {"__sparse__": {**parts, "coalesced": value.is_coalesced()}}
         if value.layout != torch.strided:
             raise TypeError(f"a checkpoint cannot hold a {value.layout} tensor")
         # One that repeats its memory is written out, as a file claims no more than it holds.
@@ -61,16 +65,20 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(value: Any) -> Any:
-    """Undo ``to_plain`` for the arrays and matrices in ``value`` (tuples stay lists)."""
+    """Undo ``to_plain`` for the arrays, matrices and sparse tensors in ``value`` (tuples stay lists)."""
     if isinstance(value, dict):
         if set(value) == {"__array__"}:
-            return value["__array__"].numpy()
+            return value["__array__"].cpu().numpy()
         if set(value) == {"__csr__"}:
             parts = value["__csr__"]
-            data, indices, indptr = (parts[name].numpy() for name in ("data", "indices", "indptr"))
+            data, indices, indptr = (parts[name].cpu().numpy() for name in ("data", "indices", "indptr"))
             matrix = sparse.csr_matrix((data, indices, indptr), shape=tuple(parts["shape"]))
             matrix.check_format(full_check=True)  # indices beyond the shape would be looked up in others' memory
             return matrix
+        if set(value) == {"__sparse__"}:
+            parts = value["__sparse__"]
+            options = {"is_coalesced": parts["coalesced"], "check_invariants": True}
+            return torch.sparse_coo_tensor(parts["indices"], parts["values"], tuple(parts["shape"]), **options)
         return {key: from_plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [from_plain(item) for item in value]
@@ -108,13 +116,15 @@ class _Output:
         self._file.flush()
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Open a checkpoint. Never executes anything that the file holds, nor takes more memory than the file has bytes.
+def read(path: str | Path, device: str | torch.device = "cpu") -> Any:
+    """Tensors and plain values from a file of torch's.
+
+    Never executes anything that the file holds, nor takes much more memory than the file has bytes.
 
     Raises
     ------
     UserError
-        The file is missing, truncated, altered, holds more than tensors and plain values, or is no checkpoint of ours.
+        The file is missing, truncated, altered, or holds more than that.
     """
     try:
         if not Path(path).is_file() and Path(path).exists():
@@ -141,21 +151,33 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
         raise UserError(
             f"checkpoint '{path}' is damaged, cut short or no checkpoint at all ({reason}): use another copy"
         ) from None
+    return _moved(state, torch.device(device))
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Open a checkpoint. Never executes anything that the file holds.
+
+    Raises
+    ------
+    UserError
+        The file is missing, truncated, holds more than tensors and plain values, or is no checkpoint of ours.
+    """
+    state = read(path, device)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise UserError(
             f"'{path}' is no checkpoint of this version of recbole_diffurec ({found!r} instead of {FORMAT!r}): give a "
             f"file that 'recbole-diffurec run' wrote"
         )
-    return _moved(state, torch.device(device))
+    return state
 
 
 def _moved(value: Any, device: torch.device) -> Any:
     """``value`` with its tensors on ``device``; arrays and matrices stay with the CPU, where numpy is."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
-    if isinstance(value, dict) and value.keys() not in _MARKED:
-        return {key: _moved(item, device) for key, item in value.items()}
+    if isinstance(value, dict) and value.keys() not in _MARKED[:2]:
+        return type(value)((key, _moved(item, device)) for key, item in value.items())
     return [_moved(item, device) for item in value] if isinstance(value, list) else value
 
 
@@ -175,7 +197,7 @@ class _Contents:
         self._values -= 1
         if self._values < 0 or depth > _DEEPEST:
             raise archive.DamagedError("its values refer to each other again and again")
-        if type(value) is dict:
+        if type(value) in (dict, OrderedDict):
             for key, item in value.items():
                 self.check(key, depth + 1)
                 self.check(item, depth + 1)
@@ -268,7 +290,7 @@ def validated(path: str | Path, state: dict[str, Any], schema: type[Schema]) -> 
         Something is missing or of another type; the message says what.
     """
     try:
-        return _adapter(schema).validate_python(state)
+        return cast(Any, _adapter)(schema).validate_python(state)
     except pydantic.ValidationError as error:
         missing = sorted(".".join(map(str, e["loc"])) for e in error.errors() if e["type"] == "missing")
         if missing:

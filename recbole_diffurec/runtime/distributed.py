@@ -59,6 +59,8 @@ def process_group(device: torch.device) -> Iterator[None]:
         yield
         return
     try:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # where NCCL puts what processes tell each other
         # Preparing large data takes its time, while the other processes wait.
         backend = "nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=timedelta(days=1))

@@ -231,6 +231,6 @@ def holds_checkpoint(path: str | Path) -> bool:
 def read_lines(path: str | Path, what: str) -> list[str]:
     """The lines of a text file that are not blank, stripped; ``UserError`` where it cannot be read."""
     try:
-        return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, ValueError) as error:
         raise UserError(f"{what} '{path}' cannot be read ({_reason(error)}): check the path") from None

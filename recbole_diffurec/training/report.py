@@ -55,10 +55,12 @@ def describe_run(config: RunConfig, data: Any, network: torch.nn.Module) -> dict
 
 
 def describe_epoch(epoch: Mapping[str, Any], config: RunConfig) -> str:
-    """One line on a validated epoch."""
+    """One line on an epoch."""
+    trained = f"epoch {epoch['epoch'] + 1}/{config['epochs']}: loss {epoch['train_loss']:.4f}"
+    if "valid_score" not in epoch:
+        return f"{trained} ({epoch['train_seconds']:.1f} s training)"
     return (
-        f"epoch {epoch['epoch'] + 1}/{config['epochs']}: loss {epoch['train_loss']:.4f}, "
-        f"valid {config['valid_metric']} {epoch['valid_score']:.4f} "
+        f"{trained}, valid {config['valid_metric']} {epoch['valid_score']:.4f} "
         f"({epoch['train_seconds']:.1f} s training, {epoch['valid_seconds']:.1f} s validating)"
     )
 
@@ -69,13 +71,16 @@ def format_result(result: Mapping[str, Any]) -> str:
     columns = {name: metrics for name, metrics in columns.items() if metrics}
     checkpoints = result.get("checkpoints", ())
     what = f"{len(checkpoints)} models as one" if checkpoints else result["model"]
-    lines = [f"{what} on {result['dataset']}", "", " " * 10 + "".join(f"{name:>10}" for name in columns)]
-    for key in result["test_result"]:
-        lines.append(f"{metric_name(key):<10}" + "".join(f"{metrics[key]:>10.4f}" for metrics in columns.values()))
+    names = {key: metric_name(key) for key in next(iter(columns.values()), ())}
+    width = max([10, *(len(name) + 1 for name in names.values())])
+    lines = [f"{what} on {result['dataset']}", "", " " * width + "".join(f"{name:>10}" for name in columns)]
+    for key, name in names.items():
+        lines.append(f"{name:<{width}}" + "".join(f"{metrics[key]:>10.4f}" for metrics in columns.values()))
     lines.append("")
     if "train_seconds" in result:
         lines.append(f"training    {result['train_seconds']:.1f} s, best epoch {result['best_epoch'] + 1}")
-    lines.append(f"evaluation  {result['eval_seconds']:.1f} s")
+    if result["test_result"]:
+        lines.append(f"evaluation  {result['eval_seconds']:.1f} s")
     if not checkpoints and result.get("checkpoint"):
         checkpoints = [result["checkpoint"]]
     lines += [f"checkpoint  {os.path.relpath(path)}" for path in checkpoints]
@@ -85,9 +90,9 @@ def format_result(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def plain_metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """RecBole's metrics as Python numbers."""
-    return {name: float(value) for name, value in result.items()}
+def plain_metrics(result: Mapping[str, Any] | None) -> dict[str, float]:
+    """RecBole's metrics as Python numbers; none where a split has no part to measure them on."""
+    return {name: float(value) for name, value in (result or {}).items()}
 
 
 @contextlib.contextmanager

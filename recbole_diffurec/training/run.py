@@ -26,8 +26,8 @@ logger = logging.getLogger("recbole_diffurec")
 
 
 def run(
-    model: str = "DiffuRecSys",
-    dataset: str = "ml-100k",
+    model: str | None = None,
+    dataset: str | None = None,
     *,
     config_files: Sequence[str | Path] = (),
     experiment: str | None = None,
@@ -39,7 +39,8 @@ def run(
 
     Parameters
     ----------
-    model, dataset : names; any model of RecBole, any known data set or ``data_path/NAME/NAME.inter``.
+    model, dataset : names; any model of RecBole, any known data set or ``data_path/NAME/NAME.inter``. By default what
+        ``config_files`` or the experiment say, or else DiffuRecSys and ml-100k.
     config_files : YAML files, later ones stronger.
     experiment : name under ``properties/experiment``.
     result_file : where to write the result as JSON; its folder is made when missing.
@@ -49,7 +50,8 @@ def run(
     Returns
     -------
     dict with ``model``, ``dataset``, ``seed``, ``n_users``, ``n_items``, ``n_interactions`` (after filtering, without
-    padding), ``best_epoch`` (0-based, as RecBole counts), ``best_valid_result``, ``test_result``, ``train_seconds``
+    padding), ``best_epoch`` (0-based, as RecBole counts), ``best_valid_result`` and ``test_result`` (empty where the
+    split has no such part; without validation every epoch is trained and the last one counts), ``train_seconds``
     (training epochs alone), ``eval_seconds`` (the final test), ``n_parameters``, ``checkpoint``, ``log``, ``history``
     (per epoch), ``config``, ``versions``.
 
@@ -105,7 +107,7 @@ def train(
         with explained(f"building model '{model}'", log):
             network, trainer = build(data.config, dataset_of(data.loaders[0]))
         _share(data, trainer)
-        trainer.about_data(data)
+        trainer.eval_collector.data_collect(data.loaders[0])
         if state is not None:
             check_data(state, data)
             done = f"{state['unfinished']['done']} batches of epoch {state['epoch'] + 1}"

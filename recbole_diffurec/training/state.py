@@ -85,6 +85,19 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
 
 
+@contextlib.contextmanager
+def draws_of_its_own(seed: int) -> Iterator[None]:
+    """Random draws that depend on ``seed`` alone, and leave those after the block as they would be without it."""
+    before = checkpoint.to_plain(random_states())
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        set_random_states(before)
+
+
 def _of_python(state: Any) -> tuple[Any, ...]:
     version, internal, gauss = state
     return version, tuple(internal), gauss
@@ -158,12 +171,22 @@ class _Optimizer(TypedDict):
 
 
 @with_config(checkpoint.SCHEMA)
+class _Attribute(TypedDict):
+    value: Any
+    with_model: bool
+
+
+@with_config(checkpoint.SCHEMA)
 class TrainingState(TypedDict):
     """What a state holds; ``find_state`` adds ``state_file``, where it was found."""
 
-    model: NotRequired[str]  # the first three are not in states of version 0.1.0
+    # States of version 0.1.0 do not have these.
+    model: NotRequired[str]
     dataset: NotRequired[str]
     data: NotRequired[dict[str, Any]]
+    attributes: NotRequired[dict[str, _Attribute]]
+    lost_attributes: NotRequired[list[str]]
+
     config: checkpoint.Parameters
     checkpoint: Annotated[str, AfterValidator(_bare)]
     epoch: Count

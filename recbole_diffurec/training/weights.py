@@ -83,8 +83,8 @@ def not_finite(network: nn.Module) -> str | None:
         wrong = tensor.numel() - int(tensor.isfinite().sum())
         if wrong:
             return f"{wrong:,} of the {tensor.numel():,} weights of '{name}' are no finite numbers"
-    for name, tensor in network.named_buffers():  # which may hold an infinity, as a mask
-        if tensor.is_floating_point() and tensor.isnan().any():
+    for name, buffer in network.named_buffers():  # which may hold an infinity, as a mask
+        if buffer.is_floating_point() and buffer.isnan().any():
             return f"'{name}' holds what is no number"
     return None
 

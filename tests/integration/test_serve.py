@@ -10,29 +10,22 @@ from pathlib import Path
 import pytest
 import requests
 
-from recbole_diffurec import Recommender, cli, run
+from recbole_diffurec import Recommender, cli
 
 pytest.importorskip("fastapi", reason="the service needs fastapi")
 
-TINY = {
-    "epochs": 1, "hidden_size": 16, "n_layers": 1, "n_heads": 2, "MAX_ITEM_LIST_LENGTH": 8, "show_progress": False,
-    "user_inter_num_interval": "[5,50]", "gpu_id": "", "sampling_steps": 2,
-}  # fmt: skip
 HISTORIES = [["50", "172", "1"], ["1"], ["7", "50", "nothing", "181", "7", "100"], []]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        return Path(run("DiffuRecSys", **TINY)["checkpoint"]).resolve()
+def path(trained) -> Path:
+    return trained["DiffuRecSys"]
 
 
 @pytest.fixture(scope="module")
-def service(trained):
+def service(path):
     """The address of a running service, whose end is checked as well."""
-    command = [sys.executable, "-m", "recbole_diffurec.cli", "serve", str(trained), "--port=0", "--max_batch=8"]
+    command = [sys.executable, "-m", "recbole_diffurec", "serve", str(path), "--port=0", "--max_batch=8"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     line = process.stdout.readline()
     assert line.startswith("serving"), process.stderr.read()
@@ -46,8 +39,8 @@ def ask(service, **request):
     return requests.post(f"{service}/recommend", json={"histories": HISTORIES, "k": 5, **request}, timeout=60)
 
 
-def test_lists_are_those_of_python(trained, service):
-    expected = Recommender.load(trained).recommend(HISTORIES, k=5, exclude_seen=True)
+def test_lists_are_those_of_python(path, service):
+    expected = Recommender.load(path).recommend(HISTORIES, k=5, exclude_seen=True)
     lists = ask(service, exclude_seen=True).json()["lists"]
     assert [item["item_id"] for one in lists for item in one["items"]] == expected["item_id"].tolist()
     scores = [item["score"] for one in lists for item in one["items"]]
@@ -56,15 +49,15 @@ def test_lists_are_those_of_python(trained, service):
     assert [one["unknown_items"] for one in lists] == [0, 0, 1, 0]
 
 
-def test_steps_and_samples_of_a_request(trained, service):
-    one_step = Recommender.load(trained, sampling_steps=1).recommend(HISTORIES, k=5, samples=3)
+def test_steps_and_samples_of_a_request(path, service):
+    one_step = Recommender.load(path, sampling_steps=1).recommend(HISTORIES, k=5, samples=3)
     lists = ask(service, sampling_steps=1, samples=3).json()["lists"]
     assert [item["item_id"] for one in lists for item in one["items"]] == one_step["item_id"].tolist()
     assert [item["frequency"] for one in lists for item in one["items"]] == one_step["frequency"].tolist()
     assert lists[0]["spread"] == pytest.approx(one_step["spread"].iloc[0], rel=1e-3)
 
 
-def test_many_clients_are_scored_together(trained, service):
+def test_many_clients_are_scored_together(path, service):
     """Equal requests share batches, unequal ones do not mix, and everybody gets the own list."""
 
     def batches() -> tuple[float, float]:
@@ -73,7 +66,7 @@ def test_many_clients_are_scored_together(trained, service):
         count, total = (float(values[f"recbole_diffurec_batch_histories_{part}"]) for part in ("count", "sum"))
         return count, total
 
-    recommender = Recommender.load(trained)
+    recommender = Recommender.load(path)
     count_before, sum_before = batches()
     wanted = [{"histories": [HISTORIES[i % 4]], "k": 3 + i % 2} for i in range(64)]
     with ThreadPoolExecutor(32) as threads:
@@ -124,11 +117,11 @@ def test_an_unannounced_body_is_limited_too(service):
     assert response.status_code == 413
 
 
-def test_the_other_paths(trained, service):
+def test_the_other_paths(path, service):
     health = requests.get(f"{service}/healthz", timeout=60).json()
     assert (health["status"], health["model"], health["sampling_steps"]) == ("ok", "DiffuRecSys", 2)
     found = requests.get(f"{service}/items", params={"query": "17", "limit": 3}, timeout=60).json()
-    recommender = Recommender.load(trained)
+    recommender = Recommender.load(path)
     popularity = dict(zip(recommender.items, recommender.popularity.tolist()))
     expected = sorted((i for i in recommender.items[1:] if "17" in i), key=lambda i: -popularity[i])
     assert [popularity[i] for i in found] == [popularity[i] for i in expected[:3]]
@@ -150,14 +143,14 @@ def test_the_other_paths(trained, service):
         (["--sampling_steps=99"], "sampling_steps"),
     ],
 )
-def test_mistakes(trained, arguments, message, capsys):
-    assert cli.main(["serve", str(trained), *arguments]) == 2
+def test_mistakes(path, arguments, message, capsys):
+    assert cli.main(["serve", str(path), *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
 
-def test_a_taken_port(trained, capsys):
+def test_a_taken_port(path, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert cli.main(["serve", str(trained), f"--port={port}"]) == 2
+        assert cli.main(["serve", str(path), f"--port={port}"]) == 2
     assert f"cannot listen on '127.0.0.1' port {port} (Address already in use)" in capsys.readouterr().err

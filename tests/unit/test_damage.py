@@ -209,8 +209,10 @@ BEYOND_THE_SHAPE = {
         ({"__array__": 5}, "is damaged"),
         ({"__array__": torch.ones(2, dtype=torch.bfloat16)}, "is damaged"),
         (BEYOND_THE_SHAPE, "is damaged"),
+        ({"__sparse__": {"indices": torch.tensor([[9]]), "values": torch.ones(1), "shape": [2], "coalesced": True}},
+         "is damaged"),
     ],
-    ids=["shared", "deep", "endless", "one tensor", "expanded", "digits", "tuple", "bytes", "array", "bf16", "csr"],
+    ids=["shared", "deep", "endless", "one tensor", "stride 0", "digits", "tuple", "bytes", "array", "bf16", "csr", "coo"],
 )  # fmt: skip
 def test_values_that_would_grow(value: Any, problem: str, path: Path) -> None:
     torch.save({"format": FORMAT, "value": value}, path)

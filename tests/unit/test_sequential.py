@@ -15,6 +15,7 @@ from recbole.utils import init_seed
 from recbole_diffurec.data.rows import ROW
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.layers.blocks import ACTIVATIONS
 from recbole_diffurec.layers.ragged import PaddedBatch, RaggedBatch
 from recbole_diffurec.models.sequential import SequentialModel
 from recbole_diffurec.training.prepare import PreparedData, build
@@ -43,8 +44,8 @@ def base_model(cls: type[SequentialModel], **parameters: Any) -> SequentialModel
     rates = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "initializer_range": 0.3}
     torch.manual_seed(0)
     model = cls(Settings({**fields, **sizes, **other, **rates, **parameters}), FakeDataset(31)).double().eval()
-    if model.repeat_bias is not None:
-        torch.nn.init.normal_(model.repeat_bias)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
     return model
 
 
@@ -71,7 +72,9 @@ def padded_states(model: SequentialModel, item_seq: torch.Tensor) -> torch.Tenso
         else:
             x = block.attention_norm(x + attend(x))
             x = block.ffn_norm(x + block.ffn(x))
-    return model.encoder.output_norm(x)
+    if model.norm == "post":
+        return x
+    return F.layer_norm(x, x.shape[-1:], model.encoder.output_norm.weight, model.encoder.output_norm.bias, 1e-12)
 
 
 @pytest.mark.parametrize("cls", [SequentialModel, PreNorm])
@@ -98,6 +101,11 @@ def test_packed_states_and_gradients_equal_the_padded_ones(cls, lengths, seed):
 
     padded = PaddedBatch(item_seq)
     torch.testing.assert_close(model.encode(model.embed(padded), padded), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_gelu_erf_is_the_exact_one():
+    x = torch.linspace(-4, 4, 33, dtype=torch.float64)
+    torch.testing.assert_close(ACTIVATIONS["gelu_erf"]()(x), x * (1 + torch.erf(x / 2**0.5)) / 2)
 
 
 def test_checkpointing_changes_nothing_but_memory():
@@ -161,9 +169,7 @@ def test_trailing_padding_changes_no_draw(name, workdir):
     short = (dataset.inter_feat["item_length"] <= 5).nonzero().squeeze(1)[:40]
     losses = []
     for trim in (False, True):
-        rows = dataset.inter_feat[short]
-        batch = rows.padded(trim=trim)
-        batch.interaction[ROW] = rows.target
+        batch = dataset.inter_feat[short].padded(trim=trim)
         init_seed(0, True)
         losses.append(network.train().calculate_loss(batch))
     assert batch["item_id_list"].shape[1] == 5
@@ -191,8 +197,8 @@ def test_duorec_contrasts_what_it_says(workdir):
     assert us_x == pytest.approx(su, rel=1e-5) and us == pytest.approx(un + su, rel=1e-5)
     own = network.represent(batch["item_id_list"], batch["item_length"])
     other = network.represent(*found(drawn[0]))
-    assert un == pytest.approx(0.3 * network.contrast_between(own, own).item(), rel=1e-5)
-    assert su == pytest.approx(0.7 * network.contrast_between(own, other).item(), rel=1e-5)
+    assert un == pytest.approx(0.3 * network.contrast_between(own, own, batch[ROW]).item(), rel=1e-5)
+    assert su == pytest.approx(0.7 * network.contrast_between(own, other, batch[ROW]).item(), rel=1e-5)
 
 
 def test_two_passes_over_a_history_have_their_own_dropout(workdir):
