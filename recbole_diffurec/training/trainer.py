@@ -297,10 +297,9 @@ class PluginTrainer(ScoringTrainer):
         return os.path.splitext(self.saved_model_file)[0] + EXTENSION
 
     def _save_state(self, epoch: Epoch, epoch_idx: int) -> None:
-        random = distributed.all_gather(random_states())
+        random, attributes = (distributed.all_gather(own) for own in (random_states(), self._attributes.changed()))
         if distributed.rank() > 0:
             return
-        kept, lost = self._attributes.changed()
         checkpoint.save(
             self.state_file,
             {
@@ -308,8 +307,7 @@ class PluginTrainer(ScoringTrainer):
                 "checkpoint": os.path.basename(self.saved_model_file),
                 "epoch": epoch_idx,
                 "unfinished": epoch.state(),
-                "attributes": kept,
-                "lost_attributes": lost,
+                "attributes": attributes,
                 "random": random,
                 **self._progress(),
                 "best_valid_result": dict(self.best_valid_result) if self.best_valid_result else None,
@@ -324,10 +322,11 @@ class PluginTrainer(ScoringTrainer):
                 f"the training in '{state['state_file']}' ran in {len(state['random'])} processes, not in "
                 f"{distributed.world_size()}: start as many, or leave out --resume to start afresh"
             )
-        if state.get("lost_attributes"):  # which older states do not tell
+        attributes = state["attributes"][distributed.rank()]
+        if attributes["lost"]:
             raise UserError(
                 f"the training in '{state['state_file']}' cannot go on as it was, because model "
-                f"'{self.config['model']}' keeps what no file holds ({', '.join(state['lost_attributes'])}): leave out "
+                f"'{self.config['model']}' keeps what no file holds ({', '.join(attributes['lost'])}): leave out "
                 f"--resume to start afresh"
             )
         self.saved_model_file = os.path.join(os.path.dirname(state["state_file"]), state["checkpoint"])
@@ -340,7 +339,7 @@ class PluginTrainer(ScoringTrainer):
         self.start_epoch, self.cur_step = state["epoch"], state["cur_step"]
         self.best_valid_score, self.best_valid_result = state["best_valid_score"], state["best_valid_result"]
         self.history = state["history"]
-        put_back = functools.partial(self._attributes.put_back, state.get("attributes", {}), self.device)
+        put_back = functools.partial(self._attributes.put_back, attributes["kept"], self.device)
         self._unfinished = {**state["unfinished"], "random": state["random"], "put_back": put_back}
 
     def load_best(self, path: str | None = None) -> None:
