@@ -95,8 +95,7 @@ class _Member:
 
     def build(self, data: PreparedData, log: str, parameters: Mapping[str, Any]) -> tuple[Any, Any]:
         """The network with its weights, and a trainer."""
-        values = {name: data.config[name] for name in ("eval_batch_size", "dataloaders_save_path")}
-        values.update(WITHOUT_FIRST_WEIGHTS.get(self.state["model"], {}))
+        values = {**data.changes, **WITHOUT_FIRST_WEIGHTS.get(self.state["model"], {})}
         with explained(f"building model '{self.state['model']}'", log):
             network, trainer = build(self.config.with_values(**values), dataset_of(data.loaders[0]))
         try:

@@ -50,6 +50,7 @@ class PreparedData:
     Attributes
     ----------
     config : the configuration with the batch sizes that fit these data; the one that was given stays as it is.
+    changes : what ``config`` has otherwise than that one: the sizes, and how RecBole's transforms call their columns.
     n_users, n_items, n_interactions : after filtering, without padding.
     loaders : training, validation and test data.
     id_tokens : {"users": [...], "items": [...]}, the original ids in order of their numbers, padding first.
@@ -83,6 +84,8 @@ class PreparedData:
         )
         with _explained_splits(config):
             self.loaders = data_preparation(self.config, dataset)
+        given = config.final_config_dict
+        self.changes = {k: v for k, v in self.config.final_config_dict.items() if k not in given or v != given[k]}
         self.popularity = dataset_of(self.loaders[0]).popularity
         _check_parts(config, self.loaders)
         if config["batch_by_length"] and sequential:
