@@ -129,7 +129,9 @@ def evaluator_classes() -> dict[str, type]:
 
     return {
         name.lower(): type(
-            name, (_ListMetric, AbstractMetric), {"name": name.lower(), "measure": staticmethod(measure), "smaller": smaller}
+            name,
+            (_ListMetric, AbstractMetric),
+            {"name": name.lower(), "measure": staticmethod(measure), "smaller": smaller},
         )
         for name, (measure, smaller) in LIST_METRICS.items()
     }
