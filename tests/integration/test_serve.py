@@ -1,9 +1,11 @@
 """The service as its clients see it: a process of its own, asked over HTTP."""
 
+import asyncio
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -142,6 +144,35 @@ def test_the_description_says_all_that_is_answered(service, tmp_path, examples):
     options = ["--checks=all", f"--max-examples={examples}", "--seed=1", "--no-color"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=600, cwd=tmp_path)
     assert done.returncode == 0 and "No issues found" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_batch_that_nobody_waits_for_ends_at_the_next_step(served_checkpoint):
+    """Of 3200 steps few are taken, and the recommender is as it was."""
+    from recbole_diffurec.inference.batcher import Batcher, Wanted
+    from recbole_diffurec.inference.lists import ListOptions
+
+    recommender, steps = Recommender.load(served_checkpoint), []
+
+    def slow_step(*_):
+        steps.append(1)
+        time.sleep(0.01)
+
+    async def abandon():
+        batcher = Batcher(recommender, 256, 10**6, lambda size: None)
+        worker = asyncio.create_task(batcher.run())
+        large = asyncio.create_task(batcher.submit(Wanted(ListOptions(samples=100), 32), [["50"]] * 25))
+        while not steps:
+            await asyncio.sleep(0.01)
+        large.cancel()
+        await asyncio.wait_for(batcher.submit(Wanted(ListOptions(), 1), [["50"]]), 10)
+        worker.cancel()
+        batcher.close()
+
+    handle = recommender.network.approximator.register_forward_pre_hook(slow_step)
+    asyncio.run(abandon())
+    assert len(steps) < 200
+    handle.remove()
+    assert len(recommender.recommend([["50"]], k=5)) == 5
 
 
 def test_an_unannounced_body_is_limited_too(service):
