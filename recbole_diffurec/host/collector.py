@@ -28,7 +28,7 @@ class ListCollector(Collector):
 
     def data_collect(self, train_data: Any) -> None:
         super().data_collect(train_data)
-        self.training_data = train_data._dataset
+        self.training_data = train_data.dataset
         if self.register.need("data.count_items") and hasattr(self.training_data, "popularity"):
             counts = self.training_data.popularity
             self.data_struct.set("data.count_items", Counter({int(i): int(counts[i]) for i in np.flatnonzero(counts)}))

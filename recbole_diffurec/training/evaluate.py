@@ -64,7 +64,6 @@ def evaluate(
         check_same_data(data, first.state, first.path)
         built = [member.build(data, log, parameters) for member in members]
         network, trainer = built[0]
-        trainer.eval_collector.data_collect(data.loaders[0])
         if more:
             network = trainer.model = _ensemble([network for network, _ in built], members)
         test_result, eval_seconds = timed_test(trainer, test_data, first.config, load_best=False)
