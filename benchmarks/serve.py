@@ -65,7 +65,7 @@ def main() -> None:
 
     figures: dict[str, Any] = {}
     for steps in STEPS:
-        command = [sys.executable, "-m", "recbole_diffurec.cli", "serve", checkpoint, "--port=0"]
+        command = [sys.executable, "-m", "recbole_diffurec", "serve", checkpoint, "--port=0"]
         service = subprocess.Popen(
             [*command, f"--sampling_steps={steps}"], stdout=subprocess.PIPE, text=True, cwd=common.ROOT
         )

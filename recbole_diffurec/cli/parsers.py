@@ -200,6 +200,13 @@ def _serve() -> _Parser:
         "--port", type=int, default=8000, metavar="N", help="port to listen on (8000); 0 for a free one"
     )
     command.add_argument("--max_batch", type=int, default=256, metavar="N", help="histories scored at once (256)")
+    command.add_argument(
+        "--allowed_hosts",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="A,B",
+        help="names by which it is reached, beside the address it listens on; *.A for all of a domain, * for any",
+    )
     return command
 
 

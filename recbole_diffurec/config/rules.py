@@ -18,6 +18,25 @@ NOT_IN_RESULT = frozenset(
     | {"checkpoint_minutes", "detect_anomaly", "log_wandb", "wandb_project", "expected_counts"}
 )
 
+# Parameters that runs of version 0.1.0 did not have, each with the value that means what was done without it. A new
+# parameter of a model that has runs already belongs here, or those runs are no longer known again.
+MEANT_BEFORE: dict[str, Any] = {"sampler": "ddpm", "ddim_eta": 0.0, "valid_sampling_steps": None}
+
+
+def meaning(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that say which run it is: those that a figure depends on, as far as they say anything new.
+
+    Parameters
+    ----------
+    values : Mapping of str to object
+        All parameters of a run, of this version or an earlier one.
+    """
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in NOT_IN_RESULT and not (name in MEANT_BEFORE and value == MEANT_BEFORE[name])
+    }
+
 
 @dataclass(frozen=True)
 class Rule:

@@ -22,7 +22,7 @@ from recbole_diffurec.host.loaders import FirstBatches, dataset_of, subset_loade
 from recbole_diffurec.runtime import files
 from recbole_diffurec.training.prepare import DatasetCache, build, prepare_data
 from recbole_diffurec.training.run import train
-from recbole_diffurec.training.state import find_state
+from recbole_diffurec.training.state import OtherDataError, find_state
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -132,7 +132,12 @@ def run_job(job: Job, datasets: DatasetCache | None = None) -> tuple[dict[str, A
     started = time.perf_counter()
     config = job.config()
     collector = measures.RankCollector(config["topk"], config["USER_ID_FIELD"])
-    run = train(config, datasets, on_scores=collector, state=find_state(config, strict=False))
+    state = find_state(config, strict=False)
+    try:
+        run = train(config, datasets, on_scores=collector, state=state)
+    except OtherDataError as error:
+        logger.warning("%s: %s; it starts afresh", job, error)
+        run = train(config, datasets, on_scores=collector)
     lists = {
         str(k): measures.list_measures(collector.lists[:, :k], run.data.popularity, config["tail_ratio"])
         for k in collector.topk

@@ -33,7 +33,7 @@ def contents(trainer: Any, epoch: int) -> dict[str, Any]:
 
 
 def about_data(dataset: Any) -> dict[str, Any]:
-    """What a checkpoint keeps of the data: the original ids in order of their numbers, padding first, training counts.
+    """What a checkpoint keeps of the data: the ids in order of their numbers, padding first, counts, fingerprint.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def about_data(dataset: Any) -> dict[str, Any]:
     popularity = torch.from_numpy(getattr(dataset, "popularity", np.zeros(0, dtype=np.int64)))
     fields = {"users": dataset.uid_field, "items": dataset.iid_field} if dataset is not None else {}
     ids = {name: [str(token) for token in dataset.field2id_token[field]] for name, field in fields.items()}
-    return {"id_tokens": ids, "popularity": popularity}
+    return {"id_tokens": ids, "popularity": popularity, "data": getattr(dataset, "fingerprint", {})}
 
 
 def plain_values(config: Any) -> dict[str, Any]:

@@ -258,8 +258,13 @@ class _NoWriter:
         return lambda *args, **kwargs: None
 
 
-def no_tensorboard() -> None:
-    """Keep RecBole's trainers in this process from writing event files, as each of several processes would."""
+@contextlib.contextmanager
+def no_tensorboard() -> Iterator[None]:
+    """RecBole's trainers write no event files: there is nothing to write of a test, or another process does so."""
     from recbole.trainer import trainer
 
-    trainer.get_tensorboard = lambda logger: _NoWriter()
+    before, trainer.get_tensorboard = trainer.get_tensorboard, lambda logger: _NoWriter()
+    try:
+        yield
+    finally:
+        trainer.get_tensorboard = before

@@ -26,7 +26,7 @@ from recbole.utils.argument_list import (
 )
 
 from recbole_diffurec.config import layers
-from recbole_diffurec.config.rules import INTERVALS, NOT_IN_RESULT, RULES, Rule, nearest
+from recbole_diffurec.config.rules import INTERVALS, NOT_IN_RESULT, RULES, Rule, meaning, nearest
 from recbole_diffurec.data.sources import check_name
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue
@@ -43,6 +43,8 @@ DERIVED = frozenset(
 )
 # Keys that the data depends on without being among RecBole's ``dataset_arguments``.
 _UNLISTED_DATASET_KEYS = {"data_path", "encoding", "discretization", "token_num_threshold", "source_base_urls"}
+# What decides which interactions of which users and items there are, wherever they lie.
+DATA_PARAMETERS = frozenset({*dataset_arguments, *_UNLISTED_DATASET_KEYS} - NOT_IN_RESULT)
 
 
 logger = logging.getLogger("recbole_diffurec")
@@ -222,7 +224,7 @@ class RunConfig(Config):
         self.protocol = check_data_and_evaluation(final, self.model_class)
         self._check_counts(final)
         if {"hidden_size", "n_heads"} <= final.keys() and final["hidden_size"] % final["n_heads"]:
-            divisors = [str(n) for n in range(1, final["hidden_size"] + 1) if final["hidden_size"] % n == 0]
+            divisors = [str(n) for n in range(1, 65) if final["hidden_size"] % n == 0]  # more heads nobody has
             raise UserError(
                 f"n_heads must divide hidden_size ({final['hidden_size']}), got {final['n_heads']}: "
                 f"choose one of {', '.join(divisors)}"
@@ -269,8 +271,7 @@ class RunConfig(Config):
 
     def key(self) -> str:
         """A short name for everything that a run's result depends on; equal for equal runs wherever they happen."""
-        values = {name: value for name, value in self.plain().items() if name not in NOT_IN_RESULT}
-        return _digest({"model": self["model"], "dataset": self["dataset"], **values})
+        return _digest({"model": self["model"], "dataset": self["dataset"], **meaning(self.plain())})
 
     def dataset_key(self) -> str:
         """A short name for everything that the filtered and ordered data set depends on."""

@@ -13,6 +13,7 @@ import torch
 from recbole.data.dataset import Dataset, SequentialDataset
 
 from recbole_diffurec.config.protocol import Protocol
+from recbole_diffurec.host.fingerprint import fingerprint
 
 __all__ = ["Splits"]
 
@@ -25,9 +26,11 @@ class Splits(Dataset):
     Attributes
     ----------
     popularity : interactions with each item in the training part, by number; of the parts that ``build`` makes.
+    fingerprint : of all interactions, see ``host.fingerprint``; of these parts as well.
     """
 
     popularity: np.ndarray
+    fingerprint: dict[str, Any]
     inter_feat: Any  # a DataFrame until RecBole builds the splits, an Interaction after
     _line: np.ndarray  # where each interaction stood in the file, among those that are left
     _place: np.ndarray | None = None  # each row's among all in order of time, where users are split together
@@ -35,6 +38,7 @@ class Splits(Dataset):
     def build(self) -> list[Any]:
         """The parts: training, validation, test."""
         frame, split_already = self.inter_feat, self.benchmark_filename_list is not None
+        found = fingerprint(self)
         items = frame[self.iid_field].to_numpy()
         protocol = Protocol.of(self.config["eval_args"])
         if not split_already and protocol.in_order and not protocol.by_user:
@@ -45,7 +49,7 @@ class Splits(Dataset):
         for part in [] if split_already else parts[1:]:
             popularity -= np.bincount(part.inter_feat[self.iid_field].numpy(), minlength=self.item_num)
         for part in parts:
-            part.popularity, part._place = popularity, None
+            part.popularity, part.fingerprint, part._place = popularity, found, None
         return parts
 
     def _places(self, frame: pd.DataFrame) -> np.ndarray:

@@ -26,7 +26,7 @@ from recbole_diffurec.host.loaders import fitting_users
 from recbole_diffurec.inference.lists import ListOptions, Lists, lists_of_samples
 from recbole_diffurec.models.base import DiffusionRecommender
 from recbole_diffurec.runtime import checkpoint
-from recbole_diffurec.training.report import weights_misfit
+from recbole_diffurec.training.weights import load_weights, room_for
 
 COLUMNS = ("user_id", "rank", "item_id", "score", "popular")
 
@@ -97,12 +97,9 @@ class Recommender:
         spec.refuse("recommend", "recommend from a checkpoint alone")
         tokens = state["id_tokens"]
         counts = _CheckpointData(config, len(tokens["items"]), len(tokens["users"]))
-        with compat.quiet():
+        with compat.quiet(), room_for(state, path):
             network = config.model_class(config, counts)
-        try:
-            network.load_state_dict(state["state_dict"])
-        except RuntimeError:
-            raise weights_misfit(path, parameters) from None
+        load_weights(network, state, path, parameters)
         users = fitting_users(config["eval_batch_size"], len(tokens["items"]), config["device"])
         config = config.with_values(eval_batch_size=users)
         recommender = cls(network.to(config["device"]), config, tokens["items"], state["popularity"])

@@ -12,14 +12,16 @@ from recbole.utils import EvaluatorType, ModelType
 
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
-from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.config import DATA_PARAMETERS, RunConfig
+from recbole_diffurec.host.fingerprint import differences
 from recbole_diffurec.host.loaders import dataset_of, share_evaluation
 from recbole_diffurec.host.models import WITHOUT_FIRST_WEIGHTS
 from recbole_diffurec.models.ensemble import Ensemble, ranks_all_items
 from recbole_diffurec.runtime import checkpoint, distributed, files
 from recbole_diffurec.runtime.process import restored
 from recbole_diffurec.training.prepare import PreparedData, build, prepare_data
-from recbole_diffurec.training.report import deliver, describe_run, explained, log_file, plain_metrics, weights_misfit
+from recbole_diffurec.training.report import deliver, describe_run, explained, log_file, plain_metrics
+from recbole_diffurec.training.weights import load_weights, room_for
 
 
 def evaluate(
@@ -53,6 +55,7 @@ def evaluate(
     path = files.check_writable(result_file, "result_file")
     with (
         compat.quiet(),
+        compat.no_tensorboard(),
         restored(),
         distributed.process_group(first.config["device"]),
         log_file(first.config, required=False) as log,
@@ -61,12 +64,13 @@ def evaluate(
             data = prepare_data(first.config)
         test_data = data.loaders[2]
         share_evaluation(test_data)
-        check_same_data(data, first.state, first.path)
+        check_same_data(data, first.state, first.path, parameters)
         built = [member.build(data, log, parameters) for member in members]
         network, trainer = built[0]
         if more:
             network = trainer.model = _ensemble([network for network, _ in built], members)
-        test_result, eval_seconds = timed_test(trainer, test_data, first.config, load_best=False)
+        with explained(f"testing model '{first.state['model']}'", log):
+            test_result, eval_seconds = timed_test(trainer, test_data, first.config, load_best=False)
     result = {
         **describe_run(first.config, data, network),
         "best_epoch": first.state["epoch"],
@@ -84,33 +88,56 @@ class _Member:
     """One of the checkpoints that are tested."""
 
     path: str | Path
-    state: dict[str, Any]
+    state: checkpoint.RunCheckpoint
     config: RunConfig
 
     @classmethod
     def open(cls, path: str | Path, parameters: Mapping[str, Any]) -> _Member:
         state = checkpoint.open_run(path)
-        return cls(path, state, RunConfig(state["model"], state["dataset"], {**state["config"], **parameters}))
+        config = RunConfig(state["model"], state["dataset"], {**state["config"], **parameters})
+        # A test leaves nothing behind, wherever it is called and whatever its checkpoint says.
+        folder = os.path.dirname(os.path.abspath(path))
+        nothing = {"checkpoint_dir": folder, "save_dataset": False, "save_dataloaders": False}
+        return cls(path, state, config.with_values(**nothing))
 
     def build(self, data: PreparedData, log: str, parameters: Mapping[str, Any]) -> tuple[Any, Any]:
         """The network with its weights, and a trainer."""
-        values = {name: data.config[name] for name in ("eval_batch_size", "dataloaders_save_path")}
-        values.update(WITHOUT_FIRST_WEIGHTS.get(self.state["model"], {}))
+        values = {**data.changes, **WITHOUT_FIRST_WEIGHTS.get(self.state["model"], {})}
         with explained(f"building model '{self.state['model']}'", log):
-            network, trainer = build(self.config.with_values(**values), dataset_of(data.loaders[0]))
-        try:
-            trainer.load_weights(self.state)
-        except RuntimeError:
-            raise weights_misfit(self.path, parameters) from None
+            room = room_for(self.state, self.path)
+            network, trainer = build(self.config.with_values(**values), dataset_of(data.loaders[0]), room)
+        load_weights(network, self.state, self.path, parameters)
         return network, trainer
 
 
-def check_same_data(data: PreparedData, state: Mapping[str, Any], path: str | Path) -> None:
-    """Raise ``UserError`` where data is not what a checkpoint's model was trained on."""
-    if data.id_tokens != state["id_tokens"]:
+def check_same_data(
+    data: PreparedData, state: Mapping[str, Any], path: str | Path, parameters: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse data that are not what a checkpoint's model was trained on.
+
+    Parameters
+    ----------
+    data : PreparedData
+        What there is.
+    state : Mapping
+        The opened checkpoint.
+    path : str or Path
+        Where it is from.
+    parameters : Mapping, optional
+        What the user gave; where they decide on the data, these need only be of the same users and items.
+
+    Raises
+    ------
+    UserError
+        They differ.
+    """
+    differing = [] if data.id_tokens == state["id_tokens"] else ["its users or items differ"]
+    if state.get("data") and not (parameters or {}).keys() & DATA_PARAMETERS:
+        differing = differences(state["data"], data.fingerprint) or differing
+    if differing:
         raise UserError(
             f"data set '{state['dataset']}' under '{data.config['data_path']}' is not the one that checkpoint '{path}' "
-            f"was trained on (its users or items differ): give the original with --data_path"
+            f"was trained on ({'; '.join(differing[:3])}): give the original with --data_path"
         )
 
 

@@ -15,6 +15,7 @@ from recbole_diffurec.host.models import WITHOUT_FIRST_WEIGHTS
 from recbole_diffurec.runtime import checkpoint
 from recbole_diffurec.training.evaluate import check_same_data
 from recbole_diffurec.training.prepare import PreparedData
+from recbole_diffurec.training.weights import load_weights, room_for
 
 
 def load_data_and_model(model_file: str | Path) -> tuple[Any, ...]:
@@ -44,7 +45,8 @@ def load_data_and_model(model_file: str | Path) -> tuple[Any, ...]:
         check_same_data(data, state, model_file)
         init_seed(config["seed"], config["reproducibility"])
         values = data.config.with_values(**WITHOUT_FIRST_WEIGHTS.get(state["model"], {}))
-        model = config.model_class(values, dataset_of(data.loaders[0])).to(config["device"])
-    model.load_state_dict(state["state_dict"])
-    model.load_other_parameter(checkpoint.from_plain(state["other_parameter"]))
+        with room_for(state, model_file):
+            model = config.model_class(values, dataset_of(data.loaders[0]))
+        model = model.to(config["device"])
+    load_weights(model, state, model_file)
     return data.config, model, dataset, *data.loaders

@@ -23,6 +23,7 @@ from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.dataset import SequenceDataset, dataset_class
 from recbole_diffurec.host.loaders import dataset_of, fitting_users, group_by_length, order_by_length
 from recbole_diffurec.training.trainer import trainer_class
+from recbole_diffurec.training.weights import room_for_training
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -51,9 +52,11 @@ class PreparedData:
     Attributes
     ----------
     config : the configuration with the batch sizes that fit these data; the one that was given stays as it is.
+    changes : what ``config`` has otherwise than that one: the sizes, and how RecBole's transforms call their columns.
     n_users, n_items, n_interactions : after filtering, without padding.
     loaders : training, validation and test data.
     id_tokens : {"users": [...], "items": [...]}, the original ids in order of their numbers, padding first.
+    fingerprint : what tells these data from others, see ``host.fingerprint``.
     user_counts : interactions of each user, by number.
     popularity : interactions with each item in the training part, by number.
     """
@@ -84,7 +87,10 @@ class PreparedData:
         )
         with _explained_splits(config):
             self.loaders = data_preparation(self.config, dataset)
-        self.popularity = dataset_of(self.loaders[0]).popularity
+        given = config.final_config_dict
+        self.changes = {k: v for k, v in self.config.final_config_dict.items() if k not in given or v != given[k]}
+        trained_on = dataset_of(self.loaders[0])
+        self.popularity, self.fingerprint = trained_on.popularity, trained_on.fingerprint
         _check_parts(config, self.loaders)
         if config["batch_by_length"] and sequential:
             group_by_length(self.loaders[0])
@@ -194,10 +200,24 @@ def expected_counts(config: RunConfig) -> tuple[int, ...] | None:
     return None
 
 
-def build(config: RunConfig, train_dataset: Any) -> tuple[Any, Any]:
-    """The model on its device, and its trainer, who knows the data that it is to train on."""
+def build(
+    config: RunConfig, train_dataset: Any, room: contextlib.AbstractContextManager[Any] | None = None
+) -> tuple[Any, Any]:
+    """The model on its device, and its trainer, who knows the data that it is to train on.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Of the run.
+    train_dataset : recbole.data.dataset.Dataset
+        What the model is built for.
+    room : context manager, optional
+        Refuses a model that is too large; by default one that cannot be trained with the memory that is free.
+    """
     init_seed(config["seed"], config["reproducibility"])
-    network = config.model_class(config, train_dataset).to(config["device"])
+    with room or room_for_training(config["model"]):
+        network = config.model_class(config, train_dataset)
+    network = network.to(config["device"])
     _check_labels(network, config, train_dataset)
     trainer = trainer_class(config.spec.trainer or get_trainer(config["MODEL_TYPE"], config["model"]))(config, network)
     trainer.eval_collector.data_collect(SimpleNamespace(dataset=train_dataset))  # RecBole does so in ``fit`` alone

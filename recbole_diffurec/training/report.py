@@ -8,8 +8,6 @@ import logging
 import os
 import platform
 import sys
-import time
-import uuid
 from pathlib import Path
 from typing import Any, Iterator, Mapping
 
@@ -18,7 +16,6 @@ import pandas as pd
 import recbole
 import torch
 
-from recbole_diffurec.config.rules import NOT_IN_RESULT
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.runtime import distributed, files
@@ -122,11 +119,10 @@ def log_file(config: RunConfig, required: bool = True) -> Iterator[str]:
             raise
         yield os.devnull
         return
-    name = f"{config['model']}-{config['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}.log"
-    path = os.path.join(folder, name)
+    path = os.path.join(folder, files.unique_name(f"{config['model']}-{config['dataset']}") + ".log")
     root = logging.getLogger()
     level = root.level
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root.addHandler(handler)
     root.setLevel(logging.INFO)
@@ -167,14 +163,6 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # of torch's CPU allocator
-
-
-def weights_misfit(path: str | Path, parameters: Mapping[str, Any]) -> UserError:
-    """What to say where a checkpoint's weights do not fit the network that ``parameters`` change."""
-    return UserError(
-        f"the weights of checkpoint '{path}' do not fit the parameters given "
-        f"({', '.join(parameters.keys() - NOT_IN_RESULT)}): leave out those that change the network's shape"
-    )
 
 
 def deliver(result: dict[str, Any], path: Path | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from recbole_diffurec.runtime.process import restored
 from recbole_diffurec.training.evaluate import timed_test
 from recbole_diffurec.training.prepare import DatasetCache, PreparedData, build, prepare_data
 from recbole_diffurec.training.report import deliver, describe_epoch, describe_run, explained, log_file, plain_metrics
-from recbole_diffurec.training.state import find_state
+from recbole_diffurec.training.state import TrainingState, check_data, find_state
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -61,9 +62,8 @@ def run(
     """
     config = RunConfig(model, dataset, parameters, config_files, experiment)
     path = files.check_writable(result_file, "result_file")
-    if distributed.rank() > 0:
-        compat.no_tensorboard()
-    with distributed.process_group(config["device"]):
+    events = compat.no_tensorboard() if distributed.rank() > 0 else contextlib.nullcontext()
+    with events, distributed.process_group(config["device"]):
         # Asked by all processes before any of them can write a state.
         state = distributed.broadcast_from_rank0(lambda: find_state(config) if resume else None)
         if resume and state is None:
@@ -88,7 +88,7 @@ def train(
     config: RunConfig,
     datasets: DatasetCache | None = None,
     on_scores: Callable[..., None] | None = None,
-    state: dict[str, Any] | None = None,
+    state: TrainingState | None = None,
 ) -> TrainedRun:
     """Train, validate and test by a checked configuration.
 
@@ -108,6 +108,7 @@ def train(
             network, trainer = build(data.config, dataset_of(data.loaders[0]))
         _share(data, trainer)
         if state is not None:
+            check_data(state, data)
             done = f"{state['unfinished']['done']} batches of epoch {state['epoch'] + 1}"
             logger.info("resuming after %s from '%s'", done, os.path.relpath(state["state_file"]))
             trainer.resume(state)

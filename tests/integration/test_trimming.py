@@ -35,6 +35,7 @@ def outputs(network, loader, batch):
     batch = loader.transform(dataset_of(loader), batch)
     init_seed(0, True)
     loss = network.calculate_loss(batch)
+    loss = sum(loss) if isinstance(loss, tuple) else loss
     loss.backward()
     gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
     with torch.no_grad():

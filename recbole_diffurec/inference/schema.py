@@ -1,0 +1,187 @@
+"""What the service is asked and answers, as its OpenAPI description tells: everything that is refused by its form."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+
+from recbole_diffurec.inference.recommender import Recommender
+from recbole_diffurec.models.base import DiffusionRecommender
+
+MAX_HISTORIES, MAX_HISTORY, MAX_CANDIDATES, MAX_K = 256, 1000, 10_000, 1000
+MAX_ID = 200  # characters of an item's id
+# Samples of one history, and how many of them may be drawn for MAX_HISTORIES; for more of them, how many histories.
+MAX_SAMPLES, FEW_SAMPLES, FEW_HISTORIES = 100, 10, 25
+
+
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 5.0 is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)  # after the bounds of a number, which its description would lose otherwise
+ItemId = Annotated[str, Field(max_length=MAX_ID)] | Annotated[int, WHOLE]
+History = Annotated[list[ItemId], Field(max_length=MAX_HISTORY, fail_fast=True)]
+
+
+class RecommendRequest(BaseModel):
+    """Histories of item ids, the oldest item first, and what is wanted for each."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    histories: list[History] = Field(min_length=1, max_length=MAX_HISTORIES, examples=[[["50", "172", "1"]]])
+    k: Annotated[int, Field(ge=1, le=MAX_K), WHOLE] = Field(10, description="length of the lists")
+    exclude_seen: bool = Field(False, description="leave out the items of the history itself")
+    candidates: Annotated[list[ItemId], Field(min_length=1, max_length=MAX_CANDIDATES, fail_fast=True)] | None = Field(
+        None, description="recommend these items alone"
+    )
+
+
+def _samples(most: int) -> dict[str, Any]:
+    return {"type": "integer", "minimum": 1, "maximum": most}
+
+
+class SampledRequest(RecommendRequest):
+    """Histories of item ids, the oldest item first, and what is wanted for each."""
+
+    # What ``_fits_together`` asks for; each alternative says all of its fields, for readers that do not combine them.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                {
+                    "anyOf": [
+                        {"properties": {"histories": {"minItems": 1, "maxItems": FEW_HISTORIES}}},
+                        {"properties": {"samples": {"anyOf": [_samples(FEW_SAMPLES), {"type": "null"}]}}},
+                    ]
+                },
+                {
+                    "anyOf": [
+                        {"properties": {"diversity": {"const": 0}}},
+                        {"properties": {"samples": _samples(MAX_SAMPLES)}, "required": ["samples"]},
+                    ]
+                },
+            ]
+        }
+    )
+
+    samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES), WHOLE] | None = Field(
+        None, description="reconstructions drawn for each history"
+    )
+    diversity: float = Field(0.0, ge=0, le=1, description="spread the lists over the samples' own lists")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SampledRequest:
+        if (self.samples or 1) > FEW_SAMPLES and len(self.histories) > FEW_HISTORIES:
+            raise ValueError(f"more than {FEW_SAMPLES} samples are drawn for at most {FEW_HISTORIES} histories")
+        if self.diversity and self.samples is None:
+            raise ValueError("diversity spreads a list over samples: give samples with it")
+        return self
+
+
+def most_steps(recommender: Recommender) -> int:
+    """The reverse steps that a request may ask for; 1 where there are none to choose from."""
+    network = recommender.network
+    if not isinstance(network, DiffusionRecommender):
+        return 1
+    return network.with_sampling_steps(network.n_steps).sampling_steps  # one, whatever is asked, from the last item
+
+
+def request_for(recommender: Recommender) -> type[RecommendRequest]:
+    """The form of requests to a model: nothing that it does not do."""
+    if not isinstance(recommender.network, DiffusionRecommender):
+        return RecommendRequest
+    base = RecommendRequest if "samples" in recommender.config.spec.cannot else SampledRequest
+    most = most_steps(recommender)
+    if most == 1:
+        return base
+    steps = Annotated[int, Field(ge=1, le=most), WHOLE] | None
+    described = Field(None, description="reverse steps; the service's own by default")
+    return create_model("RecommendRequest", __base__=base, __doc__=base.__doc__, sampling_steps=(steps, described))
+
+
+class RankedItem(BaseModel):
+    """One place of a list."""
+
+    item_id: str
+    score: float
+    frequency: float | None = Field(None, description="share of the samples with the item in their own top k")
+
+
+class RankedList(BaseModel):
+    """The best items for one history; fewer than k where it leaves fewer."""
+
+    items: list[RankedItem]
+    popular: bool = Field(description="the history holds no item that the model knows; these are the most popular ones")
+    unknown_items: int = Field(description="items of the history that the model does not know; they were skipped")
+    spread: float | None = Field(None, description="how far the samples lie from their mean, relative to it")
+
+
+class RecommendResponse(BaseModel):
+    """A list for each history."""
+
+    lists: list[RankedList] = Field(description="in the order of the histories")
+    unknown_candidates: int | None = Field(None, description="candidates that the model does not know")
+
+
+class ItemsQuery(BaseModel):
+    """Which items are looked for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query: str = Field("", max_length=MAX_ID, description="a part of the id")
+    limit: int = Field(20, ge=1, le=100)
+
+
+class Health(BaseModel):
+    """That the service answers, and with what."""
+
+    status: Literal["ok"]
+    model: str
+    dataset: str
+    items: int
+    max_length: int = Field(description="the most recent items of a history that the model reads")
+    diffusion_steps: int | None = Field(description="none for a model of another kind")
+    sampling_steps: int | None = Field(description="reverse steps of a request that names none")
+    max_sampling_steps: int = Field(description="that a request may name; none may be named where it is 1")
+    samples: bool = Field(description="whether requests may ask for samples and diversity")
+    version: str
+
+
+class Problem(BaseModel):
+    """What is wrong with one value."""
+
+    loc: list[str | int] = Field(description="where it is")
+    msg: str
+
+
+class Invalid(BaseModel):
+    """A request of the wrong form: its first problems."""
+
+    detail: list[Problem]
+
+
+class Refused(BaseModel):
+    """Why a request is not served, and what to do."""
+
+    detail: str
+
+
+def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What an operation answers beside 200, as FastAPI's ``responses`` want it."""
+    known: dict[int | str, dict[str, Any]] = {
+        400: {
+            "model": Refused,
+            "description": "Asked of another host, or not to be done by this model",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        },
+        408: {"model": Refused, "description": "The body came too slowly"},
+        413: {"model": Refused, "description": "The body is too large"},
+        422: {"model": Invalid, "description": "The request has the wrong form"},
+        503: {
+            "model": Refused,
+            "description": "Too much is under way",
+            "headers": {"Retry-After": {"description": "seconds to wait", "schema": {"type": "integer"}}},
+        },
+    }
+    return {status: known[status] for status in statuses}
