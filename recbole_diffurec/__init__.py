@@ -1,8 +1,8 @@
 """Diffusion models for sequential recommendation as a RecBole plugin: DiffuRec, DiffuRecSys, and others.
 
 Importing this package mends RecBole for today's Python stack (``host.compat``) and registers the models with it
-(``plugin``), so that RecBole's own ``get_model("DiffuRecSys")`` finds them; both wait until RecBole is imported. ``run``
-trains and tests one model, ``evaluate`` tests a checkpoint, ``Recommender`` ranks items for any history.
+(``plugin``), so that RecBole's own ``get_model("DiffuRecSys")`` finds them; both wait until RecBole is imported.
+``run`` trains and tests one model, ``evaluate`` tests a checkpoint, ``Recommender`` ranks items for any history.
 """
 
 from __future__ import annotations

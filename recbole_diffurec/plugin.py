@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+from recbole_diffurec.host import entry_points
 from recbole_diffurec.host.hooks import HOOKS
 from recbole_diffurec.models import spec as register_of_models
 
@@ -27,7 +28,8 @@ def register() -> None:
     HOOKS.alias = _module_of
     HOOKS.when_imported("recbole.trainer", functools.partial(_answers, "Trainer", _trainer))
     HOOKS.when_imported("recbole.data.dataset", functools.partial(_answers, "Dataset", _dataset))
-    HOOKS.when_imported("recbole.config.configurator", _defaults)
+    HOOKS.when_imported("recbole.quick_start.quick_start", _loading)
+    entry_points.register()
 
 
 def _module_of(name: str) -> str | None:
@@ -68,19 +70,13 @@ def _dataset(spec: Any) -> type:
 
 
 @contextlib.contextmanager
-def _defaults(module: ModuleType) -> Iterator[None]:
-    """Let RecBole's own ``Config`` have our defaults for registered models."""
+def _loading(module: ModuleType) -> Iterator[None]:
+    """Let RecBole's ``load_data_and_model`` open the checkpoints of this package."""
     yield
-    load = module.Config._load_internal_config_dict
 
-    @functools.wraps(load)
-    def load_with_our_defaults(self: Any, model: str, model_class: type, dataset: str) -> None:
-        from recbole_diffurec.config.layers import shipped_defaults
+    def load_data_and_model(model_file: str) -> tuple[Any, ...]:
+        from recbole_diffurec.training.load import load_data_and_model as load
 
-        load(self, model, model_class, dataset)
-        spec = register_of_models.find(model)
-        if spec is not None:
-            for layer in (shipped_defaults("overall"), spec.default_values(), shipped_defaults(f"dataset/{dataset}")):
-                self.internal_config_dict.update(layer)
+        return load(model_file)
 
-    module.Config._load_internal_config_dict = load_with_our_defaults
+    entry_points.replace(module, "load_data_and_model", load_data_and_model)

@@ -1,3 +1,3 @@
-"""The one place of the version; setup.py reads it without importing the package."""
+"""The one place of the version; the build reads it without importing the package."""
 
 __version__ = "0.1.0"

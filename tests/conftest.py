@@ -1,18 +1,33 @@
-"""Shared by all tests: where data for checks lies, and small configurations."""
+"""Shared by all tests: where data for checks lies, small configurations, and models trained with one of them."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import recbole_diffurec  # noqa: F401  mends RecBole before a test imports it
+import recbole_diffurec  # mends RecBole before a test imports it
 from recbole_diffurec.host.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+# A run of a second: a small network, and users with few interactions only.
+TINY: dict[str, Any] = {
+    "epochs": 1, "hidden_size": 16, "n_layers": 1, "n_heads": 2, "MAX_ITEM_LIST_LENGTH": 8, "show_progress": False,
+    "user_inter_num_interval": "[5,50]", "gpu_id": "",
+}  # fmt: skip
+
+
+def flags(parameters: Mapping[str, Any]) -> list[str]:
+    """Parameters as the command line takes them."""
+    return [f"--{name}={value}" for name, value in parameters.items()]
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +43,42 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory, so that logs and checkpoints go nowhere else."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints by the names of their models, for tests that read them: DiffuRec has all that a model may have."""
+    wanted: dict[str, dict[str, Any]] = {
+        "DiffuRec": {"n_layers": 2, "use_position": True, "repeat_bias": True},
+        "DiffuRecSys": {"n_layers": 2, "sampling_steps": 2},
+        "CL4SRec": {},
+        "SASRec": {"inner_size": 32},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("trained"))
+        results = {name: recbole_diffurec.run(name, **{**TINY, **more}) for name, more in wanted.items()}
+    return {name: Path(result["checkpoint"]) for name, result in results.items()}
+
+
+@pytest.fixture(scope="session")
+def served_checkpoint(trained: dict[str, Path]) -> Path:
+    """The checkpoint of the model that ``service`` serves."""
+    return trained["DiffuRecSys"]
+
+
+@pytest.fixture(scope="session")
+def service(served_checkpoint: Path) -> Iterator[str]:
+    """The address of a running service, whose end is checked as well."""
+    command = [sys.executable, "-m", "recbole_diffurec", "serve", str(served_checkpoint), "--port=0", "--max_batch=8"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    line = process.stdout.readline()
+    assert line.startswith("serving"), process.stderr.read()
+    yield line.split()[1].rstrip("/")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    malformed = "WARNING:  Invalid HTTP request received.\n"  # what uvicorn says of some requests of the tests
+    assert (process.returncode, errors.replace(malformed, "")) == (0, "")
 
 
 class FakeDataset:

@@ -54,12 +54,15 @@ def approximate(model, item_seq: Tensor, length: Tensor, x_s: Tensor, d_s: Tenso
 
 
 def loss(model, item_seq, length, target, t, noise, uncertainty) -> Tensor:
-    """Mean cross-entropy over all real items."""
+    """Mean cross-entropy over all real items, whose scores are inner products, or cosines over a temperature."""
     x_0 = model.item_embedding.weight[target]
     alpha_bar = (model.process.sqrt_alpha_bar[t] ** 2)[:, None].to(x_0.dtype)
     x_s = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise
     x_0_hat = approximate(model, item_seq, length, x_s, model.step_embedding()[t], uncertainty)
-    return F.cross_entropy(x_0_hat @ model.item_embedding.weight[1:].T, target - 1)
+    items, temperature = model.item_embedding.weight[1:], model.scores.cosine_temperature
+    if temperature is None:
+        return F.cross_entropy(x_0_hat @ items.T, target - 1)
+    return F.cross_entropy(F.cosine_similarity(x_0_hat[:, None], items[None], dim=-1) / temperature, target - 1)
 
 
 def reverse(model, item_seq, length, x_T, noise, uncertainty) -> Tensor:

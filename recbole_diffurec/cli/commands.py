@@ -16,8 +16,11 @@ from recbole_diffurec.runtime import ranks
 def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     if options.list_models:
         from recbole_diffurec.host.catalogue import known_models
+        from recbole_diffurec.models.spec import all_specs
 
         print("\n".join(known_models()))
+        for reason in all_specs()[1].values():
+            print(f"recbole-diffurec: {reason}", file=sys.stderr)
         return 0
     from recbole_diffurec.training.report import format_result
     from recbole_diffurec.training.run import run
@@ -88,7 +91,7 @@ def _tune(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     try:
         found = tune(given.pop("model"), given.pop("dataset"), **given)
     except KeyboardInterrupt:
-        print(f"recbole-diffurec: interrupted; --resume goes on with '{options.output_dir}'", file=sys.stderr)
+        print(f"recbole-diffurec: interrupted; --resume resumes the search in '{options.output_dir}'", file=sys.stderr)
         return 130
     print(found["trials"].drop(columns=["trial", "error"]).to_string(index=False))
     print(f"\nbest        {os.path.relpath(os.path.join(options.output_dir, 'best.yaml'))}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from recbole_diffurec.config import layers
@@ -14,7 +14,7 @@ from recbole_diffurec.version import __version__
 _PARAMETERS_HELP = """\
 any other parameter:
   --NAME=VALUE             any parameter of the model or of RecBole, such as --epochs=5 --learning_rate=1e-3
-                           --topk=[5,10]. Names, meanings and defaults: README.md and properties/*.yaml.
+                           --topk=[5,10]. Names, meanings and defaults: docs/parameters.md and properties/*.yaml.
                            Precedence: command line, --config_files, --experiment, data set, model, overall.
 """
 
@@ -33,14 +33,24 @@ class _Parser(argparse.ArgumentParser):
             epilog=_PARAMETERS_HELP,
         )
 
+    def __init__(self, **options: Any):
+        self.own: set[str] = set()  # --NAME of every option
+        super().__init__(**options)
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """An argument, whose names are remembered."""
+        action = super().add_argument(*names, **options)
+        self.own.update(action.option_strings)
+        return action
+
     def error(self, message: str) -> Any:
         raise UserError(f"{message}: see 'recbole-diffurec --help'")
 
 
 def _add_subject(command: _Parser) -> None:
     ours = ", ".join(register.names())
-    command.add_argument("--model", default="DiffuRecSys", help=f"{ours} or any model of RecBole")
-    command.add_argument("--dataset", default="ml-100k", help="amazon-beauty, amazon-toys-games, ml-1m, ml-100k, yours")
+    command.add_argument("--model", help=f"{ours} or any model of RecBole (DiffuRecSys)")
+    command.add_argument("--dataset", help="amazon-beauty, amazon-toys-games, ml-1m, ml-100k (default), yours")
 
 
 def _add_settings(command: _Parser) -> None:
@@ -58,7 +68,7 @@ def _run() -> _Parser:
     _add_subject(command)
     _add_settings(command)
     command.add_argument("--result_file", metavar="PATH", help="write the result as JSON")
-    command.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
+    command.add_argument("--resume", action="store_true", help="resume an interrupted run of the same command")
     command.add_argument(
         "--nproc", type=int, default=1, metavar="N", help="processes to train with on this machine (1)"
     )
@@ -88,7 +98,7 @@ def _compare() -> _Parser:
     command = _Parser.of(
         "compare",
         "Run models x data sets x seeds and write tables, significance, figures and report.html.\n"
-        "Finished runs are kept: the same command goes on where it was stopped.",
+        "Finished runs are kept: the same command resumes where it was stopped.",
     )
     command.add_argument(
         "--models",
@@ -133,7 +143,7 @@ def _tune() -> _Parser:
     )
     command.add_argument("--time_budget", type=float, metavar="SECONDS", help="stop the search after this time")
     command.add_argument("--final_seeds", type=int, default=1, metavar="N", help="seeds to test the best with (1)")
-    command.add_argument("--resume", action="store_true", help="go on with the search in --output_dir")
+    command.add_argument("--resume", action="store_true", help="resume the search in --output_dir")
     command.add_argument("--ray_address", metavar="ADDRESS", help="a Ray cluster to run on; auto finds a local one")
     _add_settings(command)
     return command
@@ -213,8 +223,30 @@ PARSERS: dict[str, Callable[[], _Parser]] = {
 
 def parse(command: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """The options of a command, and all other arguments as parameters."""
-    options, rest = PARSERS[command]().parse_known_args(arguments)
-    return options, parse_parameters(rest)
+    parser = PARSERS[command]()
+    own, parameters = _apart(arguments, parser.own)
+    options, rest = parser.parse_known_args(own)
+    return options, parse_parameters([*rest, *parameters])
+
+
+def _apart(arguments: Sequence[str], options: Container[str]) -> tuple[list[str], list[str]]:
+    """The arguments that are a command's own, and those of parameters.
+
+    ``argparse`` takes ``--topk=[5, 10]`` for a file name, for its space, and the value of ``--topk 5`` too.
+    """
+    own: list[str] = []
+    parameters: list[str] = []
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        name, equals, _ = argument.partition("=")
+        if not argument.startswith("--") or len(name) == 2 or name in options:
+            own.append(argument)
+            continue
+        parameters.append(argument)
+        if not equals and remaining and not remaining[0].startswith("--"):
+            parameters.append(remaining.pop(0))
+    return own, parameters
 
 
 def parse_parameters(arguments: Sequence[str]) -> dict[str, Any]:

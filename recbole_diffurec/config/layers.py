@@ -137,6 +137,31 @@ def settings(
     return layers
 
 
+def take_name(given: dict[str, Any], what: str, name: str | None, default: str) -> str:
+    """The name of a model or a data set, which may stand among the settings, and is taken out of them.
+
+    Parameters
+    ----------
+    given : dict of str to object
+        Settings, changed.
+    what : str
+        ``model`` or ``dataset``.
+    name : str or None
+        As it is given beside the settings.
+    default : str
+        What it is where nothing says otherwise.
+
+    Raises
+    ------
+    UserError
+        Two are given.
+    """
+    other = given.pop(what, None)
+    if name is not None and other not in (None, name):
+        raise UserError(f"{what} is '{name}', and a parameter or configuration file says '{other}': give one")
+    return next((value for value in (name, other) if value is not None), default)
+
+
 def experiment(name: str) -> dict[str, Any]:
     """The settings of ``properties/experiment/NAME.yaml``."""
     folder = properties_dir() / "experiment"

@@ -18,6 +18,25 @@ NOT_IN_RESULT = frozenset(
     | {"checkpoint_minutes", "detect_anomaly", "log_wandb", "wandb_project", "expected_counts"}
 )
 
+# Parameters that runs of version 0.1.0 did not have, each with the value that means what was done without it. A new
+# parameter of a model that has runs already belongs here, or those runs are no longer known again.
+MEANT_BEFORE: dict[str, Any] = {"sampler": "ddpm", "ddim_eta": 0.0, "valid_sampling_steps": None}
+
+
+def meaning(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that say which run it is: those that a figure depends on, as far as they say anything new.
+
+    Parameters
+    ----------
+    values : Mapping of str to object
+        All parameters of a run, of this version or an earlier one.
+    """
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in NOT_IN_RESULT and not (name in MEANT_BEFORE and value == MEANT_BEFORE[name])
+    }
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -32,7 +51,9 @@ class Rule:
     optional: bool = False
 
     def describe(self) -> str:
-        if self.choices:
+        if self.choices and self.kind == "bool":
+            text = f"True, False or {' or '.join(self.choices)}"
+        elif self.choices:
             text = f"one of {', '.join(self.choices)}"
         elif self.kind in ("int", "number"):
             text = "an integer" if self.kind == "int" else "a number" if math.isfinite(self.high) else "a finite number"
@@ -56,8 +77,10 @@ class Rule:
             above = value > self.low if self.open_low else value >= self.low
             below = value < self.high if self.open_high else value <= self.high
             return above and below
+        if self.kind == "bool" and isinstance(value, str):
+            return value in (self.choices or ())
         expected = {"bool": bool, "str": str, "list": list, "dict": dict}[self.kind]
-        return isinstance(value, expected) and (self.choices is None or value in self.choices)
+        return isinstance(value, expected) and (self.kind == "bool" or self.choices is None or value in self.choices)
 
 
 # What many parameters are.
@@ -84,11 +107,13 @@ RULES: dict[str, Rule] = {
     "valid_metric": Rule("str"),
     "metric_decimal_place": COUNT,
     "MAX_ITEM_LIST_LENGTH": COUNT,
-    "enable_amp": Rule("bool"),
+    "enable_amp": Rule("bool", choices=["auto"]),
     "batch_by_length": Rule("bool"),
     **{f"{kind}_FIELD": Rule("str") for kind in ("USER_ID", "ITEM_ID", "TIME")},
     "user_inter_num_interval": Rule("str", optional=True),
     "item_inter_num_interval": Rule("str", optional=True),
+    "rm_dup_inter": Rule("str", choices=["first", "last"], optional=True),
+    "benchmark_filename": Rule("list", optional=True),
     "expected_counts": Rule("dict", optional=True),
     "source_base_urls": Rule("dict", optional=True),
     "checkpoint_minutes": Rule("number", 0, optional=True),
@@ -97,6 +122,7 @@ RULES: dict[str, Rule] = {
     "lr_decay_gamma": Rule("number", 0, 1, open_low=True),
     "ema_decay": Rule("number", 0, 1, open_low=True, open_high=True, optional=True),
     "mask_seen": Rule("bool"),
+    "tail_ratio": Rule("number", 0, open_low=True, optional=True),
     "hidden_size": Rule("int", 2),
     "n_layers": COUNT,
     "n_heads": COUNT,
@@ -113,6 +139,7 @@ RULES: dict[str, Rule] = {
 # RecBole's parameters that are empty by default, so that the default does not tell the kind.
 for _name in ("clip_grad_norm", "discretization", "preload_weight", "seq_len", "threshold", "val_interval"):
     RULES[_name] = Rule("dict", optional=True)
+RULES["additional_feat_suffix"] = Rule("list", optional=True)
 
 # What RecBole takes for intervals of counts; it skips anything else with a line in its log.
 _BOUND = r"\s*[-+]?(?:\d+(?:\.\d*)?|inf)\s*"
@@ -120,10 +147,45 @@ _INTERVAL = rf"\s*[\[(]{_BOUND},{_BOUND}[\])]\s*"
 INTERVALS = re.compile(rf"{_INTERVAL}(?:;{_INTERVAL})*")
 
 
+# What parameters and metrics are called elsewhere. Of several names here the first that a model has is meant.
+_SIZE = ("hidden_size", "embedding_size")
+_DROPOUT = ("hidden_dropout_prob", "dropout_prob", "dropout_probs")
+_ELSEWHERE = {
+    other: meant
+    for meant, others in (
+        (("train_batch_size",), "batch_size bs"),
+        (("learning_rate",), "lr"),
+        (("weight_decay",), "wd l2"),
+        (("learner",), "optimizer"),
+        (("epochs",), "n_epochs num_epochs max_epochs"),
+        (("stopping_step",), "patience early_stopping"),
+        (("clip_grad_norm",), "clip_grad gradient_clipping"),
+        (("enable_amp",), "amp fp16 bf16"),
+        (("seed",), "random_seed random_state"),
+        (("gpu_id",), "device gpu gpus cuda"),
+        (("worker",), "num_workers workers"),
+        (("data_path",), "data_dir data_root"),
+        (("checkpoint_dir",), "save_dir"),
+        (("topk",), "k ks top_k"),
+        (("MAX_ITEM_LIST_LENGTH",), "max_len maxlen max_length max_seq_len max_seq_length"),
+        (_SIZE, "dim d_model hidden_dim hidden_units emb_dim embed_dim"),
+        (_SIZE[::-1], "embedding_dim"),
+        (_DROPOUT, "dropout dropout_rate"),
+        (("n_layers", "num_layers"), "num_layers num_blocks n_blocks"),
+        (("n_heads",), "num_heads heads"),
+        (("sampling_steps",), "steps"),
+        (("diffusion_steps",), "timesteps num_steps"),
+        (("hit",), "hr hits hit_rate"),
+    )
+    for other in others.split()
+}
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`` did you mean 'x'?`` for the closest of ``names``, or nothing."""
+    """`` did you mean 'x'?`` for that of ``names`` which is meant elsewhere, or for the closest, or nothing."""
     by_lower = {n.lower(): n for n in names}
-    match = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    known = [n.lower() for n in _ELSEWHERE.get(name.lower().replace("-", "_"), ()) if n.lower() in by_lower]
+    match = known or difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f" did you mean '{by_lower[match[0]]}'?" if match else ""
 
 
@@ -137,7 +199,7 @@ def take_options(kind: type[Options], given: dict[str, Any]) -> Options:
 
 
 def check_numbers(values: Mapping[str, tuple[Any, float, str]]) -> None:
-    """Raise ``UserError`` for {name: (value, lowest, kind)} where a value is neither None nor a number from the lowest on.
+    """Raise ``UserError`` where one of {name: (value, lowest, kind)} is neither None nor of its kind and large enough.
 
     Kinds are ``int`` and ``number``.
     """

@@ -1,1 +1,1 @@
-"""Files of other people: data sets from their publishers, histories to recommend for. Knows nothing of RecBole."""
+"""Data as files of other people and as tensors of histories and rows. Knows nothing of RecBole."""

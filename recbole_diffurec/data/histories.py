@@ -1,127 +1,257 @@
-"""Files of histories in, files of recommendations out, a part at a time.
+"""Tables of histories in, files of recommendations out, a part at a time.
 
-Formats by the file's ending: ``.inter`` (RecBole's atomic files), ``.csv``, ``.jsonl``, ``.parquet``. Rows are either
-interactions (``user_id``, ``item_id``, ``timestamp``) or whole histories (``user_id``, ``items``), the oldest item
-first; in CSV the items of a history are separated by spaces.
+Rows are either interactions (``user_id``, ``item_id``, ``timestamp``) or whole histories (``user_id``, ``items``), the
+oldest item first; in text, the items of a history are separated by spaces, or written as a JSON list.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Iterator
+from typing import Any, BinaryIO, Callable
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 
+from recbole_diffurec.data.columns import id_text
+from recbole_diffurec.data.delimited import AtomicFile
+from recbole_diffurec.data.tables import Table
+from recbole_diffurec.data.times import refuse_mixed_units
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.runtime import files
 
-INPUTS, OUTPUTS = (".inter", ".csv", ".jsonl", ".parquet"), (".csv", ".jsonl", ".parquet")
-CHUNK = 100_000  # rows read at a time
-HISTORIES_PER_BATCH = 4096  # histories handed on at a time
+logger = logging.getLogger("recbole_diffurec")
+
+OUTPUTS = (".csv", ".jsonl", ".parquet")
+HISTORIES_PER_BATCH = 4096
 
 HistoryBatch = tuple[list[str], list[list[str]]]  # users, their histories
 
 
-def read_histories(path: str | Path) -> Iterator[HistoryBatch]:
-    """Users and their histories, in parts; interactions are ordered by time, ties as in the file.
+@dataclass(frozen=True)
+class HistoryColumns:
+    """What the columns of histories are called; the default names are taken where these are not there.
+
+    Attributes
+    ----------
+    user, item, time : str
+        Columns of interactions.
+    items : str
+        Beside ``user``, the column of whole histories.
+    """
+
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str = "timestamp"
+    items: str = "items"
+
+    def within(self, table: Table) -> HistoryColumns:
+        """The names that ``table`` uses, its ``item`` and ``time`` empty where it holds whole histories.
+
+        Raises
+        ------
+        UserError
+            A column is missing.
+        """
+        own, default = vars(self), vars(HistoryColumns())
+        found = {
+            kind: next((name for name in (own[kind], default[kind]) if name in table.columns), "") for kind in default
+        }
+        if found["user"] and found["items"]:
+            return HistoryColumns(found["user"], "", "", found["items"])
+        if found["user"] and found["item"] and found["time"]:
+            return HistoryColumns(found["user"], found["item"], found["time"], "")
+        if not table.columns:
+            raise UserError(f"{table.name} holds no rows: give at least one history")
+        names = ", ".join(name if name.isprintable() else repr(name) for name in table.columns)
+        raise UserError(
+            f"{table.name} has the columns {names}: it needs {self.user}, {self.item} and {self.time}, or {self.user} "
+            f"and {self.items}"
+        )
+
+
+def read_histories(
+    table: Table, names: HistoryColumns = HistoryColumns(), split: bool = True
+) -> Iterator[HistoryBatch]:
+    """Users and their histories, in parts; interactions are ordered by time, ties as in the table.
+
+    Parameters
+    ----------
+    table : Table
+        Of interactions or of whole histories.
+    names : HistoryColumns
+        What its columns are called.
+    split : bool
+        Whether a space in a text of items parts two ids (see ``Column.id_lists``).
 
     Raises
     ------
     UserError
-        The file is missing or unreadable, of an unknown kind, or lacks a column or a value; with the row's number.
+        The table cannot be read, or lacks a column or a value; with the row's place.
     """
-    path = Path(path)
-    if path.suffix not in INPUTS:
-        raise UserError(f"input '{path}' must end in one of {', '.join(INPUTS)}")
-    try:
-        chunks = _chunks(path)
-        first = next(chunks, None)
-        if first is None or first.empty:
-            raise UserError(f"input '{path}' holds no rows: give at least one history")
-        names = set(first.columns)
-        if {"user_id", "items"} <= names:
-            yield from _sequences(path, _chain(first, chunks))
-        elif {"user_id", "item_id", "timestamp"} <= names:
-            yield from _interactions(path, _chain(first, chunks))
-        else:
-            raise UserError(
-                f"input '{path}' has the columns {', '.join(map(str, first.columns))}: it needs user_id, item_id and "
-                f"timestamp, or user_id and items"
-            )
-    except OSError as error:
-        raise UserError(f"input '{path}' cannot be read ({error.strerror or error}): check the path") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"input '{path}' cannot be read ({str(error).splitlines()[0]}): mend the file") from None
-
-
-def _chain(first: pd.DataFrame, rest: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    names = names.within(table)
+    batches = _sequences(table, names, split) if names.items else _interactions(table, names)
+    first = next(batches, None)
+    if first is None:
+        raise UserError(f"{table.name} holds no rows: give at least one history")
     yield first
-    yield from rest
+    yield from batches
 
 
-def _chunks(path: Path) -> Iterator[pd.DataFrame]:
-    """Parts of the file, every id a string; the columns without the types of atomic files."""
-    if path.suffix == ".parquet":
-        parquet = _pyarrow("reading")
-        for batch in parquet.ParquetFile(path).iter_batches(CHUNK):
-            yield batch.to_pandas()
-        return
-    if path.suffix == ".jsonl":
-        with pd.read_json(path, lines=True, chunksize=CHUNK, dtype=False, convert_dates=False) as reader:
-            yield from reader
-        return
-    separator = "\t" if path.suffix == ".inter" else ","
-    with pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, chunksize=CHUNK) as reader:
-        for chunk in reader:
-            yield chunk.rename(columns=lambda name: name.split(":")[0]) if path.suffix == ".inter" else chunk
+class _LeftOut:
+    """Rows that nobody can use, counted."""
 
+    def __init__(self, table: Table, why: str):
+        self._table, self._why, self._count, self._first = table, why, 0, 0
 
-def _sequences(path: Path, chunks: Iterator[pd.DataFrame]) -> Iterator[HistoryBatch]:
-    row = 0
-    for chunk in chunks:
-        for start in range(0, len(chunk), HISTORIES_PER_BATCH):
-            part = chunk.iloc[start : start + HISTORIES_PER_BATCH]
-            items = []
-            for value in part["items"]:
-                row += 1
-                if isinstance(value, str):
-                    value = value.split()
-                if not isinstance(value, (list, tuple, np.ndarray)):
-                    raise UserError(f"input '{path}' row {row}: items must be a list of ids, got {value!r}")
-                items.append([str(item) for item in value])
-            yield [str(user) for user in part["user_id"]], items
+    def add(self, rows: np.ndarray, first_row: int) -> None:
+        if rows.any() and not self._count:
+            self._first = first_row + int(rows.argmax())
+        self._count += int(np.count_nonzero(rows))
 
-
-def _interactions(path: Path, chunks: Iterator[pd.DataFrame]) -> Iterator[HistoryBatch]:
-    """The ids are kept as numbers until all rows are there, since a user's may stand anywhere in the file."""
-    users: dict[str, int] = {}
-    items: dict[str, int] = {}
-    parts: list[tuple[np.ndarray, ...]] = []
-    row = 0
-    for chunk in chunks:
-        times = pd.to_numeric(chunk["timestamp"], errors="coerce").to_numpy(dtype=np.float64)
-        if not np.isfinite(times).all():
-            bad = int(np.flatnonzero(~np.isfinite(times))[0])
-            raise UserError(
-                f"input '{path}' row {row + bad + 1}: timestamp must be a number, got {chunk['timestamp'].iloc[bad]!r}"
+    def say(self) -> None:
+        if self._count:
+            logger.warning(
+                "%s: rows without %s are left out: %s, the first is %s",
+                self._table.name,
+                self._why,
+                f"{self._count:,}",
+                self._table.place(self._first),
             )
-        numbered = [
-            np.fromiter((known.setdefault(str(value), len(known)) for value in chunk[name]), np.int32, len(chunk))
-            for name, known in (("user_id", users), ("item_id", items))
-        ]
-        parts.append((*numbered, times))
-        row += len(chunk)
+
+
+def _sequences(table: Table, names: HistoryColumns, split: bool) -> Iterator[HistoryBatch]:
+    left_out = _LeftOut(table, "a user")
+    for part in table.parts([names.user, names.items]):
+        users = part[names.user].ids().to_pylist()
+        histories = part[names.items].id_lists(split)
+        nameless = np.array([user is None for user in users])
+        left_out.add(nameless, part[names.user].first_row)
+        if nameless.any():
+            histories = [history for user, history in zip(users, histories) if user is not None]
+            users = [user for user in users if user is not None]
+        for start in range(0, len(users), HISTORIES_PER_BATCH):
+            stop = start + HISTORIES_PER_BATCH
+            yield users[start:stop], histories[start:stop]
+    left_out.say()
+
+
+class _Numbers:
+    """Ids numbered in the order in which they first come."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, int] = {}
+
+    def of(self, ids: pa.Array) -> np.ndarray:
+        """int32 [n]; a missing id has the number -1."""
+        coded = ids.dictionary_encode()
+        numbers = [self._of.setdefault(value, len(self._of)) for value in coded.dictionary.to_pylist()]
+        return np.append(np.array(numbers, np.int32), np.int32(-1))[coded.indices.fill_null(-1).to_numpy()]
+
+    def names(self) -> list[str]:
+        return list(self._of)
+
+
+def _interactions(table: Table, names: HistoryColumns) -> Iterator[HistoryBatch]:
+    """The ids are kept as numbers until all rows are there, since a user's may stand anywhere in the table."""
+    users, items = _Numbers(), _Numbers()
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    left_out = _LeftOut(table, "a user or an item")
+    as_dates = False if isinstance(table, AtomicFile) else None  # whose times are numbers, by their type
+    for part in table.parts([names.user, names.item, names.time]):
+        user, item = users.of(part[names.user].ids()), items.of(part[names.item].ids())
+        usable = (user >= 0) & (item >= 0)
+        time, as_dates = part[names.time].times(usable, as_dates)
+        left_out.add(~usable, part[names.user].first_row)
+        parts.append((user, item, time))
+    left_out.say()
+    if not parts:
+        return
     user, item, time = (np.concatenate(columns) for columns in zip(*parts))
+    rows = np.flatnonzero((user >= 0) & (item >= 0))
+    refuse_mixed_units(table, names.time, time[rows], rows)
+    yield from _grouped(user[rows], item[rows], time[rows], users.names(), items.names())
+
+
+def _grouped(
+    user: np.ndarray, item: np.ndarray, time: np.ndarray, user_names: list[str], item_names: list[str]
+) -> Iterator[HistoryBatch]:
+    """Interactions as histories in order of time, the users in order of their numbers."""
     item = item[np.lexsort((time, user))]
-    ends = np.cumsum(np.bincount(user, minlength=len(users)))
-    user_names, item_names = list(users), list(items)
+    counts = np.bincount(user, minlength=len(user_names))
+    ends = np.cumsum(counts)
     for start in range(0, len(user_names), HISTORIES_PER_BATCH):
         stop = min(start + HISTORIES_PER_BATCH, len(user_names))
         first = ends[start - 1] if start else 0
         histories = np.split(item[first : ends[stop - 1]], ends[start : stop - 1] - first)
-        yield user_names[start:stop], [[item_names[i] for i in history] for history in histories]
+        named = [
+            (name, [item_names[i] for i in history])
+            for name, history in zip(user_names[start:stop], histories)
+            if len(history)  # a user of left-out rows alone
+        ]
+        if named:
+            yield [name for name, _ in named], [history for _, history in named]
+
+
+def as_ids(values: Any, what: str) -> list[str]:
+    """Ids that a program gives, as text.
+
+    Parameters
+    ----------
+    values : iterable
+        Text or whole numbers (see ``id_text``).
+    what : str
+        How the message calls them.
+
+    Raises
+    ------
+    UserError
+        ``values`` is no sequence of ids.
+    """
+    if _is_no_list(values):
+        raise UserError(f"{what} must be a list of ids, got {_excerpt(values)}: give one such as ['50', '172']")
+    ids = []
+    for value in values:
+        try:
+            ids.append(value if type(value) is str else id_text(value))
+        except ValueError:
+            ids.append(None)
+        if ids[-1] is None:
+            raise UserError(f"{what} must be a list of ids, got {_excerpt(value)} in it: give text or whole numbers")
+    return ids  # type: ignore[return-value]
+
+
+def as_histories(sequences: Any) -> list[list[str]]:
+    """Histories that a program gives, as lists of text.
+
+    Raises
+    ------
+    UserError
+        ``sequences`` is no sequence of sequences of ids.
+    """
+    if _is_no_list(sequences):
+        raise UserError(
+            f"sequences must be a list of histories, got {_excerpt(sequences)}: give one such as [['50', '172'], ['1']]"
+        )
+    return [as_ids(history, f"history {place} of sequences") for place, history in enumerate(sequences)]
+
+
+def _is_no_list(value: Any) -> bool:
+    """Whether iterating over ``value`` gives something else than its elements in order: characters, keys, columns."""
+    others = isinstance(value, (str, bytes, Mapping, Set)) or hasattr(value, "columns")
+    return others or not isinstance(value, Iterable)
+
+
+def _excerpt(value: Any) -> str:
+    if hasattr(value, "columns"):
+        return f"a table ({type(value).__name__})"
+    return reprlib.repr(value)
 
 
 @contextlib.contextmanager
@@ -143,16 +273,13 @@ def writing(path: str | Path) -> Iterator[Callable[[pd.DataFrame], None]]:
 @contextlib.contextmanager
 def _appender(file: BinaryIO, kind: str) -> Iterator[Callable[[pd.DataFrame], None]]:
     if kind == ".parquet":
-        parquet = _pyarrow("writing")
-        import pyarrow
-
         with contextlib.ExitStack() as stack:
             writers: list[Any] = []
 
             def append_parquet(table: pd.DataFrame) -> None:
-                data = pyarrow.Table.from_pandas(table, preserve_index=False)
+                data = pa.Table.from_pandas(table, preserve_index=False)
                 if not writers:
-                    writers.append(stack.enter_context(parquet.ParquetWriter(file, data.schema)))
+                    writers.append(stack.enter_context(pa.parquet.ParquetWriter(file, data.schema)))
                 writers[0].write_table(data)
 
             yield append_parquet
@@ -166,11 +293,3 @@ def _appender(file: BinaryIO, kind: str) -> Iterator[Callable[[pd.DataFrame], No
         file.write(text.encode("utf-8"))
 
     yield append
-
-
-def _pyarrow(what: str) -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f"{what} Parquet needs pyarrow, which is not installed: pip install pyarrow") from None
-    return pyarrow.parquet

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pooch
 import requests
@@ -35,6 +35,7 @@ _NEEDED_COLUMNS = "user_id:token, item_id:token, timestamp:float"
 _TIMEOUT = 30
 _RETRIES = 3
 _CHUNK_BYTES = 1 << 16
+_LONGEST_LINE = 1 << 10  # bytes; the publishers' lines have fewer than 50
 
 _NOT_IN_NAMES = ("/", "\\", "..", "\0")
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
@@ -71,12 +72,15 @@ class Source:
     convert : callable
         Takes the path of the original and yields its rows ``(user, item, rating, timestamp)`` in file order, each
         value in the original's own spelling.
+    n_rows : int
+        How many rows the publisher counts.
     """
 
     publisher: str
     base_url: str
     filename: str
     convert: Callable[[Path], Iterator[tuple[str, ...]]]
+    n_rows: int
 
 
 def ensure_dataset(
@@ -88,9 +92,9 @@ def ensure_dataset(
     """Return the ``.inter`` file of a data set, fetching and converting the publisher's original if there is none.
 
     The file is ``data_path/name/name.inter``: tab separated, with the columns ``user_id:token``, ``item_id:token``,
-    ``rating:float`` and ``timestamp:float``, and the rows in the original's order. It appears only when complete. An
-    original that already lies in its folder is used instead of the network, and is left there; one that was
-    downloaded is deleted once it is converted, or found to be unusable.
+    ``rating:float`` and ``timestamp:float``, and the rows in the original's order. It appears only when complete, with
+    as many rows as the publisher counts. An original that already lies in its folder is used instead of the network,
+    and is left there; one that was downloaded is deleted once it is converted, or found to be unusable.
 
     Parameters
     ----------
@@ -132,7 +136,13 @@ def ensure_dataset(
             f" {', '.join(KNOWN_SOURCES)}{hint}: correct the name or provide {substitute}"
         )
 
-    base_url = _base_url(source, base_urls)
+    _fetch_and_convert(source, _base_url(source, base_urls), inter, substitute, show_progress)
+    return inter
+
+
+def _fetch_and_convert(source: Source, base_url: str, inter: Path, substitute: str, show_progress: bool) -> None:
+    """Make ``inter`` from the publisher's original; ``substitute`` says in messages what would do instead."""
+    folder, name = inter.parent, inter.stem
     url = base_url + source.filename
     original = folder / source.filename
     found_original = os.path.isfile(original)
@@ -140,7 +150,7 @@ def ensure_dataset(
     try:
         os.makedirs(folder, exist_ok=True)
         _download(base_url, source.filename, folder, show_progress)
-        _write_inter(source.convert(original), inter)
+        _write_inter(source.convert(original), source.n_rows, inter)
         # An original that was there before belongs to the user.
         if not found_original:
             original.unlink(missing_ok=True)  # another process may be at the same work
@@ -162,7 +172,7 @@ def ensure_dataset(
         ) from None
     except OSError as error:
         raise UserError(
-            f"data_path {os.fspath(data_path)!r} cannot take dataset {name!r} ({error.strerror or error} at"
+            f"data_path {os.fspath(folder.parent)!r} cannot take dataset {name!r} ({error.strerror or error} at"
             f" {folder}): give a folder that can be written to and has room, or provide {substitute}"
         ) from None
     finally:
@@ -170,7 +180,6 @@ def ensure_dataset(
         for made in missing_folders:
             with contextlib.suppress(OSError):
                 made.rmdir()
-    return inter
 
 
 def check_name(name: str) -> None:
@@ -272,14 +281,20 @@ def _reason(error: requests.RequestException) -> str:
     return str(cause)
 
 
-def _write_inter(rows: Iterable[tuple[str, ...]], inter: Path) -> None:
-    """Write the rows as an atomic file that appears under its name only when it is complete."""
+def _write_inter(rows: Iterable[tuple[str, ...]], n_rows: int, inter: Path) -> None:
+    """Write the rows as an atomic file that appears under its name only when it is complete.
+
+    A transfer without a length may end anywhere, and what was received before may be sound line for line: only the
+    number of its rows tells it from the whole. Raises _MalformedError where that is not ``n_rows``.
+    """
     # Not tempfile: its files are readable by their owner alone, and the data folder may be shared.
     partial = inter.with_name(f".{inter.name}.{uuid.uuid4().hex}.part")
     try:
         with open(partial, "x", encoding="utf-8", newline="\n") as out:
             out.write(_HEADER)
-            out.writelines("\t".join(row) + "\n" for row in rows)
+            written = sum(1 for row in rows if out.write("\t".join(row) + "\n"))
+        if written != n_rows:
+            raise _MalformedError(f"it has {written:,} rows where its publisher counts {n_rows:,}")
         os.replace(partial, inter)
     finally:
         partial.unlink(missing_ok=True)
@@ -315,16 +330,19 @@ def _read_ml_1m_zip(path: Path) -> Iterator[tuple[str, ...]]:
         raise _MalformedError(f"it is not a sound zip archive ({error or type(error).__name__})") from None
 
 
-def _parse(lines: Iterable[bytes], separator: str) -> Iterator[tuple[str, ...]]:
+def _parse(lines: IO[bytes], separator: str) -> Iterator[tuple[str, ...]]:
     """Yield the four fields of each line; raise _MalformedError at the first line that has others.
 
     The fields stay text: a data frame would turn the item 0205616461 into a number and the user "nan" into a gap.
+    Whatever the file holds, no more of it is in memory at a time than ``_LONGEST_LINE``.
     """
     # A quotation mark or a control character in an id would break the tab-separated file when RecBole reads it.
     token = rf'([^\x00-\x1f"{separator[0]}]+)'
     pattern = re.compile(separator.join([token, token, f"({_NUMBER})", f"({_NUMBER})"]))
     count = 0
-    for count, raw in enumerate(lines, start=1):
+    for count, raw in enumerate(iter(lambda: lines.readline(_LONGEST_LINE), b""), start=1):
+        if len(raw) == _LONGEST_LINE and not raw.endswith(b"\n"):
+            raise _MalformedError(f"line {count} is longer than {_LONGEST_LINE:,} bytes")
         try:
             line = raw.rstrip(b"\r\n").decode("utf-8")
         except UnicodeDecodeError:
@@ -354,8 +372,8 @@ _SNAP = "http://snap.stanford.edu/data/amazon/productGraph/categoryFiles/"
 _GROUPLENS = "https://files.grouplens.org/datasets/movielens/"
 
 KNOWN_SOURCES: dict[str, Source] = {
-    "amazon-beauty": Source("snap", _SNAP, "ratings_Beauty.csv", _read_snap_csv),
-    "amazon-toys-games": Source("snap", _SNAP, "ratings_Toys_and_Games.csv", _read_snap_csv),
-    "ml-1m": Source("grouplens", _GROUPLENS, "ml-1m.zip", _read_ml_1m_zip),
+    "amazon-beauty": Source("snap", _SNAP, "ratings_Beauty.csv", _read_snap_csv, 2_023_070),
+    "amazon-toys-games": Source("snap", _SNAP, "ratings_Toys_and_Games.csv", _read_snap_csv, 2_252_771),
+    "ml-1m": Source("grouplens", _GROUPLENS, "ml-1m.zip", _read_ml_1m_zip, 1_000_209),
 }
 """The data sets that `ensure_dataset` can fetch, by RecBole name."""

@@ -106,8 +106,8 @@ class Sampler(nn.Module, ABC):
 class DDPMSampler(Sampler):
     """The DDPM posterior mean with variance beta_s.
 
-    Eq. 23 prints sqrt(alpha_bar_t) in the second coefficient and Eq. 22 uses beta-tilde as the scale; the public code and
-    the DDPM derivation have what stands here.
+    Eq. 23 prints sqrt(alpha_bar_t) in the second coefficient and Eq. 22 uses beta-tilde as the scale; the public
+    code and the DDPM derivation have what stands here.
     """
 
     posterior_mean_coef1: Tensor

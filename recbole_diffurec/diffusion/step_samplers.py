@@ -48,10 +48,11 @@ class LossAwareStepSampler(nn.Module):
 
     def weights(self) -> Tensor:
         """Unnormalised sampling weights, float64 [T]: all ones before warm-up, summing to one after it."""
-        if (self.counts < self.HISTORY_PER_STEP).any():
-            return torch.ones(self.n_steps, dtype=torch.float64, device=self.history.device)
         rms = self.history.square().mean(dim=-1).sqrt()
-        return rms / rms.sum() * (1.0 - self.UNIFORM_SHARE) + self.UNIFORM_SHARE / self.n_steps
+        learned = rms / rms.sum() * (1.0 - self.UNIFORM_SHARE) + self.UNIFORM_SHARE / self.n_steps
+        warm = (self.counts >= self.HISTORY_PER_STEP).all()
+        # Chosen on the device: reading the answer would make the host wait for it in every step.
+        return torch.where(warm, learned, torch.ones_like(learned))
 
     def sample(self, n: int, device: torch.device, uniform: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draw ``n`` 0-based steps, int [n], and their loss weights 1 / (T p), float [n]; ``uniform`` as above."""
@@ -65,13 +66,23 @@ class LossAwareStepSampler(nn.Module):
 
     def update(self, t: Tensor, loss: Tensor) -> None:
         """Record the unweighted ``loss``, float [n], of samples at 0-based steps ``t``, int [n], in order."""
-        keep = self.HISTORY_PER_STEP
+        keep, n = self.HISTORY_PER_STEP, len(t)
         t, loss = t.to(self.history.device), loss.detach().to(self.history)
-        for step in t.unique().tolist():
-            new = loss[t == step][-keep:]
-            # The newest losses stand at the end; unfilled places are counted, never read before warm-up.
-            self.history[step] = torch.cat([self.history[step], new])[-keep:]
-            self.counts[step] = min(int(self.counts[step]) + len(new), keep)
+        # Samples in order of their steps, and in each step in the given order.
+        order = t.argsort(stable=True)
+        step, loss = t[order], loss[order]
+        new = torch.bincount(step, minlength=self.n_steps)
+        end = new.cumsum(dim=0)
+        rank_from_end = end[step] - 1 - torch.arange(n, device=step.device)
+        # The newest losses stand at the end; unfilled places are counted, never read before warm-up.
+        place = torch.arange(keep, device=step.device) + new.clamp(max=keep).unsqueeze(1)
+        shifted = torch.nn.functional.pad(self.history, (0, keep)).gather(1, place)
+        # What is older than the last ten goes to a column that is cut off.
+        column = torch.where(rank_from_end < keep, keep - 1 - rank_from_end, keep)
+        padded = torch.nn.functional.pad(shifted, (0, 1))
+        padded[step, column] = loss
+        self.history.copy_(padded[:, :keep])
+        self.counts.copy_((self.counts + new).clamp(max=keep))
 
 
 STEP_SAMPLERS: dict[str, type[UniformStepSampler] | type[LossAwareStepSampler]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import shutil
 import socket
@@ -16,6 +17,16 @@ from recbole_diffurec.config.rules import check_numbers
 from recbole_diffurec.errors import UserError
 
 
+def require(module: str, what: str) -> None:
+    """Raise ``UserError`` where a module that the extra ``tune`` brings cannot be imported; ``what`` needs it."""
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        raise UserError(
+            f"{what} needs {module}, which cannot be imported here: pip install 'recbole-diffurec[tune]'"
+        ) from None
+
+
 @contextlib.contextmanager
 def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
     """Ray, started here or joined at ``address``, with this package on every worker.
@@ -27,12 +38,10 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
     Raises
     ------
     UserError
-        Ray is not installed, or nothing answers at the address.
+        Nothing answers at the address.
     """
-    try:
-        import ray
-    except ImportError:
-        raise UserError("running in parallel needs Ray, which is not installed: pip install 'ray[tune]'") from None
+    import ray
+
     _check_address(address)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "recbole_diffurec"
@@ -94,6 +103,13 @@ class HowToRun:
                 "gpus_per_run": (self.gpus_per_run, 0, "number"),
             }
         )
+        if self.on_ray and not self.dry_run:
+            require("ray", "running in parallel")
+
+    @property
+    def on_ray(self) -> bool:
+        """Whether Ray runs the runs, rather than this process one after the other."""
+        return self.parallel > 1 or bool(self.ray_address)
 
 
 def run_parallel(

@@ -22,7 +22,7 @@ from recbole_diffurec.host.loaders import FirstBatches, dataset_of, subset_loade
 from recbole_diffurec.runtime import files
 from recbole_diffurec.training.prepare import DatasetCache, build, prepare_data
 from recbole_diffurec.training.run import train
-from recbole_diffurec.training.state import find_state
+from recbole_diffurec.training.state import OtherDataError, find_state
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -131,17 +131,16 @@ def run_job(job: Job, datasets: DatasetCache | None = None) -> tuple[dict[str, A
     """
     started = time.perf_counter()
     config = job.config()
-    collected: list[measures.RankCollector] = []
-
-    def collect(interaction: Any, *scored: Any) -> None:
-        if not collected:
-            collected.append(measures.RankCollector(config["topk"], scored[0].shape[-1], config["USER_ID_FIELD"]))
-        collected[0](interaction, *scored)
-
-    run = train(config, datasets, on_scores=collect, state=find_state(config, strict=False))
-    collector = collected[0]
+    collector = measures.RankCollector(config["topk"], config["USER_ID_FIELD"])
+    state = find_state(config, strict=False)
+    try:
+        run = train(config, datasets, on_scores=collector, state=state)
+    except OtherDataError as error:
+        logger.warning("%s: %s; it starts afresh", job, error)
+        run = train(config, datasets, on_scores=collector)
     lists = {
-        str(k): measures.list_measures(exposure, run.data.popularity) for k, exposure in collector.exposure.items()
+        str(k): measures.list_measures(collector.lists[:, :k], run.data.popularity, config["tail_ratio"])
+        for k in collector.topk
     }
     arrays = {**measures.per_user(collector, run.data), **measures.diffusion_measures(run)}
     result = {**run.result, "label": job.entry.label, "lists": lists, "seconds": time.perf_counter() - started}
@@ -153,10 +152,7 @@ def _run_all(
 ) -> dict[str, str]:
     """Run and store; returns the failures."""
     failures: dict[str, str] = {}
-    if how.parallel > 1 or how.ray_address:
-        outcomes = cluster.run_parallel(missing, run_job, shared, how)
-    else:
-        outcomes = _one_by_one(missing, shared)
+    outcomes = cluster.run_parallel(missing, run_job, shared, how) if how.on_ray else _one_by_one(missing, shared)
     for done, (job, outcome) in enumerate(outcomes, start=1):
         if isinstance(outcome, Exception):
             failures[str(job)] = _reason(outcome)
@@ -198,7 +194,7 @@ class _Clock:
     parallel: int
 
     def remaining(self, jobs: Sequence[Job], failures: Mapping[str, str]) -> float:
-        """Seconds for the runs that are neither done nor failed: as their like took, or as estimated, scaled likewise."""
+        """Seconds for the runs neither done nor failed: as their like took, or as estimated, scaled likewise."""
         done = [job for job in jobs if job in self.durations and self.bounds.get(job)]
         scale = sum(self.durations[j] for j in done) / sum(self.bounds[j] for j in done) if done else 1.0
         seconds = sum(

@@ -203,7 +203,8 @@ def _by_epoch(axes: Any, results: Results, dataset: str, value: Callable[[dict[s
             points = [(epoch["epoch"] + 1, value(epoch)) for epoch in results.results[job]["history"]]
             x, y = zip(*[(epoch, y) for epoch, y in points if y is not None])
             axes.plot(
-                *(x, y),
+                x,
+                y,
                 color=colour,
                 marker=MARKERS[shape],
                 markevery=max(1, len(x) // 8),

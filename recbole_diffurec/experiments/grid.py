@@ -116,11 +116,15 @@ def _known_to_some(name: str, entry: Entry, entries: Sequence[Entry]) -> bool:
 
 
 def _check_protocol(config: RunConfig, entry: Entry) -> None:
-    arguments = config["eval_args"]
-    if "LS" not in arguments["split"] or arguments["mode"] not in ("full", {"valid": "full", "test": "full"}):
+    if not config.protocol.is_leave_one_out:
         raise UserError(
-            f"a comparison ranks all items for one target per user, and eval_args of '{entry.label}' is {arguments}: "
-            f"leave its split at {{LS: valid_and_test}} and its mode at full"
+            f"a comparison ranks all items for one target per user, and eval_args of '{entry.label}' is "
+            f"{config['eval_args']}: leave its split at {{LS: valid_and_test}}, its order at TO and its mode at full"
+        )
+    if config["benchmark_filename"] is not None:
+        raise UserError(
+            f"a comparison splits the data itself, and benchmark_filename of '{entry.label}' is "
+            f"{config['benchmark_filename']}: leave it out, and compare results of 'recbole-diffurec run'"
         )
     missing = {"hit", "ndcg"} - {metric.lower() for metric in config["metrics"]}
     if missing:

@@ -1,7 +1,5 @@
 """What a comparison measures beyond RecBole's metrics: every user's rank, the lists, and the diffusion itself.
 
-RecBole's own collectors for coverage, Gini index and popularity fail (evaluator/collector.py:227), so they are here.
-
 Shapes: B batch, U users, I items with padding row 0, K the longest list, d hidden size.
 """
 
@@ -14,12 +12,21 @@ import torch
 from torch import Tensor
 
 from recbole_diffurec.host.loaders import subset_loader
+from recbole_diffurec.host.metrics import list_metrics
 from recbole_diffurec.models.base import DiffusionRecommender
 from recbole_diffurec.training.prepare import PreparedData
 from recbole_diffurec.training.run import TrainedRun
 
 HEAD_SHARE = 0.2  # the most popular items, DiffuRecSys section 6.5
 LENGTH_GROUPS = 5
+# The tables' columns, and the metrics in them.
+LIST_COLUMNS = {
+    "coverage": "itemcoverage",
+    "entropy": "shannonentropy",
+    "gini": "giniindex",
+    "average_popularity": "averagepopularity",
+    "tail_share": "tailpercentage",
+}
 # Users in the analyses that draw or repeat the reverse process, evenly spaced over all.
 SAMPLED_USERS = 2000
 SPREAD_USERS, SPREAD_SEEDS = 5, 60
@@ -27,31 +34,29 @@ SAMPLING_STEPS = (1, 2, 4, 8, 16, 32)
 
 
 class RankCollector:
-    """Where each user's target ranks, and how often each item is recommended; for ``PluginTrainer.telling``.
+    """Where each user's target ranks, and what is recommended; for ``PluginTrainer.telling``.
 
     Parameters
     ----------
     topk : list lengths.
-    n_items : I.
     user_field : the column with the user's number.
     """
 
-    def __init__(self, topk: Sequence[int], n_items: int, user_field: str):
+    def __init__(self, topk: Sequence[int], user_field: str):
         self.topk, self.user_field = sorted(topk), user_field
         self._users: list[Tensor] = []
         self._targets: list[Tensor] = []
         self._ranks: list[Tensor] = []
-        self.exposure = {k: np.zeros(n_items, dtype=np.int64) for k in self.topk}
+        self._lists: list[Tensor] = []
 
     def __call__(self, interaction: Any, scores: Tensor, positive_u: Tensor, positive_i: Tensor) -> None:
         target = positive_i.to(scores.device)
-        lists = scores.topk(self.topk[-1], dim=-1).indices
+        values, lists = scores.topk(self.topk[-1], dim=-1)
         found = lists == target.unsqueeze(1)
         self._ranks.append(torch.where(found.any(dim=1), found.int().argmax(dim=1) + 1, 0).cpu())
         self._users.append(interaction[self.user_field].cpu())
         self._targets.append(target.cpu())
-        for k, counts in self.exposure.items():
-            counts += torch.bincount(lists[:, :k].flatten(), minlength=len(counts)).cpu().numpy()
+        self._lists.append(lists.masked_fill(values == -torch.inf, 0).int().cpu())
 
     @property
     def users(self) -> np.ndarray:
@@ -68,6 +73,11 @@ class RankCollector:
         """int [U], 1-based; 0 where the target is not among the first K."""
         return torch.cat(self._ranks).numpy()
 
+    @property
+    def lists(self) -> np.ndarray:
+        """int [U, K], the items recommended; 0 where there are fewer to recommend."""
+        return torch.cat(self._lists).numpy()
+
 
 def gains(ranks: np.ndarray, k: int) -> dict[str, np.ndarray]:
     """Hit and NDCG of each user at list length ``k``, for one target each; their means are RecBole's Hit and NDCG."""
@@ -83,23 +93,10 @@ def head_items(popularity: np.ndarray) -> np.ndarray:
     return head
 
 
-def gini(exposure: np.ndarray) -> float:
-    """Gini index of how often each item is recommended: 0 when all are equally often, near 1 when one takes all."""
-    ordered = np.sort(exposure)
-    n, total = len(ordered), ordered.sum()
-    return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * total)) if total else 0.0
-
-
-def list_measures(exposure: np.ndarray, popularity: np.ndarray) -> dict[str, float]:
-    """Coverage, Gini index, mean training popularity and share of long-tail items of all lists of one length."""
-    shown, popularity_of_items = exposure[1:], popularity[1:]
-    total = max(int(shown.sum()), 1)
-    return {
-        "coverage": float((shown > 0).mean()),
-        "gini": gini(shown),
-        "average_popularity": float(shown @ popularity_of_items / total),
-        "tail_share": float(shown[~head_items(popularity)[1:]].sum() / total),
-    }
+def list_measures(lists: np.ndarray, popularity: np.ndarray, tail_ratio: float | None) -> dict[str, float]:
+    """What ``host.metrics`` measures of all lists of one length, by the names of the tables' columns."""
+    found = list_metrics(lists, popularity, tail_ratio)
+    return {column: found[name] for column, name in LIST_COLUMNS.items()}
 
 
 def length_groups(lengths: np.ndarray) -> list[tuple[str, np.ndarray]]:
@@ -179,7 +176,7 @@ def _quality_by_steps(run: TrainedRun, loader: Any, steps: Sequence[int]) -> lis
     try:
         for n in steps:
             trainer.model = network.with_sampling_steps(n)
-            collector = RankCollector([10], run.data.n_items + 1, run.config["USER_ID_FIELD"])
+            collector = RankCollector([10], run.config["USER_ID_FIELD"])
             with trainer.telling(collector):
                 trainer.evaluate(loader, load_best_model=False)
             quality.append(float(gains(collector.ranks, 10)["ndcg"].mean()))

@@ -3,7 +3,7 @@
 =============  ==================  ==============================================================
 type           values              meaning
 =============  ==================  ==============================================================
-``choice``     ``[1,2,4]``         one of a list
+``choice``     ``[1,2,4]``         one of a list; a list among them may stand in quotes, as RecBole has it
 ``uniform``    ``0,0.5``           a number between two bounds
 ``quniform``   ``0,1,0.25``        the same, rounded to a multiple of the third value
 ``loguniform`` ``-8,-4``           e to the power of a number between two bounds, as in RecBole
@@ -91,7 +91,7 @@ def read_space(path: str | Path, model: str) -> list[Dimension]:
             raise UserError(f"{where} is '{line}': write it as 'name type values', such as 'n_layers choice [1,2,4]'")
         name, kind, values = match.groups()
         if name not in known_parameters(model):
-            hint = nearest(name, known_parameters(model)) or " see README.md for the names"
+            hint = nearest(name, known_parameters(model)) or " see docs/parameters.md for the names"
             raise UserError(f"{where}: unknown parameter '{name}' for model {model}:{hint}")
         if name in dimensions:
             raise UserError(f"{where}: parameter '{name}' has a line already ({dimensions[name].line}): leave one out")
@@ -99,6 +99,16 @@ def read_space(path: str | Path, model: str) -> list[Dimension]:
     if not dimensions:
         raise UserError(f"params_file '{path}' names no parameter: write lines such as 'n_layers choice [1,2,4]'")
     return list(dimensions.values())
+
+
+def _unquoted(value: Any) -> Any:
+    """A list that stands in quotes, which RecBole needs because its search knows no lists, as the list."""
+    if not isinstance(value, str) or not (value.startswith("[") and value.endswith("]")):
+        return value
+    try:
+        return layers.parse_yaml(value)
+    except (yaml.YAMLError, ValueError):
+        return value
 
 
 def _values(kind: str, text: str, where: str) -> tuple[Any, ...]:
@@ -111,7 +121,7 @@ def _values(kind: str, text: str, where: str) -> tuple[Any, ...]:
     if kind == "choice":
         if not isinstance(values, list) or not values:
             raise UserError(f"{where}: choice takes a list such as [1,2,4], got '{text}'")
-        return tuple(values)
+        return tuple(_unquoted(value) for value in values)
     numbers = isinstance(values, list) and all(
         isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values
     )

@@ -212,6 +212,7 @@ class Results:
         k = self.main_metric.partition("@")[2]
         titles = {
             "coverage": "coverage",
+            "entropy": "entropy",
             "gini": "Gini index",
             "average_popularity": "mean popularity",
             "tail_share": "long-tail share",

@@ -13,7 +13,6 @@ from typing import Any, Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from recbole_diffurec.errors import UserError
 from recbole_diffurec.experiments.space import Dimension
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.loaders import dataset_of
@@ -168,7 +167,7 @@ BUDGET = _Budget()
 
 
 def end_on_time() -> None:
-    """``BUDGET.end_on_time`` under a name of this module: a callback's content is kept for a resumed search, this is not."""
+    """``BUDGET.end_on_time`` by name: of a callback, Ray Tune keeps the content for a resumed search."""
     BUDGET.end_on_time()
 
 
@@ -183,10 +182,6 @@ def searcher(search: str, seed: int, concurrent: int | None) -> Any:
         from ray.tune.search.basic_variant import BasicVariantGenerator
 
         return BasicVariantGenerator(max_concurrent=concurrent or 0, random_state=seed)
-    try:
-        import optuna  # noqa: F401
-    except ImportError:
-        raise UserError("search optuna needs optuna, which is not installed: pip install optuna") from None
     from ray.tune.search import ConcurrencyLimiter
     from ray.tune.search.optuna import OptunaSearch
 

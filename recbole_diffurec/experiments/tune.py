@@ -88,8 +88,8 @@ class SearchOptions:
 
 
 def tune(
-    model: str = "DiffuRecSys",
-    dataset: str = "ml-100k",
+    model: str | None = None,
+    dataset: str | None = None,
     *,
     params_file: str | Path,
     output_dir: str | Path = "tuning",
@@ -102,9 +102,10 @@ def tune(
 
     Parameters
     ----------
+    model, dataset : as for ``run``.
     params_file : the search space, see ``recbole_diffurec.experiments.space``.
     output_dir : folder of all output.
-    resume : go on with the search in ``output_dir``.
+    resume : resume the search in ``output_dir``.
     config_files, experiment : fixed values for every trial, as for ``run``.
     parameters : the fields of ``SearchOptions``, such as ``num_trials=50``; all others are fixed values.
 
@@ -119,11 +120,19 @@ def tune(
     """
     output_dir = Path(output_dir).resolve()
     options = take_options(SearchOptions, parameters)
-    space = read_space(params_file, model)
+    cluster.require("ray.tune", "tune")
+    if options.search == "optuna":
+        cluster.require("optuna", "search optuna")
     fixed = layers.settings(experiment, config_files, parameters)
     if options.max_epochs is not None:
         fixed["epochs"] = options.max_epochs
-    config = _check_space(RunConfig(model, dataset, fixed), space, fixed, params_file, options.search)
+    config = RunConfig(model, dataset, fixed)
+    config.refuse_without("validation", "a search judges by it")
+    model = fixed.pop("model", model) or config["model"]  # a variant's own name
+    dataset = config["dataset"]
+    fixed.pop("dataset", None)
+    space = read_space(params_file, config["model"])
+    _check_space(config, space, fixed, params_file, options.search)
     # Trials have working directories of their own.
     fixed["data_path"] = os.path.abspath(fixed.get("data_path", config.plain()["data_path"]))
     config = RunConfig(model, dataset, fixed)
@@ -155,7 +164,7 @@ class _Search:
         return TrialTable(self.output_dir / "trials.csv", [dimension.name for dimension in self.space], self.config)
 
     def claim_folder(self, resume: bool) -> None:
-        """Make the folder of the output, or find the search in it that is to go on."""
+        """Make the folder of the output, or find the search in it that is to be resumed."""
         state = self.output_dir / _STATE
         if resume and not state.is_dir():
             raise UserError(
@@ -231,8 +240,8 @@ class _Search:
         done = rows[rows["score"].notna()]
         if done.empty and not in_time:
             raise UserError(
-                f"no trial was validated within time_budget {budget:g}: --resume with more of it goes on; errors, if "
-                f"there were any, are in '{table.path}'"
+                f"no trial was validated within time_budget {budget:g}: --resume with more of it resumes the search; "
+                f"errors, if there were any, are in '{table.path}'"
             )
         if done.empty:
             raise UserError(f"no trial of the search succeeded: their errors are in '{table.path}'")
@@ -247,7 +256,9 @@ class _Search:
             # Ray Tune returns from Ctrl-C as if all were well.
             raise KeyboardInterrupt
         if ended < self.planned:
-            logger.info("time_budget %g is over: %d of %d trials ended; --resume goes on", budget, ended, self.planned)
+            logger.info(
+                "time_budget %g is over: %d of %d trials ended; --resume runs the others", budget, ended, self.planned
+            )
         return {"best": best, "valid_score": float(top["score"]), "trials": rows, "final": self._final(found)}
 
     def _final(self, found: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -265,7 +276,7 @@ class _Search:
 
 
 def _same_search(path: Path, asked: Mapping[str, Any], resume: bool) -> None:
-    """Keep what was asked for; a search goes on only as what it was."""
+    """Keep what was asked for; a search is resumed only as what it was."""
     text = json.dumps(asked, indent=1, sort_keys=True, default=str)
     if resume and path.is_file():
         before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
@@ -281,23 +292,26 @@ def objective_function(
     config_dict: Mapping[str, Any] | None = None,
     config_file_list: Sequence[str] | None = None,
     *,
-    model: str = "DiffuRecSys",
-    dataset: str = "ml-100k",
+    model: str | None = None,
+    dataset: str | None = None,
 ) -> dict[str, Any]:
     """One run for RecBole's own ``HyperTuning``; give it ``functools.partial(objective_function, model=...)``.
+
+    Without ``model`` and ``dataset`` the names are those of the files, as for ``run``.
 
     Returns
     -------
     dict with the keys that ``HyperTuning`` reads.
     """
     config = RunConfig(model, dataset, config_dict, config_file_list or ())
+    config.refuse_without("validation", "a search judges by it")
     result = train(config).result
     best = max(
         (epoch for epoch in result["history"] if "valid_score" in epoch),
         key=lambda epoch: epoch["valid_score"] * (1 if config["valid_metric_bigger"] else -1),
     )
     return {
-        "model": model,
+        "model": config["model"],
         "best_valid_score": best["valid_score"],
         "valid_score_bigger": config["valid_metric_bigger"],
         "best_valid_result": result["best_valid_result"],
@@ -307,7 +321,7 @@ def objective_function(
 
 def _check_space(
     config: RunConfig, space: Sequence[Dimension], fixed: Mapping[str, Any], params_file: Any, search: str
-) -> RunConfig:
+) -> None:
     """Try the ends of every range, so that a bad one is refused before anything starts."""
     model, dataset = config["model"], config["dataset"]
     for dimension in space:
@@ -323,7 +337,6 @@ def _check_space(
                 RunConfig(model, dataset, {**fixed, dimension.name: value})
             except UserError as error:
                 raise UserError(f"{where}: {error}") from None
-    return config
 
 
 def _best_yaml(model: str, dataset: str, best: Mapping[str, Any], trial: Any, metric: str) -> str:

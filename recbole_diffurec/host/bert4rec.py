@@ -26,8 +26,8 @@ def loss_of_something(calculate_loss: Any) -> Any:
     """A loss of BERT4Rec that is 0, not 0/0, for a batch without targets, and leaves empty columns out.
 
     A mask on a history's first item counts as padding (bert4rec.py:207), so a batch of one-item histories, which
-    ``batch_by_length`` makes, has no targets. This can go when RecBole tells the two apart. And every row gets scores of
-    all items for M masks: columns without a target in any row count for nothing and are left out, for speed.
+    ``batch_by_length`` makes, has no targets. This can go when RecBole tells the two apart. And every row gets scores
+    of all items for M masks: columns without a target in any row count for nothing and are left out, for speed.
     """
 
     @functools.wraps(calculate_loss)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import recbole
 from recbole_diffurec.config import layers
 from recbole_diffurec.config.rules import nearest
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.host.models import NEEDED, NOT_LISTED
 from recbole_diffurec.models import spec as register
 from recbole_diffurec.models.spec import ModelSpec
 
@@ -48,7 +50,7 @@ def known_models() -> list[str]:
     """Names of all models that ``--model`` takes: the registered ones first, then RecBole's."""
     ours = register.names()
     hosts = sorted(path.stem for path in (HOST_PROPERTIES / "model").glob("*.yaml"))
-    return [*ours, *(name for name in hosts if name not in ours)]
+    return [*ours, *(name for name in hosts if name not in ours and name not in NOT_LISTED)]
 
 
 def find(name: str) -> ModelSpec:
@@ -56,6 +58,8 @@ def find(name: str) -> ModelSpec:
     spec = register.find(name)
     if spec is not None:
         return spec
+    if name in NOT_LISTED:
+        raise UserError(f"model '{name}' cannot be run, because {NOT_LISTED[name]}: choose another model")
     if name not in known_models():
         names = [*known_models(), *register.variants()]
         hint = nearest(name, names) or " run 'recbole-diffurec --list_models' for all names"
@@ -72,7 +76,10 @@ def named(name: str) -> tuple[ModelSpec, Mapping[str, Any]]:
 
 def model_class(name: str) -> type:
     """The class of a model; ``UserError`` where a package that it needs is not installed."""
+    module, package = NEEDED.get(name, (None, None))
     try:
+        if module is not None and importlib.util.find_spec(module) is None:
+            raise ImportError(name=package)
         return find(name).model_class
     except ImportError as error:
         raise UserError(

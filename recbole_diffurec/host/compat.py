@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import csv
 import functools
+import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from recbole_diffurec.host import bert4rec
+from recbole_diffurec.host import bert4rec, guards, models
 from recbole_diffurec.host.hooks import HOOKS
 
 if TYPE_CHECKING:
@@ -41,11 +42,14 @@ def apply() -> None:
     for name in NUMPY_READERS:
         HOOKS.when_imported(name, numpy_aliases)
     HOOKS.when_imported("recbole.config.configurator", no_numpy_aliases)
+    HOOKS.when_imported("recbole.quick_start.quick_start", without_ray)
     HOOKS.when_imported("recbole.trainer.hyper_tuning", random_state)
     HOOKS.when_imported("recbole.data.dataset.dataset", pandas_3)
     HOOKS.when_imported("recbole.data.dataset.sequential_dataset", length_of_each)
     HOOKS.when_imported("recbole.model.sequential_recommender.sine", anomaly_detection)
     HOOKS.when_imported("recbole.model.sequential_recommender.bert4rec", bert4rec.apply)
+    guards.apply()
+    models.apply()
 
 
 class _Numpy(ModuleType):
@@ -89,7 +93,7 @@ def numpy_aliases(module: ModuleType) -> Iterator[None]:
 def no_numpy_aliases(module: ModuleType) -> Iterator[None]:
     """``Config.__init__``, which reads ``np.float_`` and its like, and sets others for the whole process.
 
-    configurator.py:625; numpy 2 has no ``float_``, and what RecBole reads is in ``numpy_aliases``. Can go with the method.
+    configurator.py:625; numpy 2 has no ``float_``; for what RecBole reads see ``numpy_aliases``. Can go with it.
     """
     yield
     module.Config.compatibility_settings = lambda self: None
@@ -123,26 +127,18 @@ class _PandasForAtomicFiles:
         return getattr(pd, name)
 
     @staticmethod
-    def read_csv(path: Any, *, usecols: list[str], dtype: dict[str, Any], **kwargs: Any) -> pd.DataFrame:
-        """Read one atomic file whose column names carry their type (``item_id:token``).
+    def read_csv(
+        path: Any, *, usecols: list[str], delimiter: str, encoding: str = "utf-8-sig", **_: Any
+    ) -> pd.DataFrame:
+        """Read one atomic file, in the columns that it names with their types (``item_id:token``).
 
-        Against RecBole's own call: the C parser where the separator is one character, which is much faster;
-        identifiers such as "nan" or "00123" stay what they are, only an empty cell is missing; quotes are ordinary
-        characters; missing sequences are empty.
+        Against RecBole's own call, which pads lines that are too short and shifts those that are too long: they are
+        refused. Identifiers such as "nan" or "00123" stay what they are, only an empty cell is missing; quotes are
+        ordinary characters; missing sequences are empty; what should be a number and is none is named.
         """
-        import pandas as pd
+        from recbole_diffurec.data.delimited import AtomicFile
 
-        kwargs["engine"] = "c" if len(kwargs["delimiter"]) == 1 else "python"
-        tokens = [name for name in usecols if dtype[name] is str]
-        kwargs.update(quoting=csv.QUOTE_NONE, keep_default_na=False)
-        kwargs["na_values"] = {name: [""] if name in tokens else ["", "nan", "NaN", "NA", "null"] for name in usecols}
-        frame = pd.read_csv(path, usecols=usecols, dtype=dtype, **kwargs)[usecols]
-        for name in tokens:
-            # pandas 3 would make this its own string type, which RecBole's numpy code does not expect.
-            frame[name] = frame[name].astype(object)
-            if name.endswith("_seq"):
-                frame[name] = frame[name].fillna("")
-        return frame
+        return AtomicFile(Path(path), None, delimiter, encoding).frame(usecols)
 
 
 def _length(x: Any) -> Any:
@@ -154,9 +150,10 @@ def _length(x: Any) -> Any:
 
 @contextlib.contextmanager
 def length_of_each(module: ModuleType) -> Iterator[None]:
-    """``Series.agg(len)``, which gives one number in pandas 3 (dataset.py:712, 792, 809, 1217; sequential_dataset.py:165).
+    """``Series.agg(len)``, which gives one number in pandas 3.
 
-    The modules get a ``len`` that gives one per element. Can go when RecBole supports pandas 3.
+    dataset.py:712, 792, 809, 1217; sequential_dataset.py:165. The modules get a ``len`` that gives one per element.
+    Can go when RecBole supports pandas 3.
     """
     yield
     vars(module)["len"] = _length
@@ -184,16 +181,52 @@ def pandas_3(module: ModuleType) -> Iterator[None]:
                     feat[field] = feat[field].fillna(0)
                 elif self.field2type[field] == FeatureType.FLOAT:
                     feat[field] = feat[field].fillna(feat[field].mean())
-        fill_nan(self)
+        with quiet():
+            fill_nan(self)
 
     module.Dataset._fill_nan = fill_nan_by_assignment
+
+
+class _NoRay(ModuleType):
+    """What ``ray`` and ``ray.tune`` are to a module of RecBole where Ray is not installed."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ModuleNotFoundError(
+            f"RecBole wants ray.tune.{name}, and Ray is not installed: pip install 'recbole-diffurec[tune]'", name="ray"
+        )
+
+
+@contextlib.contextmanager
+def without_ray(module: ModuleType) -> Iterator[None]:
+    """``run_recbole`` and its like without Ray, which RecBole 1.2.0 neither requires nor does without.
+
+    quick_start.py:20 imports ``ray.tune`` for one function that reports to it (223). Where Ray is missing, that
+    function alone fails. Can go when RecBole imports it where it is used.
+    """
+    try:
+        import ray.tune  # noqa: F401
+    except ImportError:
+        without, tune = _NoRay("ray"), _NoRay("ray.tune")
+        vars(without)["tune"] = tune
+        before: dict[str, ModuleType] = {name: sys.modules[name] for name in ("ray", "ray.tune") if name in sys.modules}
+        sys.modules["ray"], sys.modules["ray.tune"] = without, tune
+        try:
+            yield
+        finally:
+            del sys.modules["ray"], sys.modules["ray.tune"]
+            sys.modules.update(before)
+    else:
+        yield
 
 
 @contextlib.contextmanager
 def random_state(module: ModuleType) -> Iterator[None]:
     """The exhaustive search of RecBole's ``HyperTuning`` with hyperopt 0.2.7 and later, which wants a ``Generator``.
 
-    It hands over a ``RandomState`` (hyper_tuning.py:116), and reads ``np.str`` (385). Can go when RecBole hands over a generator.
+    It hands over a ``RandomState`` (hyper_tuning.py:116), and reads ``np.str`` (385). Can go when
+    RecBole hands over a generator.
     """
     yield
     import numpy as np
@@ -225,8 +258,13 @@ class _NoWriter:
         return lambda *args, **kwargs: None
 
 
-def no_tensorboard() -> None:
-    """Keep RecBole's trainers in this process from writing event files, as each of several processes would."""
+@contextlib.contextmanager
+def no_tensorboard() -> Iterator[None]:
+    """RecBole's trainers write no event files: there is nothing to write of a test, or another process does so."""
     from recbole.trainer import trainer
 
-    trainer.get_tensorboard = lambda logger: _NoWriter()
+    before, trainer.get_tensorboard = trainer.get_tensorboard, lambda logger: _NoWriter()
+    try:
+        yield
+    finally:
+        trainer.get_tensorboard = before

@@ -10,14 +10,14 @@ import copy
 import functools
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 import torch
 import yaml
 from recbole.config import Config
-from recbole.evaluator import metric_types
-from recbole.utils import EvaluatorType, ModelType
+from recbole.utils import ModelType
 from recbole.utils.argument_list import (
     dataset_arguments,
     evaluation_arguments,
@@ -26,17 +26,34 @@ from recbole.utils.argument_list import (
 )
 
 from recbole_diffurec.config import layers
-from recbole_diffurec.config.rules import INTERVALS, NOT_IN_RESULT, RULES, Rule, nearest
+from recbole_diffurec.config.rules import INTERVALS, NOT_IN_RESULT, RULES, Rule, meaning, nearest
 from recbole_diffurec.data.sources import check_name
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue
 from recbole_diffurec.host.catalogue import HOST_PROPERTIES
-from recbole_diffurec.runtime import distributed
+from recbole_diffurec.host.checks import FILTERS, check_data_and_evaluation
+from recbole_diffurec.runtime import distributed, precision
 
 # Keys that RecBole reads without naming them in any of its files.
 _UNLISTED_HOST_KEYS = {"encoding", "wandb_project", "convert_token_to_onehot", "token_num_threshold", "tail_ratio"}
+# Keys of RecBole's final configuration that it makes of others.
+DERIVED = frozenset(
+    {"model", "dataset", "device", "eval_type", "MODEL_TYPE", "MODEL_INPUT_TYPE", "single_spec", "local_rank"}
+    | {"valid_metric_bigger", "valid_neg_sample_args", "test_neg_sample_args"}
+)
 # Keys that the data depends on without being among RecBole's ``dataset_arguments``.
 _UNLISTED_DATASET_KEYS = {"data_path", "encoding", "discretization", "token_num_threshold", "source_base_urls"}
+# What decides which interactions of which users and items there are, wherever they lie.
+DATA_PARAMETERS = frozenset({*dataset_arguments, *_UNLISTED_DATASET_KEYS} - NOT_IN_RESULT)
+
+
+logger = logging.getLogger("recbole_diffurec")
+
+
+@functools.cache
+def once(level: int, message: str) -> None:
+    """Log a message that a process need not repeat for each of its configurations."""
+    logger.log(level, message)
 
 
 @functools.cache
@@ -56,7 +73,8 @@ class RunConfig(Config):
 
     Parameters
     ----------
-    model, dataset : names.
+    model, dataset : names; where they are None, ``model`` and ``dataset`` of the layers count, or else DiffuRecSys
+        and ml-100k.
     overrides : the strongest layer, parameter -> value of its proper type.
     config_files : YAML files, later ones stronger.
     experiment : name under ``properties/experiment``, or None.
@@ -70,18 +88,18 @@ class RunConfig(Config):
 
     def __init__(
         self,
-        model: str,
-        dataset: str,
+        model: str | None,
+        dataset: str | None,
         overrides: Mapping[str, Any] | None = None,
         config_files: Sequence[str | Path] = (),
         experiment: str | None = None,
     ):
-        check_name(dataset)
         given = layers.settings(experiment, config_files, overrides)
-        for name, used in (("model", model), ("dataset", dataset)):
-            other = given.pop(name, used)
-            if other != used:
-                raise UserError(f"{name} is '{used}', and a parameter or configuration file says '{other}': give one")
+        model = layers.take_name(given, "model", model, "DiffuRecSys")
+        dataset = layers.take_name(given, "dataset", dataset, "ml-100k")
+        check_name(dataset)
+        if not isinstance(model, str):
+            raise UserError(f"model must be one name, got {model!r}: give a name that --list_models prints")
         if given.get("gpu_id", "") is None:
             given["gpu_id"] = ""
         self.spec, fixed = catalogue.named(model)
@@ -133,12 +151,10 @@ class RunConfig(Config):
             # Takes no negatives; RecBole makes its user say so. Set among the defaults too, for plain().
             final["train_neg_sample_args"] = self.internal_config_dict["train_neg_sample_args"] = None
         if "load_col" not in given:
-            fields = [final[f"{kind}_FIELD"] for kind in ("USER_ID", "ITEM_ID", "TIME")]
-            columns = dict(final["load_col"] or {})
-            if final["MODEL_TYPE"] not in (ModelType.GENERAL, ModelType.SEQUENTIAL, ModelType.TRADITIONAL):
-                fields += [name for name in columns.get("inter", []) if name not in fields]
-            final["load_col"] = {**columns, "inter": fields}
-            self.internal_config_dict["load_col"] = final["load_col"]
+            final["load_col"] = self.internal_config_dict["load_col"] = columns_to_load(final)
+        if final["benchmark_filename"]:  # of which RecBole filters nothing
+            final.update(dict.fromkeys(FILTERS - given.keys()))
+            self.internal_config_dict.update(dict.fromkeys(FILTERS))
         if isinstance(given.get("eval_args"), dict):
             # RecBole would fill what is left out with its random split.
             final["eval_args"] = {**self.internal_config_dict["eval_args"], **given["eval_args"]}
@@ -146,21 +162,37 @@ class RunConfig(Config):
         return final
 
     def _init_device(self) -> None:
-        # RecBole ignores use_gpu; only an empty gpu_id keeps it on the CPU (configurator.py:492).
-        if not self.final_config_dict["use_gpu"]:
-            self.final_config_dict["gpu_id"] = ""
-        devices = str(self.final_config_dict["gpu_id"]).split(",")
-        if distributed.world_size() > 1 and devices != [""]:  # each process its own
+        final = self.final_config_dict
+        devices = gpu_numbers(final)
+        if distributed.world_size() > 1 and devices:  # each process its own
             wanted = distributed.local_world_size()
-            if devices == ["0"]:  # the default
-                devices = [str(i) for i in range(torch.cuda.device_count() or wanted)]
+            if devices == [0]:  # the default
+                devices = list(range(torch.cuda.device_count() or wanted))
             if len(devices) < wanted:
                 raise UserError(
                     f"gpu_id has {len(devices)} GPUs for {wanted} processes on this machine: start fewer, name more "
                     f"(--gpu_id=0,1), or use the processors alone (--gpu_id=)"
                 )
-            self.final_config_dict["gpu_id"] = devices[distributed.local_rank()]
-        super()._init_device()
+            devices = [devices[distributed.local_rank()]]
+        use_device(final, devices)
+        self._choose_precision()
+
+    def _choose_precision(self) -> None:
+        """``enable_amp: auto`` by what the device is faster in; ``True`` on a slow one is kept, and said."""
+        wanted, kind = self.final_config_dict["enable_amp"], self.final_config_dict["device"].type
+        if wanted is False:
+            return
+        bfloat16 = precision.bfloat16_on(kind)
+        if wanted == "auto":
+            self.final_config_dict["enable_amp"] = bfloat16.fast
+            once(logging.INFO, f"enable_amp auto is {bfloat16.fast}: {bfloat16.reason}")
+        elif not bfloat16.fast:
+            slower = 1 / precision.product_speedup() if kind == "cpu" else None
+            measured = f", and a product in bf16 takes {slower:.0f} times as long as in float32" if slower else ""
+            once(
+                logging.WARNING,
+                f"enable_amp is True, but {bfloat16.reason}{measured}: --enable_amp=auto chooses by the device",
+            )
 
     # Checks
 
@@ -177,6 +209,8 @@ class RunConfig(Config):
             final["topk"] = [final["topk"]]
         if isinstance(final["metrics"], str):
             final["metrics"] = [final["metrics"]]
+        if isinstance(final["additional_feat_suffix"], str):
+            final["additional_feat_suffix"] = [final["additional_feat_suffix"]]
         rules = {**RULES, **self.spec.rules}
         # For registered models the files' values are checked too; RecBole's defaults are RecBole's business.
         checked = {*given, *rules} & final.keys() if self.spec.rules else set(given)
@@ -187,10 +221,10 @@ class RunConfig(Config):
         for name in ("user_inter_num_interval", "item_inter_num_interval"):
             if final[name] is not None and not INTERVALS.fullmatch(final[name]):
                 raise UserError(f"{name} must be an interval such as [5,inf), got '{final[name]}'")
-        self._check_evaluation(final)
+        self.protocol = check_data_and_evaluation(final, given, self.model_class)
         self._check_counts(final)
         if {"hidden_size", "n_heads"} <= final.keys() and final["hidden_size"] % final["n_heads"]:
-            divisors = [str(n) for n in range(1, final["hidden_size"] + 1) if final["hidden_size"] % n == 0]
+            divisors = [str(n) for n in range(1, 65) if final["hidden_size"] % n == 0]  # more heads nobody has
             raise UserError(
                 f"n_heads must divide hidden_size ({final['hidden_size']}), got {final['n_heads']}: "
                 f"choose one of {', '.join(divisors)}"
@@ -207,24 +241,6 @@ class RunConfig(Config):
         return None
 
     @staticmethod
-    def _check_evaluation(final: Mapping[str, Any]) -> None:
-        topk, metrics, valid = final["topk"], final["metrics"], str(final["valid_metric"])
-        if not topk or not all(Rule("int", 1).accepts(k) for k in topk):
-            raise UserError(f"topk must be a list of integers of at least 1, such as [5,10,20], got {topk!r}")
-        if not metrics:
-            raise UserError("metrics must name at least one metric, such as [Hit,NDCG], got []")
-        options = []
-        for metric in metrics:
-            kind = metric_types.get(str(metric).lower())
-            if kind is None:
-                hint = nearest(str(metric), metric_types) or f" choose from {', '.join(metric_types)}"
-                raise UserError(f"unknown metric '{metric}' in metrics:{hint}")
-            without_k = kind == EvaluatorType.VALUE or metric.lower() == "gauc"  # has no @K in RecBole's results
-            options += [metric] if without_k else [f"{metric}@{k}" for k in topk]
-        if valid.lower() not in [option.lower() for option in options]:
-            raise UserError(f"valid_metric must be one of {', '.join(options)}, got '{valid}'")
-
-    @staticmethod
     def _check_counts(final: Mapping[str, Any]) -> None:
         for minimum, counts in (final["expected_counts"] or {}).items():
             if not isinstance(counts, list) or len(counts) != 3 or not all(Rule("int", 0).accepts(n) for n in counts):
@@ -239,26 +255,86 @@ class RunConfig(Config):
         other.final_config_dict = {**self.final_config_dict, **values}
         return other
 
+    def refuse_without(self, part: str, reason: str) -> None:
+        """Raise ``UserError`` where the split makes no such part; ``reason`` is a clause."""
+        if self["benchmark_filename"] is None and part not in self.protocol.parts:
+            split = self["eval_args"]["split"]
+            raise UserError(f"the split {split} has no {part} part, and {reason}: give one that has")
+
     # What a checkpoint or a result keeps
 
     def plain(self) -> dict[str, Any]:
         """The parameters as plain values, enough to build the same configuration again."""
-        derived = {"model", "dataset", "device", "eval_type", "MODEL_TYPE", "MODEL_INPUT_TYPE", "single_spec"}
-        derived |= {"local_rank", "valid_metric_bigger", "valid_neg_sample_args", "test_neg_sample_args"}
         values = {**self.internal_config_dict, **self.external_config_dict}
         # A data set's defaults may name parameters that this model does not have.
-        return {name: value for name, value in values.items() if name in self._known - derived}
+        return {name: value for name, value in values.items() if name in self._known - DERIVED}
 
     def key(self) -> str:
         """A short name for everything that a run's result depends on; equal for equal runs wherever they happen."""
-        values = {name: value for name, value in self.plain().items() if name not in NOT_IN_RESULT}
-        return _digest({"model": self["model"], "dataset": self["dataset"], **values})
+        return _digest({"model": self["model"], "dataset": self["dataset"], **meaning(self.plain())})
 
     def dataset_key(self) -> str:
         """A short name for everything that the filtered and ordered data set depends on."""
         names = {*dataset_arguments, *_UNLISTED_DATASET_KEYS}
         values = {name: value for name, value in self.final_config_dict.items() if name in names}
         return _digest({"dataset": self["dataset"], "type": str(self["MODEL_TYPE"]), **values})
+
+
+def columns_to_load(final: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``load_col`` is where the user gives none: of the interactions the time as well, and of files that are split
+    already the histories, where they have some.
+    """
+    fields = [final[f"{kind}_FIELD"] for kind in ("USER_ID", "ITEM_ID", "TIME")]
+    columns = dict(final["load_col"] or {})
+    if final["MODEL_TYPE"] not in (ModelType.GENERAL, ModelType.SEQUENTIAL, ModelType.TRADITIONAL):
+        fields += [name for name in columns.get("inter", []) if name not in fields]
+    if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final["benchmark_filename"]:
+        fields.append(final["ITEM_ID_FIELD"] + final["LIST_SUFFIX"])
+    return {**columns, "inter": fields}
+
+
+def gpu_numbers(final: Mapping[str, Any]) -> list[int]:
+    """The GPUs that ``gpu_id`` names; none where ``use_gpu`` is False, which RecBole ignores.
+
+    Raises
+    ------
+    UserError
+        ``gpu_id`` is no list of numbers.
+    """
+    given = final["gpu_id"]
+    parts = [] if given in (None, "") else [str(part).strip() for part in _listed(given)]
+    if not all(part.isdecimal() for part in parts):
+        raise UserError(
+            f"gpu_id must be the number of a GPU such as 0, several such as 0,1, or empty for the CPU, got {given!r}"
+        )
+    return [int(part) for part in parts] if final["use_gpu"] else []
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else str(value).split(",")
+
+
+def use_device(final: dict[str, Any], devices: Sequence[int]) -> None:
+    """Set what RecBole reads of the device: the first of these GPUs, or the CPU where there is none.
+
+    RecBole's own way is to put ``gpu_id`` into ``CUDA_VISIBLE_DEVICES`` (configurator.py:482), for the whole process
+    and its children: the GPUs that Ray or SLURM assigned, or the user, are replaced by others, and an empty one hides
+    all of them from the program around a run. Here GPUs are numbered among those that are visible.
+
+    Raises
+    ------
+    UserError
+        A GPU with this number is not there, but others are.
+    """
+    final.update(gpu_id=",".join(map(str, devices)), single_spec=True, local_rank=0, device=torch.device("cpu"))
+    if devices and torch.cuda.is_available():
+        visible = torch.cuda.device_count()
+        if devices[0] >= visible:
+            raise UserError(
+                f"gpu_id is {devices[0]}, and {visible} GPUs are visible, with the numbers from 0 to {visible - 1}: "
+                f"give one of these, or set CUDA_VISIBLE_DEVICES to the GPUs that are meant"
+            )
+        final["device"] = torch.device("cuda", devices[0])
 
 
 def _digest(values: Mapping[str, Any]) -> str:

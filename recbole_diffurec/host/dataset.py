@@ -10,9 +10,10 @@ Shapes: n interactions, R rows (one per position that has a history), L = ``MAX_
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,117 +22,137 @@ import recbole.data.dataset as host
 import torch
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
-from recbole.utils import ModelType
+from recbole.utils import FeatureSource, ModelType
 from torch import Tensor
 
+from recbole_diffurec.data.columns import Column
+from recbole_diffurec.data.delimited import AtomicFile
+from recbole_diffurec.data.rows import ROW, right_padded
 from recbole_diffurec.data.sources import ensure_dataset
+from recbole_diffurec.data.times import refuse_mixed_units
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host import catalogue
+from recbole_diffurec.host import catalogue, compat
+from recbole_diffurec.host.filters import FilteredColumns
+from recbole_diffurec.host.presplit import SplitFiles
+from recbole_diffurec.host.splits import Splits
 
 logger = logging.getLogger("recbole_diffurec")
-
-# Unix times from 2000 on, until they would be of the other unit.
-UNIX_SECONDS, UNIX_MILLISECONDS = (9.5e8, 1e10), (9.5e11, 1e13)
 
 # Columns that say where the items of a row's user begin and end, for ``mask_seen``.
 SEEN_FROM, SEEN_TO = "seen_from", "seen_to"
 
 
-class Chronological(Dataset):
+class _Files:
+    """The rows of several files, one after another, as one table."""
+
+    def __init__(self, name: str, files: list[AtomicFile], rows: list[int]):
+        self.name, self._files, self._ends = files[0].name if len(files) == 1 else name, files, np.cumsum(rows)
+
+    def place(self, row: int) -> str:
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        file = self._files[number]
+        where = file.place(row - (int(self._ends[number - 1]) if number else 0))
+        return where if len(self._files) == 1 else f"{file.name} {where}"
+
+
+class Chronological(FilteredColumns, Splits):
     """Order by user and time, in full precision; ties keep the order of the file.
 
-    RecBole's later sorts are by float32 time and stable, so they leave this order as it is: rounding is monotonic.
+    RecBole's later sorts are by float32 time and stable, so they leave each user's order as it is: rounding is
+    monotonic. Interactions without times keep the order of the file, and so do those that come split.
 
     Attributes
     ----------
     n_time_ties : interactions whose user has another one at the same time.
     """
 
-    n_time_ties: int
-    inter_feat: Any  # a DataFrame until RecBole builds the splits, an Interaction after
+    n_time_ties: int = 0
 
     def _load_data(self, token: str, dataset_path: str) -> None:
-        if not os.path.isfile(os.path.join(dataset_path, f"{token}.inter")):
+        if self.benchmark_filename_list is not None:
+            for name in self.benchmark_filename_list:
+                path = os.path.join(dataset_path, f"{token}.{name}.inter")
+                if not os.path.isfile(path):
+                    raise UserError(
+                        f"'{path}', which benchmark_filename names, does not exist: correct the names, or give the "
+                        f"folder above the data set's with --data_path"
+                    )
+        elif not os.path.isfile(os.path.join(dataset_path, f"{token}.inter")):
             ensure_dataset(
                 token, os.path.dirname(dataset_path), self.config["source_base_urls"], self.config["show_progress"]
             )
         super()._load_data(token, dataset_path)
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
-        if self.benchmark_filename_list is not None:
-            super()._load_inter_feat(token, dataset_path)
-            return
-        path = os.path.join(dataset_path, f"{token}.inter")
+        self._times_of_files: list[tuple[AtomicFile, np.ndarray]] = []
+        super()._load_inter_feat(token, dataset_path)
+        if self._times_of_files:
+            files, times = map(list, zip(*self._times_of_files))
+            table = _Files(f"data set '{token}'", files, [len(part) for part in times])
+            refuse_mixed_units(table, self.time_field, np.concatenate(times))
+        del self._times_of_files
+
+    def _load_feat(self, filepath: str, source: Any) -> Any:
+        """One atomic file, checked as ``AtomicFile`` does; lines without the ids that name them are left out."""
+        if self._get_load_and_unload_col(source)[0] == set():  # nothing of it is wanted
+            return None
+        file = AtomicFile(Path(filepath), None, self.config["field_separator"], self.config["encoding"])
+        file.check(self._needed_columns() if source == FeatureSource.INTERACTION else {})
         try:
-            self._check_header(path)
-            super()._load_inter_feat(token, dataset_path)
+            with compat.quiet():
+                feat = super()._load_feat(filepath, source)
         except UserError:
             raise
-        except (OSError, ValueError) as error:
-            self._check_numbers(path)
-            reason = str(error).splitlines()[0]
-            raise UserError(f"'{path}' cannot be read as an atomic file ({reason}): mend the file") from None
-        self._check_times(path)
-        nameless = self.inter_feat[[self.uid_field, self.iid_field]].isnull().any(axis=1).to_numpy()
+        except ValueError as error:
+            file.check_lines()
+            self._check_lists_of_numbers(file)
+            raise UserError(f"{file.name} cannot be read as an atomic file ({error}): mend the file") from None
+        if feat is None:
+            return None
+        times = feat.get(self.time_field) if source == FeatureSource.INTERACTION else None
+        ids, what = {
+            FeatureSource.INTERACTION: ([self.uid_field, self.iid_field], "a user or an item"),
+            FeatureSource.USER: ([self.uid_field], "a user"),
+            FeatureSource.ITEM: ([self.iid_field], "an item"),
+        }.get(source, ([], ""))
+        nameless = feat[[field for field in ids if field in feat]].isnull().any(axis=1).to_numpy()
+        if times is not None and times.dtype == np.float64:
+            lost = ~nameless & ~np.isfinite(times.to_numpy())
+            if lost.any():
+                raise Column(file, self.time_field, times).no_time(int(lost.argmax()))
+            self._times_of_files.append((file, times.to_numpy()))
         if nameless.any():
             # RecBole removes them by label where it means position (dataset.py:835).
-            logger.warning(
-                "'%s': lines without a user or an item are left out: %s, the first is line %d",
-                *(path, f"{nameless.sum():,}", np.flatnonzero(nameless)[0] + 2),
-            )
-            self.inter_feat = self.inter_feat[~nameless].reset_index(drop=True)
+            count, first = f"{nameless.sum():,}", file.place(int(nameless.argmax()))
+            logger.warning("%s: lines without %s are left out: %s, the first is %s", file.name, what, count, first)
+            feat = feat[~nameless].reset_index(drop=True)
+        return feat
 
-    def _check_header(self, path: str) -> None:
-        with open(path, encoding=self.config["encoding"]) as file:
-            columns = file.readline().rstrip("\n").split(self.config["field_separator"])
-        for field, kind in ((self.uid_field, "token"), (self.iid_field, "token"), (self.time_field, "float")):
-            if f"{field}:{kind}" not in columns:
-                raise UserError(
-                    f"'{path}' has no column '{field}:{kind}' but {columns}: name the columns of users, items and "
-                    f"times with --USER_ID_FIELD, --ITEM_ID_FIELD and --TIME_FIELD, or mend the file's first line"
-                )
+    def _needed_columns(self) -> dict[str, str]:
+        """The columns of interactions that must be there, and their types."""
+        needed = {self.uid_field: "token", self.iid_field: "token"}
+        if self.benchmark_filename_list is not None:  # split already
+            return needed
+        in_order = self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL or self.config["eval_args"]["order"] == "TO"
+        return {**needed, self.time_field: "float"} if in_order else needed
 
-    def _check_numbers(self, path: str) -> None:
-        """Name the first line whose time is no number."""
-        options = {
-            "sep": self.config["field_separator"],
-            "encoding": self.config["encoding"],
-            "quoting": csv.QUOTE_NONE,
-        }
-        try:
-            times = pd.read_csv(path, usecols=[f"{self.time_field}:float"], dtype=str, **options).iloc[:, 0]
-        except (OSError, ValueError):
-            return
-        wrong = np.flatnonzero(times.notna() & pd.to_numeric(times, errors="coerce").isna())
-        if len(wrong):
-            raise UserError(
-                f"'{path}' line {wrong[0] + 2} has '{times.iloc[wrong[0]]}' where '{self.time_field}' should be a "
-                f"number: mend or remove the line"
-            )
-
-    def _check_times(self, path: str) -> None:
-        times = self.inter_feat[self.time_field].to_numpy(dtype=np.float64)
-        if not np.isfinite(times).all():
-            line = int(np.flatnonzero(~np.isfinite(times))[0]) + 2
-            raise UserError(f"'{path}' line {line} has no finite '{self.time_field}': fill it in or remove the line")
-        seconds, milliseconds = (
-            np.flatnonzero((times >= low) & (times < high)) for low, high in (UNIX_SECONDS, UNIX_MILLISECONDS)
-        )
-        if len(seconds) and len(milliseconds):
-            raise UserError(
-                f"'{path}' has times in seconds (line {seconds[0] + 2}) and in milliseconds (line "
-                f"{milliseconds[0] + 2}), which would put histories out of order: bring '{self.time_field}' to one unit"
-            )
+    def _check_lists_of_numbers(self, file: AtomicFile) -> None:
+        """Name the first line with something else in a list of numbers."""
+        for name, kind in file.kinds.items():
+            for part in file.parts([name]) if kind == "float_seq" else ():
+                part[name].check_lists_of_numbers(self.config["seq_separator"])
 
     def _data_filtering(self) -> None:
         super()._data_filtering()
+        if self.time_field not in self.inter_feat:  # for splits that ask for no order
+            return
         users, _ = pd.factorize(self.inter_feat[self.uid_field])
         times = self.inter_feat[self.time_field].to_numpy(dtype=np.float64)
         order = np.lexsort((times, users))
         users, times = users[order], times[order]
         same = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
         self.n_time_ties = int(np.count_nonzero(np.append(same, False) | np.append(False, same)))
-        self.inter_feat = self.inter_feat.iloc[order].reset_index(drop=True)
+        self.inter_feat, self._line = self.inter_feat.iloc[order].reset_index(drop=True), order
 
     def _reset_index(self) -> None:
         if self.inter_feat.empty:
@@ -171,7 +192,7 @@ class PrefixRows(Interaction):
     def columns(self) -> list[str]:
         return [*self.interaction, *self.flat]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self.columns)
 
     def __getitem__(self, index: Any) -> Any:
@@ -209,15 +230,11 @@ class PrefixRows(Interaction):
 
     def _pad(self, values: Tensor, width: int | None = None) -> Tensor:
         """Right-padded histories, [R, L, ...], or [R, width, ...]."""
-        offset = torch.arange(width or self.max_length)
-        start = torch.maximum(self.first, self.target - self.max_length).unsqueeze(1)
-        position = start + offset
-        real = position < self.target.unsqueeze(1)
-        padded = values[position.clamp_(max=len(values) - 1)]
-        return padded * real.view(*real.shape, *[1] * (padded.dim() - 2))
+        start = torch.maximum(self.first, self.target - self.max_length)
+        return right_padded(values, start, self.target, width or self.max_length)
 
     def padded(self, trim: bool = False) -> Interaction:
-        """RecBole's usual rows: an ``Interaction`` with every list column, right-padded with 0.
+        """RecBole's usual rows: an ``Interaction`` with every list column, right-padded with 0, and the rows' numbers.
 
         Parameters
         ----------
@@ -225,10 +242,10 @@ class PrefixRows(Interaction):
         """
         width = min(self.max_length, int((self.target - self.first).max())) if trim and len(self) else None
         lists = {name: self._pad(values, width) for name, values in self.flat.items()}
-        return Interaction({**self.interaction, **lists})
+        return Interaction({**self.interaction, **lists, ROW: self.target})
 
 
-class SequenceDataset(Chronological, SequentialDataset):
+class SequenceDataset(SplitFiles, Chronological, SequentialDataset):
     """RecBole's sequential data set without a padded copy of every prefix.
 
     Its rows, their order and what a data loader gets are those of ``SequentialDataset``.
@@ -245,9 +262,14 @@ class SequenceDataset(Chronological, SequentialDataset):
         target = torch.from_numpy(np.flatnonzero(~starts))
         first = torch.from_numpy(np.maximum.accumulate(np.where(starts, position, 0)))[target]
         columns = {field: feat[field][target] for field in feat}
-        columns[self.item_list_length_field] = (target - first).clamp(max=self.max_item_list_len)
         flat = {getattr(self, f"{field}_list_field"): feat[field] for field in feat if field != self.uid_field}
-        self.inter_feat = PrefixRows(columns, flat, first, target, self.max_item_list_len)
+        self.inter_feat = self._prefix_rows(columns, flat, first, target)
+
+    def _prefix_rows(
+        self, columns: dict[str, Tensor], flat: dict[str, Tensor], first: Tensor, target: Tensor
+    ) -> PrefixRows:
+        length = (target - first).clamp(max=self.max_item_list_len)
+        return PrefixRows({**columns, self.item_list_length_field: length}, flat, first, target, self.max_item_list_len)
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         rows = self.inter_feat[index]

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.host.candidates import SampledEvalLoader
 from recbole_diffurec.runtime import distributed
 
 # Batches that are drawn together and sorted by length: enough to make each batch's lengths alike, few enough that the
@@ -72,7 +73,8 @@ def order_by_length(loader: Any) -> None:
     For models whose batches are trimmed to their longest history. The first batch takes the most memory.
     """
     dataset = loader._dataset
-    lengths = dataset.inter_feat[dataset.item_list_length_field]
+    sampled = isinstance(loader, SampledEvalLoader) and loader.samples
+    lengths = loader.user_lengths() if sampled else dataset.inter_feat[dataset.item_list_length_field]
     loader.batch_sampler.sampler = lengths.argsort(descending=True, stable=True).tolist()
 
 
@@ -129,8 +131,8 @@ def share_training(loader: Any) -> None:
 
 
 def share_evaluation(loader: Any) -> None:
-    """Let a loader for evaluation give this process's users."""
-    if distributed.world_size() > 1:
+    """Let a loader for evaluation, unless it is of no part, give this process's users."""
+    if distributed.world_size() > 1 and len(loader) > 0:
         users = list(loader.batch_sampler.sampler)
         if len(users) < distributed.world_size():
             raise UserError(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_diffurec.data.histories import read_histories, writing
+from recbole_diffurec.data.histories import writing
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.inference.recommender import Recommender
 from recbole_diffurec.runtime import files
 from recbole_diffurec.training.prepare import training_histories
+
+logger = logging.getLogger("recbole_diffurec")
 
 
 def recommend(
@@ -29,37 +33,108 @@ def recommend(
 
     Parameters
     ----------
-    checkpoint_file : a ``.pth`` file of ``run``, of a sequential model.
-    output : ``.csv``, ``.jsonl`` or ``.parquet``: user_id, rank, item_id, score, popular.
-    input : ``.inter``, ``.csv``, ``.jsonl`` or ``.parquet``, see ``recbole_diffurec.data.histories``; None for every user of
-        the training data, the next item after all their interactions.
-    k : length of the lists.
-    exclude_seen : leave out the items of the history.
-    candidates : a text file with one item id a line; recommend these alone.
-    samples, diversity : see ``Recommender.recommend``; the output gets the columns frequency and spread.
-    parameters : for inference, such as ``sampling_steps=4``.
+    checkpoint_file : str or Path
+        A ``.pth`` file of ``run``, of a sequential model.
+    output : str or Path
+        ``.csv``, ``.jsonl`` or ``.parquet``: user_id, rank, item_id, score, popular.
+    input : str or Path, optional
+        ``.inter``, ``.csv``, ``.jsonl`` or ``.parquet``, see ``Recommender.histories``; by default every user of the
+        training data, for the next item after all their interactions.
+    k : int
+        Length of the lists.
+    exclude_seen : bool
+        Leave out the items of the history.
+    candidates : str or Path, optional
+        A text file with one item id a line, to recommend these alone.
+    samples, diversity : int and float
+        See ``Recommender.recommend``; the output gets the columns frequency and spread.
+    **parameters
+        For inference, such as ``sampling_steps=4``.
 
     Returns
     -------
-    dict with the numbers of ``users``, ``rows``, ``unknown_items`` (skipped) and ``popular_users`` (no known item).
+    dict of str to int
+        The numbers of ``users``, ``rows``, ``unknown_items`` (skipped) and ``popular_users`` (no known item).
 
     Raises
     ------
     UserError
-        A file cannot be read or written, or a parameter is wrong. Nothing is left half-written.
+        A file cannot be read or written, a parameter is wrong, or the model knows none of the items. Nothing is left
+        half-written.
     """
     if input is not None and Path(output).resolve() == Path(input).resolve():
         raise UserError(f"output '{output}' is the input as well: give another file")
     recommender = Recommender.load(checkpoint_file, **parameters)
-    allowed = None if candidates is None else files.read_lines(candidates, "candidates")
-    batches = training_histories(recommender.config) if input is None else read_histories(input)
+    allowed = None
+    if candidates is not None:
+        allowed = files.read_lines(candidates, "candidates")
+        among = KnownIds(recommender, f"candidates in '{candidates}'")
+        among.add([allowed])
+        among.check()
+    batches = training_histories(recommender.config) if input is None else recommender.histories(input)
     counts = {"users": 0, "rows": 0, "unknown_items": 0, "popular_users": 0}
+    known = KnownIds(recommender, f"item ids in input '{input}'")
     with writing(output) as append:
         for users, sequences in batches:
             table = recommender.recommend(sequences, k, exclude_seen, allowed, users, samples, diversity)
             append(table)
             counts["users"] += len(users)
             counts["rows"] += len(table)
-            counts["unknown_items"] += recommender.unknown(sequences)
+            counts["unknown_items"] += known.add(sequences)
             counts["popular_users"] += table.loc[table["popular"], "user_id"].nunique()
+        known.check()
     return counts
+
+
+# The share of known ids below which a table looks like one of other items.
+FEW_KNOWN = 0.1
+
+
+class KnownIds:
+    """Ids that a model knows among those that it is given, counted.
+
+    Parameters
+    ----------
+    recommender : Recommender
+    what : str
+        How messages call the ids.
+    """
+
+    def __init__(self, recommender: Recommender, what: str):
+        self._recommender, self._what = recommender, what
+        self._total = self._unknown = 0
+        self._examples: dict[str, None] = {}
+
+    def add(self, sequences: Sequence[Sequence[str]]) -> int:
+        """Count the ids of some histories; how many of them are unknown."""
+        unknown = [item for sequence in sequences for item in sequence if not self._recommender.knows(item)]
+        for item in unknown:
+            if len(self._examples) == 3:
+                break
+            self._examples[item] = None
+        self._total += sum(map(len, sequences))
+        self._unknown += len(unknown)
+        return len(unknown)
+
+    def check(self) -> None:
+        """Warn where the model knows few of the ids.
+
+        Raises
+        ------
+        UserError
+            It knows none.
+        """
+        known = self._total - self._unknown
+        if not self._unknown or known >= FEW_KNOWN * self._total:
+            return
+        examples = []
+        for item in self._examples:
+            like = self._recommender.like(item)
+            examples.append(f"{item!r}" + (f" (known is {like!r})" if like else ""))
+        named = ", ".join(examples)
+        if not known:
+            raise UserError(
+                f"none of the {self._what} is known to the model, such as {named}: give ids as in its training data"
+            )
+        counts = f"only {known:,} of the {self._total:,}"
+        logger.warning("%s %s are known to the model; %s and others are not", counts, self._what, named)

@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_diffurec.data.histories import read_histories
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.inference.recommender import Recommender
-from recbole_diffurec.models.base import DiffusionRecommender, Program
+from recbole_diffurec.models.base import Exportable, Program
 from recbole_diffurec.runtime import files
 from recbole_diffurec.training.prepare import training_histories
 from recbole_diffurec.version import __version__
@@ -48,12 +47,12 @@ def export(
 
     Parameters
     ----------
-    checkpoint_file : a ``.pth`` file of ``run``, of DiffuRec or DiffuRecSys (``safetensors``: of every model that
-        ``recommend`` takes).
+    checkpoint_file : a ``.pth`` file of ``run``, of a model that is ``Exportable`` (``safetensors``: of every model
+        that ``recommend`` takes).
     output : the file; by default the checkpoint's name with the format's ending.
     format : ``onnx``, ``torch`` (torch.export), ``safetensors`` (the weights), ``faiss`` (an index of item vectors).
-    input : with ``faiss``, a file of histories to measure the recall on (see ``recbole_diffurec.data.histories``); the first
-        thousand users of the training data by default.
+    input : with ``faiss``, a file of histories to measure the recall on (see ``recbole_diffurec.data.histories``); the
+        first thousand users of the training data by default.
     parameters : for inference, such as ``sampling_steps=4``; the program's reverse process has that many steps.
 
     Returns
@@ -71,10 +70,10 @@ def export(
     recommender = Recommender.load(checkpoint_file, **{**parameters, "gpu_id": "", "enable_amp": False})
     network, spec = recommender.network, recommender.config.spec
     spec.refuse(format, f"be exported as {format}")
-    if format != "safetensors" and not isinstance(network, DiffusionRecommender):
+    if format != "safetensors" and not isinstance(network, Exportable):
         raise UserError(
-            f"model '{spec.name}' cannot be exported as {format}, since it is no diffusion model: "
-            f"--format=safetensors takes its weights"
+            f"model '{spec.name}' cannot be exported as {format}, since it says of neither its program nor its item "
+            f"vectors what they are: --format=safetensors takes its weights"
         )
     path = Path(checkpoint_file).with_suffix(SUFFIXES[format]) if output is None else Path(output)
     description = {
@@ -174,7 +173,7 @@ def _onnx_program(exported: Any, program: Program) -> tuple[bytes, Callable[[dic
 def _largest_difference(
     run: Callable[[dict[str, Tensor]], Tensor],
     example: Callable[[int, int], dict[str, Tensor]],
-    network: DiffusionRecommender,
+    network: Any,
     longest: int,
 ) -> float:
     """Of a program's scores from those of ``full_sort_predict``, over the largest score."""
@@ -196,7 +195,7 @@ def _index(recommender: Recommender, input: str | Path | None) -> tuple[bytes, f
     index = faiss.IndexHNSWFlat(vectors.shape[1], HNSW_NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction, index.hnsw.efSearch = HNSW_CONSTRUCTION, HNSW_SEARCH
     index.add(vectors)
-    _, histories = next(training_histories(recommender.config) if input is None else read_histories(input))
+    _, histories = next(training_histories(recommender.config) if input is None else recommender.histories(input))
     queries = recommender.vectors(histories[:RECALL_USERS])
     queries = queries[queries.any(axis=1)]  # without the histories that have no known item
     if not len(queries):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,9 @@ from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 from torch import Tensor
 
+from recbole_diffurec.data.formats import open_table
+from recbole_diffurec.data.histories import HistoryBatch, HistoryColumns, as_histories, as_ids, read_histories
+from recbole_diffurec.data.tables import Frame, Table
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, compat
 from recbole_diffurec.host.config import RunConfig
@@ -23,7 +26,7 @@ from recbole_diffurec.host.loaders import fitting_users
 from recbole_diffurec.inference.lists import ListOptions, Lists, lists_of_samples
 from recbole_diffurec.models.base import DiffusionRecommender
 from recbole_diffurec.runtime import checkpoint
-from recbole_diffurec.training.report import weights_misfit
+from recbole_diffurec.training.weights import load_weights, room_for
 
 COLUMNS = ("user_id", "rank", "item_id", "score", "popular")
 
@@ -34,6 +37,9 @@ class _CheckpointData:
     def __init__(self, config: RunConfig, n_items: int, n_users: int):
         self._model = config["model"]
         self._counts = {config["ITEM_ID_FIELD"]: n_items, config["USER_ID_FIELD"]: n_users}
+        # By other names for some of RecBole's models.
+        self.item_num, self.user_num = n_items, n_users
+        self.field2seqlen = {config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]: config["MAX_ITEM_LIST_LENGTH"]}
 
     def num(self, field: str) -> int:
         if field not in self._counts:
@@ -47,8 +53,8 @@ class _CheckpointData:
 
     def _lacks(self, name: str) -> UserError:
         return UserError(
-            f"model '{self._model}' is built from more of its data ('{name}') than a checkpoint holds, so that it cannot "
-            f"recommend from a checkpoint alone: use 'recbole-diffurec evaluate', or another sequential model"
+            f"model '{self._model}' is built from more of its data ('{name}') than a checkpoint holds, so that it "
+            f"cannot recommend from a checkpoint alone: use 'recbole-diffurec evaluate', or another sequential model"
         )
 
 
@@ -91,15 +97,26 @@ class Recommender:
         spec.refuse("recommend", "recommend from a checkpoint alone")
         tokens = state["id_tokens"]
         counts = _CheckpointData(config, len(tokens["items"]), len(tokens["users"]))
-        with compat.quiet():
+        with compat.quiet(), room_for(state, path):
             network = config.model_class(config, counts)
-        try:
-            network.load_state_dict(state["state_dict"])
-        except RuntimeError:
-            raise weights_misfit(path, parameters) from None
+        load_weights(network, state, path, parameters)
         users = fitting_users(config["eval_batch_size"], len(tokens["items"]), config["device"])
         config = config.with_values(eval_batch_size=users)
-        return cls(network.to(config["device"]), config, tokens["items"], state["popularity"])
+        recommender = cls(network.to(config["device"]), config, tokens["items"], state["popularity"])
+        recommender._check_reads_histories_alone()
+        return recommender
+
+    @torch.no_grad()
+    def _check_reads_histories_alone(self) -> None:
+        """Refuse a model that wants to know more of a request than its history: HGN, Caser and others the user."""
+        try:
+            with compat.quiet():
+                self.network.full_sort_predict(self._interaction([[1]]))
+        except KeyError as error:
+            raise UserError(
+                f"model '{self.config['model']}' reads '{error.args[0]}' beside a history, so that it cannot recommend "
+                f"from a checkpoint alone: use 'recbole-diffurec evaluate', or another sequential model"
+            ) from None
 
     def with_sampling_steps(self, steps: int) -> Recommender:
         """The same diffusion model, its weights shared, with another number of reverse steps.
@@ -120,7 +137,7 @@ class Recommender:
 
     def recommend(
         self,
-        sequences: Sequence[Sequence[Any]],
+        sequences: Sequence[Sequence[Any]] | pd.DataFrame,
         k: int = 10,
         exclude_seen: bool = False,
         candidates: Iterable[Any] | None = None,
@@ -135,7 +152,7 @@ class Recommender:
 
         Parameters
         ----------
-        sequences : B histories of item ids.
+        sequences : B histories of item ids, or a DataFrame that ``histories`` reads.
         k : length of the lists.
         exclude_seen : leave out the items of the history itself.
         candidates : recommend these items alone.
@@ -161,7 +178,7 @@ class Recommender:
             raise UserError(
                 f"model '{self.config['model']}' draws no samples, since it is no diffusion model: leave out --samples"
             )
-        users = range(len(sequences)) if users is None else users
+        sequences, users = self._named_histories(sequences, users)
         allowed = self._allowed(candidates)
         columns = COLUMNS if samples is None else (*COLUMNS, "frequency", "spread")
         frames = [] if len(sequences) else [pd.DataFrame({name: [] for name in columns})]
@@ -171,34 +188,77 @@ class Recommender:
             frames.append(self._batch(sequences[part], users[part], options, allowed))
         return pd.concat(frames, ignore_index=True)
 
+    def _named_histories(self, sequences: Any, users: Any) -> tuple[list[list[str]], Sequence[Any]]:
+        """Histories as text, and the users' names, as ``recommend`` takes them."""
+        if isinstance(sequences, pd.DataFrame):
+            if users is not None:
+                raise UserError("the DataFrame names its users already: leave out users")
+            parts = list(self.histories(sequences))
+            return [history for _, part in parts for history in part], [user for part, _ in parts for user in part]
+        sequences = as_histories(sequences)
+        users = range(len(sequences)) if users is None else list(users)
+        if len(users) != len(sequences):
+            raise UserError(f"users must name the {len(sequences)} histories, got {len(users)}: give one for each")
+        return sequences, users
+
+    def histories(self, source: str | Path | pd.DataFrame) -> Iterator[HistoryBatch]:
+        """Users and histories in a file or a DataFrame, some at a time (see ``read_histories``).
+
+        The columns are called as in the training data, or ``user_id``, ``item_id`` and ``timestamp``, or ``user_id``
+        and ``items``.
+
+        Raises
+        ------
+        UserError
+            They cannot be read.
+        """
+        config = self.config
+        names = [config[f"{kind}_FIELD"] for kind in ("USER_ID", "ITEM_ID", "TIME")]
+        columns = HistoryColumns(*(name or default for name, default in zip(names, vars(HistoryColumns()).values())))
+        if isinstance(source, pd.DataFrame):
+            table: Table = Frame(source)
+        else:
+            table = open_table(source, "input", config["field_separator"], config["encoding"])
+        return read_histories(table, columns, split=all(len(item.split()) == 1 for item in self.items[1:]))
+
     def unknown(self, sequences: Iterable[Iterable[Any]]) -> int:
         """How many of the items in the histories the model does not know."""
-        return sum(str(item) not in self._number for sequence in sequences for item in sequence)
+        return sum(item not in self._number for sequence in as_histories(sequences) for item in sequence)
+
+    def knows(self, item: str) -> bool:
+        """Whether an id is of an item that the model knows."""
+        return item in self._number
+
+    def like(self, item: str) -> str | None:
+        """The id that the model knows where ``item`` is the same in another spelling, as of a table's numbers."""
+        spellings = (item.removesuffix(".0"), item.strip(), item.strip("\"'"))
+        return next((spelling for spelling in spellings if spelling in self._number), None)
 
     @torch.no_grad()
     def vectors(self, sequences: Sequence[Sequence[Any]]) -> np.ndarray:
-        """Reconstructed targets of a diffusion model, for a search among its ``item_vectors``: float32 [B, d].
+        """What the histories look for among an exportable model's ``item_vectors``: float32 [B, d].
 
         A history without any item that the model knows has the vector of zeros.
         """
-        found = np.zeros((len(sequences), self.network.hidden_size), dtype=np.float32)
+        sequences = as_histories(sequences)
+        found = np.zeros((len(sequences), self.network.item_vectors().shape[1]), dtype=np.float32)
         size = self.config["eval_batch_size"]
         for start in range(0, len(sequences), size):
             histories = self._numbers(sequences[start : start + size])
             known = [row for row, history in enumerate(histories) if history]
             if known:
-                (x_0, *_) = self.network.reconstructions(self._interaction([histories[row] for row in known]))
-                found[start + np.array(known)] = self.network.query(x_0).cpu().numpy()
+                queries = self.network.queries(self._interaction([histories[row] for row in known]))
+                found[start + np.array(known)] = queries.cpu().numpy()
         return found
 
-    def _numbers(self, sequences: Iterable[Iterable[Any]]) -> list[list[int]]:
+    def _numbers(self, sequences: Iterable[Iterable[str]]) -> list[list[int]]:
         """The histories in item numbers, without the items that the model does not know."""
-        return [[self._number[str(i)] for i in sequence if str(i) in self._number] for sequence in sequences]
+        return [[self._number[item] for item in sequence if item in self._number] for sequence in sequences]
 
     def _allowed(self, candidates: Iterable[Any] | None) -> Tensor | None:
         if candidates is None:
             return None
-        numbers = [self._number[str(item)] for item in candidates if str(item) in self._number]
+        numbers = [self._number[item] for item in as_ids(candidates, "candidates") if item in self._number]
         if not numbers:
             raise UserError("none of the candidates is an item that the model knows: give items of its training data")
         allowed = torch.zeros(len(self.items), dtype=torch.bool)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from recbole_diffurec.layers.device import device_type
 from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.linear import Linear, linear
 from recbole_diffurec.layers.ragged import RaggedBatch, Slab
@@ -24,19 +25,25 @@ VECTOR_LENGTH = 16  # float32 numbers in the widest vector registers
 
 
 class MultiHeadAttention(nn.Module):
-    """Scaled dot-product attention inside each history (Vaswani et al. 2017), bidirectional, without position.
+    """Scaled dot-product attention inside each history (Vaswani et al. 2017), without position.
 
     Parameters
     ----------
-    hidden_size : d.
-    n_heads : h, divides d.
-    dropout : probability of zeroing an attention weight.
-    checkpointing : keep no attention weights for the backward pass, and compute a few histories' at a time again there.
+    hidden_size : int
+        d.
+    n_heads : int
+        h, divides d.
+    dropout : float
+        Probability of zeroing an attention weight.
+    checkpointing : bool
+        Keep no attention weights for the backward pass, and compute a few histories' at a time again there.
+    causal : bool
+        Whether ``self_attention`` looks back alone: a token sees itself and what is before it in its history.
     """
 
-    def __init__(self, hidden_size: int, n_heads: int, dropout: float, checkpointing: bool):
+    def __init__(self, hidden_size: int, n_heads: int, dropout: float, checkpointing: bool, causal: bool = False):
         super().__init__()
-        self.n_heads, self.checkpointing = n_heads, checkpointing
+        self.n_heads, self.checkpointing, self.causal = n_heads, checkpointing, causal
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(hidden_size, hidden_size)
         self.value = nn.Linear(hidden_size, hidden_size)
@@ -50,7 +57,9 @@ class MultiHeadAttention(nn.Module):
     def self_attention(self, x: Tensor, batch: RaggedBatch) -> Tensor:
         """Attend from every token of ``x`` [N, d] to those of its own history; [N, d]."""
         heads = self._project([self.query, self.key, self.value], x, batch)
-        contexts = [self._slab_contexts(q, k, v, slab, x.dtype) for (q, k, v), slab in zip(heads, batch.slabs)]
+        contexts = [
+            self._slab_contexts(q, k, v, slab, x.dtype, self.causal) for (q, k, v), slab in zip(heads, batch.slabs)
+        ]
         return self.output(torch.cat(contexts))
 
     def forward(self, query: Tensor, keys_values: list[Tensor], batch: RaggedBatch) -> Tensor:
@@ -82,7 +91,7 @@ class MultiHeadAttention(nn.Module):
         q = self.query(query).unflatten(-1, by_head).transpose(0, 1) * head_size**-0.5  # [h, B, d/h]
         bias = (q * self.key.bias.view(self.n_heads, 1, head_size)).sum(dim=-1).T.unsqueeze(-1)  # [B, h, 1]
         q = (q @ self.key.weight.unflatten(0, by_head)).transpose(0, 1)  # [B, h, d]
-        if x.device.type == "cpu":
+        if device_type(x) == "cpu":
             x = x.float() if x.dtype == torch.bfloat16 else x  # as in ``_project``
             q, bias = q.to(x.dtype), bias.to(x.dtype)
         contexts, masses = [], []
@@ -92,7 +101,7 @@ class MultiHeadAttention(nn.Module):
                 part = part.view(slab.n, slab.length, -1)
                 scores = torch.baddbmm(bias[slab.rows], q[slab.rows], part.transpose(1, 2))
                 if slab.key_bias is not None:
-                    scores = scores + slab.key_bias.squeeze(1)
+                    scores = scores + slab.key_bias.squeeze(1).to(scores.dtype)
                 weights = self.dropout(_softmax(scores))
                 contexts.append(weights @ part)
                 masses.append(weights.sum(dim=-1, keepdim=True))
@@ -104,7 +113,7 @@ class MultiHeadAttention(nn.Module):
     @staticmethod
     def _full_precision(x: Tensor) -> AbstractContextManager:
         """On a CPU, without autocast; only where there is one to leave, since torch.export is slow with contexts."""
-        leave = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        leave = device_type(x) == "cpu" and torch.is_autocast_enabled("cpu")
         return torch.autocast("cpu", enabled=False) if leave else nullcontext()
 
     def _project(self, layers: list[nn.Linear], x: Tensor, batch: RaggedBatch) -> list[Tensor]:
@@ -123,35 +132,41 @@ class MultiHeadAttention(nn.Module):
         heads = []
         for slab, part in zip(batch.slabs, parts):
             head = part.view(slab.n, -1, len(layers), self.n_heads, head_size).permute(2, 0, 3, 1, 4)
-            if head.device.type == "cpu":
+            if device_type(head) == "cpu":
                 # Small matrix products are slower in bf16 than in float32 there. One copy casts and reorders.
                 dtype = torch.float32 if head.dtype == torch.bfloat16 else head.dtype
                 head = head.to(dtype, memory_format=torch.contiguous_format).contiguous()
             heads.append(head)
         return heads
 
-    def _slab_contexts(self, q: Tensor, k: Tensor, v: Tensor, slab: Slab, dtype: torch.dtype) -> Tensor:
+    def _slab_contexts(
+        self, q: Tensor, k: Tensor, v: Tensor, slab: Slab, dtype: torch.dtype, causal: bool = False
+    ) -> Tensor:
         """``_attend`` for the histories of a slab."""
+        # What pads a history on the right comes after every real query, so that looking back never meets it.
+        bias = None if causal else slab.key_bias
         if not (self.checkpointing and self.training):
-            return self._attend(q, k, v, slab.key_bias, dtype)
+            return self._attend(q, k, v, bias, dtype, causal)
         n = max(1, CHECKPOINTED_WEIGHTS // (self.n_heads * q.shape[2] * k.shape[2]))
-        parts = zip(
-            q.split(n), k.split(n), v.split(n), repeat(None) if slab.key_bias is None else slab.key_bias.split(n)
-        )
-        return torch.cat([checkpoint(self._attend, *part, dtype, use_reentrant=False) for part in parts])
+        parts = zip(q.split(n), k.split(n), v.split(n), repeat(None) if bias is None else bias.split(n))
+        return torch.cat([checkpoint(self._attend, *part, dtype, causal, use_reentrant=False) for part in parts])
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, dtype: torch.dtype, causal: bool
+    ) -> Tensor:
         """Softmax attention over scaled queries, [n, h, l, d/h] each; returns [n l, d] of ``dtype``."""
-        if q.device.type != "cpu":
+        if device_type(q) != "cpu":
             bias = None if key_bias is None else key_bias.to(q.dtype)
             p = self.dropout.p if self.training else 0.0
-            context = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=1.0)
+            context = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, is_causal=causal, scale=1.0)
         else:
             # The textbook form is faster than PyTorch's fused one for histories of a few dozen items.
             with self._full_precision(q):
                 scores = q @ k.transpose(-1, -2)
                 if key_bias is not None:
                     scores.add_(key_bias)
+                if causal:
+                    scores.add_(torch.full(scores.shape[-2:], -math.inf, device=q.device).triu_(1))
                 context = self.dropout(_softmax(scores)) @ v
         context = context.transpose(1, 2)
         if context.dtype != dtype:

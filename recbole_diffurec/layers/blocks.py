@@ -1,4 +1,4 @@
-"""The Transformer block of the approximator.
+"""Transformer blocks: the pre-norm one of the approximator, and the post-norm one of BERT.
 
 Shapes: B sequences, N tokens, d hidden size.
 """
@@ -16,9 +16,10 @@ from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.linear import Linear
 from recbole_diffurec.layers.ragged import RaggedBatch
 
-# GELU is DiffuRec's tanh form; the exact form is a neighbour that nobody published these models with.
+# DiffuRec's GELU is the tanh form, that of RecBole's Transformers the exact one.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": lambda: nn.GELU(approximate="tanh"),
+    "gelu_erf": nn.GELU,
     "relu": lambda: nn.ReLU(inplace=True),
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
@@ -35,6 +36,7 @@ class BlockShape:
     hidden_size, n_heads, inner_size : d, heads, width of the feed-forward layer.
     hidden_act : name of its activation, one of ``ACTIVATIONS``.
     hidden_dropout, attn_dropout : probabilities, of sublayers and of attention weights.
+    causal : whether a token sees itself and what is before it alone.
     cross_attention : whether the block has that sublayer.
     output_dropout : one more dropout on the block's output, as in DiffuRec's public code.
     checkpointing : keep only what enters a sublayer for the backward pass, and compute the rest of it again there.
@@ -46,6 +48,7 @@ class BlockShape:
     hidden_act: str
     hidden_dropout: float
     attn_dropout: float
+    causal: bool = False
     cross_attention: bool = False
     output_dropout: bool = False
     checkpointing: bool = False
@@ -71,7 +74,7 @@ class Block(nn.Module):
             self.cross_attention = MultiHeadAttention(size, heads, shape.attn_dropout, checkpointing)
         self.has_cross_attention = shape.cross_attention
         self.attention_norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
-        self.attention = MultiHeadAttention(size, heads, shape.attn_dropout, checkpointing)
+        self.attention = MultiHeadAttention(size, heads, shape.attn_dropout, checkpointing, shape.causal)
         self.ffn_norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
         activation = ACTIVATIONS[shape.hidden_act]()
         self.ffn = nn.Sequential(Linear(size, shape.inner_size), activation, Linear(shape.inner_size, size))
@@ -85,7 +88,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        injected: Tensor,
+        injected: Tensor | None,
         batch: RaggedBatch,
         last_only: bool,
         cross_keys_values: list[Tensor] | None = None,
@@ -95,7 +98,7 @@ class Block(nn.Module):
         Parameters
         ----------
         x : [N, d], states.
-        injected : [N, d], lambda * (x_s + d_s), the queries of the cross-attention.
+        injected : [N, d], lambda * (x_s + d_s), the queries of the cross-attention; None without that sublayer.
         batch : layout of the tokens.
         last_only : compute the most recent position of each history alone, which is all that the last block's
             reader needs.
@@ -131,3 +134,23 @@ class Block(nn.Module):
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.output_dropout(x + self.dropout(self.ffn(self.ffn_norm(x))))
+
+
+class PostNormBlock(Block):
+    """Norms after the residuals, LayerNorm(x + Dropout(Sublayer(x))): self-attention, FFN (Devlin et al. 2019).
+
+    The block of RecBole's ``TransformerLayer``. It has neither cross-attention nor a dropout on its output.
+
+    Parameters
+    ----------
+    shape : sizes and switches.
+    """
+
+    def _attend(self, x: Tensor, batch: RaggedBatch, last_only: bool) -> Tensor:
+        if not last_only:
+            return self.attention_norm(x + self.dropout(self.attention.self_attention(x, batch)))
+        last = x.index_select(0, batch.last)
+        return self.attention_norm(last + self.dropout(self.attention.from_last(last, x, batch)))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.ffn_norm(x + self.dropout(self.ffn(x)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recbole_diffurec.layers.device import device_type
+
 
 class Dropout(nn.Dropout):
     """``nn.Dropout`` with 16-bit random numbers on a CPU.
@@ -18,7 +20,7 @@ class Dropout(nn.Dropout):
         if not self.training or self.p == 0.0:
             return x
         threshold = round(self.p * 2**16)
-        if x.device.type != "cpu" or not 0 < threshold < 2**16:
+        if device_type(x) != "cpu" or not 0 < threshold < 2**16:
             return super().forward(x)
         n = x.numel()
         bits = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:n]

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from recbole_diffurec.layers.device import device_type
+
 # Logits that exist at once. On a CPU a chunk stays in the cache between the passes over it; on a GPU it is as large as
 # keeps the matrix products efficient.
 CHUNK_LOGITS = {"cpu": 2**20, "cuda": 2**26}
@@ -50,7 +52,7 @@ class _FullCrossEntropy(torch.autograd.Function):
         added_scores: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         needs_grad = any(ctx.needs_input_grad)
-        chunk = CHUNK_LOGITS.get(x.device.type, CHUNK_LOGITS["cuda"])
+        chunk = CHUNK_LOGITS.get(device_type(x), CHUNK_LOGITS["cuda"])
         n_rows = max(CHUNK_ROWS, chunk // len(items))
         losses = torch.empty(len(x), dtype=items.dtype, device=x.device)
         grad_x = torch.empty_like(x) if needs_grad else None

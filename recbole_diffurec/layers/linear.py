@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recbole_diffurec.layers.device import device_type
+
 # Rows that a product in bf16 has a multiple of on a CPU.
 ROWS = 64
 
@@ -20,7 +22,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     would lie scattered over the heap, whose freed parts between them no longer hold a large tensor: ten gigabytes after
     an hour on ml-1m, of which one was in use. Rows of zeros make the shapes few, so that they come again.
     """
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or not _in_bfloat16(x) or x.shape[0] % ROWS == 0:
+    if torch.compiler.is_compiling() or device_type(x) != "cpu" or not _in_bfloat16(x) or x.shape[0] % ROWS == 0:
         return F.linear(x, weight, bias)
     n = x.shape[0]
     return F.linear(F.pad(x, (0, 0, 0, -n % ROWS)), weight, bias)[:n]

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from recbole_diffurec.layers.device import device_type
 
 # What one more slab costs beside its tokens (kernel launches, small matrices), in tokens' worth of work.
 SLAB_OVERHEAD_TOKENS = {"cpu": 48, "cuda": 2048}
@@ -95,7 +98,7 @@ class RaggedBatch:
             raise ValueError("every history needs at least one item")
         order = np.argsort(host_lengths, kind="stable")
         sorted_lengths = host_lengths[order]
-        plan = plan_slabs(sorted_lengths, SLAB_OVERHEAD_TOKENS.get(device.type, SLAB_OVERHEAD_TOKENS["cuda"]))
+        plan = plan_slabs(sorted_lengths, SLAB_OVERHEAD_TOKENS.get(device_type(item_seq), SLAB_OVERHEAD_TOKENS["cuda"]))
 
         self.n_sequences = len(host_lengths)
         self._order = torch.from_numpy(order).to(device)
@@ -126,6 +129,12 @@ class RaggedBatch:
         self.real = age >= 0 if padded else None
         self.age = age.clamp_(min=0)
         self.last = torch.cat(last)
+
+    @property
+    def position(self) -> Tensor:
+        """int [N], 0 for the oldest item of a history, 1 for the one after, ..."""
+        device = self.items.device
+        return torch.cat([torch.arange(slab.length, device=device).repeat(slab.n) for slab in self.slabs])
 
     def restore(self, x: Tensor) -> Tensor:
         """Bring [B, ...] from sorted order back to the order of the given batch."""
@@ -159,3 +168,53 @@ class PaddedBatch(RaggedBatch):
     def restore(self, x: Tensor) -> Tensor:
         """The order is that of the given batch already."""
         return x
+
+
+class LedBatch(RaggedBatch):
+    """The layout of a batch with one more token in front of each history, which is the one that is read of it.
+
+    For attention in both directions, to which the place of a token says nothing.
+
+    Parameters
+    ----------
+    histories : RaggedBatch
+        Of any layout.
+    """
+
+    def __init__(self, histories: RaggedBatch):
+        self._histories = histories
+        self.n_sequences = histories.n_sequences
+        self.slabs = [
+            Slab(
+                slab.first_row,
+                slab.n,
+                slab.first_token + slab.first_row,
+                slab.length + 1,
+                None if slab.key_bias is None else F.pad(slab.key_bias, (1, 0)),
+            )
+            for slab in histories.slabs
+        ]
+        device = histories.last.device
+        first = [slab.first_token + torch.arange(slab.n, device=device) * slab.length for slab in self.slabs]
+        self.last = torch.cat(first)
+
+    def join(self, leading: Tensor, tokens: Tensor) -> Tensor:
+        """The tokens of the longer sequences, [B + N, d].
+
+        Parameters
+        ----------
+        leading : Tensor
+            [B, d], what stands in front, in the order of the given batch.
+        tokens : Tensor
+            [N, d], of the histories.
+        """
+        histories = self._histories
+        leading = leading.index_select(0, histories.row.index_select(0, histories.last)).unsqueeze(1)
+        slabs = histories.slabs
+        parts = zip(slabs, leading.split([slab.n for slab in slabs]), tokens.split([s.n * s.length for s in slabs]))
+        joined = [torch.cat([front, part.view(slab.n, slab.length, -1)], dim=1) for slab, front, part in parts]
+        return torch.cat([sequences.flatten(0, 1) for sequences in joined])
+
+    def restore(self, x: Tensor) -> Tensor:
+        """``RaggedBatch.restore``."""
+        return self._histories.restore(x)

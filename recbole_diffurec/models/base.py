@@ -1,7 +1,7 @@
-"""The contract of a diffusion model: what comparisons, lists, services, exports and audits ask of it.
+"""The contracts of models: what comparisons, lists, services, exports and audits ask of them.
 
-A model of any kind that reconstructs its target by diffusion subclasses ``DiffusionRecommender``. The family of DiffuRec
-is in ``models.diffurec``.
+A model of any kind that reconstructs its target by diffusion subclasses ``DiffusionRecommender``; the family of
+DiffuRec is in ``models.diffurec``. Any model that scores items by inner products can be ``Exportable``.
 
 Shapes: B batch, L padded history length, d size of an item vector, I items with padding row 0.
 """
@@ -18,7 +18,37 @@ from torch import Tensor, nn
 Self = TypeVar("Self", bound="DiffusionRecommender")
 
 
-class DiffusionRecommender(SequentialRecommender, ABC):
+# What programs say of the input and the output that all of them have.
+ITEM_SEQ_INPUT = (
+    "int64 [batch, length], length from 2 to max_length: item numbers (places in 'items'), the oldest first, 0 after "
+    "the last"
+)
+SCORES_OUTPUT = "float32 [batch, items]; -inf for the padding item 0"
+
+
+class Exportable(ABC):
+    """What programs and indexes for other runtimes are made from."""
+
+    @abstractmethod
+    def queries(self, interaction: Any) -> Tensor:
+        """Vectors [B, d] of histories whose inner products with ``item_vectors`` are the scores that depend on them."""
+
+    @abstractmethod
+    def item_vectors(self, items: Tensor | None = None) -> Tensor:
+        """Item vectors that queries are scored against, [I, d]; or [n, d] for items int [n]."""
+
+    @abstractmethod
+    def program(self) -> Program:
+        """Inference as a function of tensors alone, to be exported.
+
+        Raises
+        ------
+        UserError
+            Some setting of this model cannot be exported.
+        """
+
+
+class DiffusionRecommender(SequentialRecommender, Exportable):
     """A sequential recommender that reconstructs the target item by diffusion."""
 
     # Whether every parameter gets a gradient in every step, which several processes need not look for then.
@@ -47,22 +77,12 @@ class DiffusionRecommender(SequentialRecommender, ABC):
         """Vectors [B, d] whose inner products with ``item_vectors`` are the scores that depend on x_0."""
 
     @abstractmethod
-    def item_vectors(self, items: Tensor | None = None) -> Tensor:
-        """Item vectors that queries are scored against, E [I, d]; or [n, d] for items int [n]."""
-
-    @abstractmethod
     def with_sampling_steps(self: Self, sampling_steps: int) -> Self:
         """The same model, its weights shared, with another number of reverse steps, from 1 to ``n_steps``."""
 
-    @abstractmethod
-    def program(self) -> Program:
-        """Inference as a function of tensors alone, to be exported.
-
-        Raises
-        ------
-        UserError
-            Some setting of this model cannot be exported.
-        """
+    def queries(self, interaction: Any) -> Tensor:
+        """``Exportable.queries``: of the reconstructions for the configuration's first seed."""
+        return self.query(self.reconstructions(interaction)[0])
 
     def begin_epoch(self, epoch: int) -> None:
         """Called by the trainer before each 0-based epoch."""

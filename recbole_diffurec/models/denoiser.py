@@ -5,6 +5,7 @@ Shapes: B batch, N tokens, d hidden size, T diffusion steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -75,3 +76,38 @@ class UncertainDenoiser:
     def in_bfloat16(self) -> UncertainDenoiser:
         """``Denoiser.in_bfloat16``; the step embedding stays as it is."""
         return UncertainDenoiser(self.approximator.in_bfloat16(), self.step_embedding, self.token_noise[0])
+
+
+class GuidedDenoiser:
+    """Classifier-free guidance around any denoiser: (1 + w) f(x_s, history) - w f(x_s, nothing).
+
+    Ho, Salimans 2022, "Classifier-Free Diffusion Guidance", Eq. 6, for an estimate of x_0. For inference; a model
+    that is guided replaces histories by nothing in a share of its training batches.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+        What is guided.
+    nothing : callable
+        Takes the token embeddings [N, d] and gives those of no history, of the same shape.
+    weight : float
+        w; 0 is the denoiser itself.
+    """
+
+    def __init__(self, denoiser: Denoiser, nothing: Callable[[Tensor], Tensor], weight: float):
+        self.denoiser, self.nothing, self.weight = denoiser, nothing, weight
+        self.token_noise = denoiser.token_noise
+
+    def condition(self, embeddings: Tensor, batch: RaggedBatch) -> tuple[Any, Any]:
+        """``Denoiser.condition``, with the history and without."""
+        without = self.denoiser.condition(self.nothing(embeddings), batch)
+        return self.denoiser.condition(embeddings, batch), without
+
+    def __call__(self, condition: tuple[Any, Any], x_s: Tensor, t: Tensor | int, draws: Draws) -> Tensor:
+        """``Denoiser.__call__``."""
+        given, nothing = (self.denoiser(part, x_s, t, draws) for part in condition)
+        return (1 + self.weight) * given - self.weight * nothing
+
+    def in_bfloat16(self) -> GuidedDenoiser:
+        """``Denoiser.in_bfloat16``."""
+        return GuidedDenoiser(self.denoiser.in_bfloat16(), self.nothing, self.weight)

@@ -25,11 +25,12 @@ from recbole_diffurec.diffusion.samplers import SAMPLERS, Sampler
 from recbole_diffurec.diffusion.step_samplers import STEP_SAMPLERS
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.layers.blocks import ACTIVATIONS, BlockShape
+from recbole_diffurec.layers.device import device_type
 from recbole_diffurec.layers.item_softmax import SampledCrossEntropy, full_cross_entropy
 from recbole_diffurec.layers.ragged import RaggedBatch
 from recbole_diffurec.layers.step_embedding import StepEmbedding
 from recbole_diffurec.models.approximator import Approximator
-from recbole_diffurec.models.base import DiffusionRecommender
+from recbole_diffurec.models.base import DiffusionRecommender, Program
 from recbole_diffurec.models.denoiser import Denoiser, UncertainDenoiser
 from recbole_diffurec.models.diffurec_program import DiffuRecProgram
 from recbole_diffurec.models.objectives import CrossEntropyObjective, Objective
@@ -66,6 +67,7 @@ class DiffuRecFamily(DiffusionRecommender):
         self.keyed_noise: bool = config["keyed_noise"]
         self.training_seed: int = config["seed"]
         self.epoch = 0
+        self._bfloat16_denoiser: Denoiser | None = None
 
         self.item_embedding = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
         longest = self.max_seq_length
@@ -141,7 +143,7 @@ class DiffuRecFamily(DiffusionRecommender):
         """Keyed noise depends on the epoch."""
         self.epoch = epoch
 
-    def calculate_loss(self, interaction: Any) -> Tensor:
+    def calculate_loss(self, interaction: Any) -> Tensor | tuple[Tensor, ...]:
         """Weighted mean loss of the reconstructed target (Algorithm 1)."""
         batch = RaggedBatch(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         condition = self.condition(batch, self.denoiser)
@@ -179,6 +181,26 @@ class DiffuRecFamily(DiffusionRecommender):
         return denoiser.condition(embeddings, batch)
 
     # Inference
+
+    def train(self, mode: bool = True) -> DiffuRecFamily:
+        """``nn.Module.train``; a copy of the network in bf16 is of weights that may change now."""
+        self._bfloat16_denoiser = None
+        return super().train(mode)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """``nn.Module.load_state_dict``; a copy of the network in bf16 is of the weights before."""
+        self._bfloat16_denoiser = None
+        return super().load_state_dict(*args, **kwargs)
+
+    def _denoiser_for_inference(self) -> Denoiser:
+        """The denoiser, or under ``enable_amp`` its copy in bf16, made once between two changes of the weights."""
+        if not self.enable_amp:
+            return self.denoiser
+        if self.training:
+            return self.denoiser.in_bfloat16()
+        if self._bfloat16_denoiser is None:
+            self._bfloat16_denoiser = self.denoiser.in_bfloat16()
+        return self._bfloat16_denoiser
 
     @property
     def n_steps(self) -> int:
@@ -234,11 +256,11 @@ class DiffuRecFamily(DiffusionRecommender):
         runs in bf16; the state between the steps and the scores stay in full precision: in bf16 thousands of items
         would tie.
         """
-        denoiser = self.denoiser.in_bfloat16() if self.enable_amp else self.denoiser
+        denoiser = self._denoiser_for_inference()
         seeds = self.inference_seeds if seeds is None else seeds
         item_seq, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         order = lengths.argsort(stable=True)
-        at_once = TOKENS_AT_ONCE.get(item_seq.device.type, TOKENS_AT_ONCE["cuda"])
+        at_once = TOKENS_AT_ONCE.get(device_type(item_seq), TOKENS_AT_ONCE["cuda"])
         sizes = [n for n in torch.bincount((lengths[order].cumsum(0) - 1) // at_once).tolist() if n]
         found: list[list[Tensor]] = [[] for _ in seeds]
         dtype = self.item_embedding.weight.dtype
@@ -280,10 +302,10 @@ class DiffuRecFamily(DiffusionRecommender):
         """The same model, its weights shared, with another number of reverse steps, from 1 to T."""
         shared: dict[int, Any] = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
         other = copy.deepcopy(self, shared)
-        other.sampler = self.sampler.with_steps(sampling_steps)
+        other.sampler, other._bfloat16_denoiser = self.sampler.with_steps(sampling_steps), None
         return other
 
-    def program(self) -> DiffuRecProgram:
+    def program(self) -> Program:
         """Inference as a function of tensors alone."""
         if self.is_ensemble:
             raise UserError(
@@ -313,6 +335,7 @@ RULES = {
     "hidden_act": Rule("str", choices=list(ACTIVATIONS)),
     "diffusion_steps": COUNT,
     "sampling_steps": Rule("int", 1, optional=True),
+    "valid_sampling_steps": Rule("int", 1, optional=True),
     "noise_schedule": Rule("str", choices=list(schedules.SCHEDULES)),
     "sampler": Rule("str", choices=list(SAMPLERS)),
     "ddim_eta": Rule("number", 0, 1),
@@ -335,9 +358,10 @@ RULES = {
 
 def check(values: Mapping[str, Any]) -> None:
     """Raise ``UserError`` where parameters of the family do not fit together."""
-    steps, sampling = values["diffusion_steps"], values["sampling_steps"]
-    if sampling is not None and sampling > steps:
-        raise UserError(f"sampling_steps must be from 1 to diffusion_steps ({steps}), got {sampling}")
+    steps = values["diffusion_steps"]
+    for name in ("sampling_steps", "valid_sampling_steps"):
+        if values[name] is not None and values[name] > steps:
+            raise UserError(f"{name} must be from 1 to diffusion_steps ({steps}), got {values[name]}")
     seeds = values["ensemble_seeds"]
     if seeds is not None and not (seeds and all(RULES["noise_seed"].accepts(seed) for seed in seeds)):
         raise UserError(f"ensemble_seeds must be a list of integers of at least 0, such as [1,2,3], got {seeds!r}")

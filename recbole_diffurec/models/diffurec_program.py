@@ -1,4 +1,4 @@
-"""Inference of DiffuRec's family as a function of tensors alone: histories and random draws in, scores of all items out.
+"""Inference of DiffuRec's family as a function of tensors: histories and random draws in, scores of all items out.
 
 Shapes: B batch, L padded history length, d hidden size, S visited steps, I items with padding row 0.
 """
@@ -13,14 +13,24 @@ from torch import Tensor
 
 from recbole_diffurec.diffusion.noise import history_keys
 from recbole_diffurec.layers.ragged import PaddedBatch
-from recbole_diffurec.models.base import Program
+from recbole_diffurec.models.base import ITEM_SEQ_INPUT, SCORES_OUTPUT, Program
 
 if TYPE_CHECKING:
     from recbole_diffurec.models.diffurec import DiffuRecFamily
 
 
-class _GivenDraws:
-    """Draws that are a program's inputs, in the order of the reverse process; runtimes draw differently."""
+class GivenDraws:
+    """Draws that are a program's inputs, in the order of the reverse process; runtimes draw differently.
+
+    Parameters
+    ----------
+    noise : Tensor
+        [S, B, d], x_T and what each reverse step but the last adds.
+    uncertainty : Tensor
+        [S, B, L, d], what each visited step draws for each token; of any size for a denoiser that draws none.
+    visits : Sequence of int
+        The 0-based steps.
+    """
 
     def __init__(self, noise: Tensor, uncertainty: Tensor, visits: Sequence[int]):
         self._noise, self._uncertainty = noise, uncertainty
@@ -64,7 +74,7 @@ class DiffuRecProgram(Program):
         network = self.network
         batch = PaddedBatch(item_seq)
         condition = network.condition(batch, network.denoiser)
-        draws = _GivenDraws(noise, uncertainty, network.visits)
+        draws = GivenDraws(noise, uncertainty, network.visits)
         x_0 = network.reverse(condition, batch.items[batch.last], draws, network.denoiser)
         return network.logits(x_0, item_seq)
 
@@ -95,11 +105,10 @@ class DiffuRecProgram(Program):
         mean, std = self.network.denoiser.token_noise
         return {
             "inputs": {
-                "item_seq": "int64 [batch, length], length from 2 to max_length: item numbers (places in 'items'), the "
-                "oldest first, 0 after the last",
+                "item_seq": ITEM_SEQ_INPUT,
                 "noise": f"float32 [{len(visits)}, batch, {size}] of N(0, 1)",
                 "uncertainty": f"float32 [{len(visits)}, batch, length, {size}] of N({mean}, {std}^2)",
             },
-            "outputs": {"scores": "float32 [batch, items]; -inf for the padding item 0"},
+            "outputs": {"scores": SCORES_OUTPUT},
             "diffusion_steps_visited": visits,
         }

@@ -28,6 +28,9 @@ GROUP = "recbole_diffurec.models"
 BUILTIN = {
     "DiffuRec": "recbole_diffurec.models.diffurec:DIFFUREC",
     "DiffuRecSys": "recbole_diffurec.models.diffurec:DIFFURECSYS",
+    "DuoRec": "recbole_diffurec.models.duorec:DUOREC",
+    "CL4SRec": "recbole_diffurec.models.cl4srec:CL4SREC",
+    "DiffRecDNR": "recbole_diffurec.models.diffrec_dnr:DIFFREC_DNR",
 }
 
 # What a model may be unable to do; ``ModelSpec.cannot`` gives the reason.

@@ -59,6 +59,8 @@ def process_group(device: torch.device) -> Iterator[None]:
         yield
         return
     try:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # where NCCL puts what processes tell each other
         # Preparing large data takes its time, while the other processes wait.
         backend = "nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=timedelta(days=1))
@@ -79,8 +81,8 @@ def process_group(device: torch.device) -> Iterator[None]:
 def exit_at_once(code: int) -> None:
     """End this process without Python's usual end, where it is one of several.
 
-    Python's end may abort it in gloo's threads, which outlive the connection (see ``process_group``) and after an error still
-    wait for the others; the exit code would be SIGABRT's.
+    Python's end may abort it in gloo's threads, which outlive the connection (see ``process_group``) and after an error
+    still wait for the others; the exit code would be SIGABRT's.
     """
     if world_size() > 1:
         logging.shutdown()

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
+import re
+import shutil
+import tempfile
+import time
 import uuid
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Iterator
+from typing import IO, BinaryIO
 
 from recbole_diffurec.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nothing is swept
+    fcntl = None  # type: ignore[assignment]
+
+# A file that is being written, beside the one that it is to become.
+_PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")
+# Bytes of a name that its part keeps, so that any name the system takes has a part that it takes too.
+_KEPT_OF_NAME = 100
+# Bytes of a name that is made of others; systems take 255 in all.
+_LONGEST_STEM = 160
 
 
 @contextlib.contextmanager
@@ -16,35 +36,129 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file to write, which takes the place of ``path`` once the block has ended without an error.
 
     The content is on the disk before the name is, so that ``path`` is the old file or the new one whatever happens.
+    Of a link the target is replaced. A device or a pipe is given the content when the block has ended.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+
+    Yields
+    ------
+    BinaryIO
+        Open for writing, and for reading back.
 
     Raises
     ------
     UserError
         The disk is full, or the place cannot be written to.
     """
-    path = Path(path)
-    # Not tempfile: its files are readable by their owner alone, and results may be shared.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        with open(temporary, "xb") as file:
+        stream = _stream(path)
+        with _replacing(Path(os.path.realpath(path))) if stream is None else _passed_on(stream) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
         raise UserError(
             f"'{path}' cannot be written ({error.strerror or error}): free some space or give another place; what was "
             f"there before is untouched"
         ) from None
+
+
+def _stream(path: str | Path) -> str | int | None:
+    """What to open where ``path`` is written to rather than replaced, as a device or a pipe is; else None.
+
+    ``/dev/stdout`` is such a one whatever it goes into, by its number: opened by its name, a file would be written from
+    its beginning.
+    """
+    link = os.path.abspath(path)
+    for _ in range(40):  # as many links as Linux follows
+        if not os.path.islink(link):
+            break
+        link = os.path.normpath(os.path.join(os.path.dirname(link), os.readlink(link)))
+        own = re.fullmatch(rf"/proc/(?:self|{os.getpid()})/fd/(\d+)", link)
+        if own:
+            return int(own[1])
+    regular = os.path.isfile(path) or os.path.isdir(path)
+    return None if regular or not os.path.exists(path) else os.fspath(path)
+
+
+@contextlib.contextmanager
+def _passed_on(stream: str | int) -> Iterator[BinaryIO]:
+    with tempfile.TemporaryFile() as content:
+        yield content
+        content.seek(0)
+        with open(stream, "wb", closefd=isinstance(stream, str)) as target:
+            shutil.copyfileobj(content, target)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    sweep(path.parent)
+    file, part = _open_part(path)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
+
+
+def _open_part(path: Path) -> tuple[BinaryIO, Path]:
+    """A new, locked file beside ``path``."""
+    name = os.fsencode(path.name)[:_KEPT_OF_NAME].decode("utf-8", errors="ignore")
+    while True:
+        # Not tempfile: its files are readable by their owner alone, and results may be shared.
+        part = path.with_name(f".{name}.{uuid.uuid4().hex}.part")
+        file = open(part, "x+b")  # noqa: SIM115  closed by the caller
+        _lock(file, wait=True)
+        if part.exists():
+            return file, part
+        file.close()  # another process swept it before it was locked
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove the files that killed processes were writing in ``folder``; who still writes one holds its lock."""
+    try:
+        parts = [entry.path for entry in os.scandir(folder) if _PART.fullmatch(entry.name) and entry.is_file()]
+    except OSError:
+        return
+    for part in parts:
+        with contextlib.suppress(OSError), open(part, "rb") as file:
+            if _lock(file, wait=False):
+                os.unlink(part)
+
+
+def _lock(file: IO[bytes], wait: bool) -> bool:
+    """Lock a file until it is closed, or its process ends; False where another one has it, or nothing can be locked."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+def unique_name(stem: str) -> str:
+    """``STEM-TIME-RANDOM``, for files that are made for a run, with as much of ``stem`` as ``shortened`` leaves."""
+    return f"{shortened(stem)}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+
+
+def shortened(stem: str) -> str:
+    """``stem``, or where no system might take it with an ending, its beginning and a digest of all of it."""
+    encoded = os.fsencode(stem)
+    if len(encoded) <= _LONGEST_STEM:
+        return stem
+    return f"{encoded[:_LONGEST_STEM].decode('utf-8', errors='ignore')}~{hashlib.sha256(encoded).hexdigest()[:8]}"
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
+    """Write UTF-8 text, whole or not at all; what has no form in it, such as parts of odd file names, is escaped."""
     with atomic_write(path) as file:
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
 def make_folder(path: str, what: str) -> None:
@@ -52,10 +166,17 @@ def make_folder(path: str, what: str) -> None:
     try:
         os.makedirs(path, exist_ok=True)
         writable = os.access(path, os.W_OK)
-    except OSError as error:
-        raise UserError(f"{what} '{path}' cannot be made ({error.strerror}): give another one") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no system has
+        raise UserError(f"{what} '{path}' cannot be made ({_reason(error)}): give another one") from None
     if not writable:
         raise UserError(f"{what} '{path}' cannot be written to: give another one")
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """What the system or Python says against a path or a file."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def check_writable(path: str | Path | None, what: str) -> Path | None:
@@ -67,20 +188,49 @@ def check_writable(path: str | Path | None, what: str) -> Path | None:
         The file; None for none.
     what : str
         The parameter that names it.
+
+    Raises
+    ------
+    UserError
+        It is a folder, its name is longer than the system takes, its folder cannot be made or written to, or a
+        checkpoint would be overwritten.
     """
     if path is None:
         return None
-    path = Path(path)
-    if path.is_dir():
+    if not os.fspath(path) or os.path.isdir(path):
         raise UserError(f"{what} '{path}' is a folder: give the path of a file")
-    make_folder(str(path.parent), f"the folder of {what},")
-    return path
+    try:
+        if _stream(path) is not None:
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return Path(path)
+        real = Path(os.path.realpath(path))
+        make_folder(str(real.parent), f"the folder of {what},")
+        os.stat(real)
+    except FileNotFoundError:
+        return Path(path)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what} '{path}' cannot be written ({_reason(error)}): give another one") from None
+    if holds_checkpoint(real):
+        raise UserError(f"{what} '{path}' is a checkpoint, which would be lost: give another file")
+    return Path(path)
+
+
+def holds_checkpoint(path: str | Path) -> bool:
+    """Whether a file was written by ``torch.save``, as far as its list of contents tells."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return False
+    return any(name.count("/") == 1 and name.endswith("/data.pkl") for name in names)
 
 
 def read_lines(path: str | Path, what: str) -> list[str]:
     """The lines of a text file that are not blank, stripped; ``UserError`` where it cannot be read."""
     try:
-        return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"{what} '{path}' cannot be read ({reason}): check the path") from None
+        return [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what} '{path}' cannot be read ({_reason(error)}): check the path") from None

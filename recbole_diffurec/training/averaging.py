@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any, Iterator
 
 import torch
@@ -55,7 +56,10 @@ class WeightAverage:
     def state_dict(self) -> dict[str, Any]:
         return {"n_steps": self.n_steps, "average": dict(self._average)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.n_steps = state["n_steps"]
         for name, values in self._average.items():
-            values.copy_(state["average"][name])
+            kept = state["average"][name]
+            if kept.shape != values.shape:
+                raise ValueError(f"the average of '{name}' has the shape {[*kept.shape]}, not {[*values.shape]}")
+            values.copy_(kept)

@@ -43,6 +43,8 @@ class Epoch:
         for _ in range(self.done):  # the loader has to go through them to come to the same next one
             next(batches)
         if start:
+            # Not before: trainers and models prepare an epoch (clusters, drawn graphs) that this one had begun with.
+            start["put_back"]()
             set_random_states(start["random"][distributed.rank()])
         options: dict[str, Any] = {"desc": self._description, "disable": not self._show, "leave": False}
         with tqdm(total=len(self._loader), initial=self.done, unit="batch", **options) as self.bar:
@@ -82,7 +84,7 @@ class Epoch:
         return sum(self.losses)
 
     def state(self) -> dict[str, Any]:
-        """Enough to go on with this epoch."""
+        """Enough to resume this epoch."""
         return {
             "loader": self._loader_state,
             "losses": self.losses,

@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from recbole.utils import ModelType
+from recbole.utils import EvaluatorType, ModelType
 
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
-from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.config import DATA_PARAMETERS, RunConfig
+from recbole_diffurec.host.fingerprint import differences
 from recbole_diffurec.host.loaders import dataset_of, share_evaluation
+from recbole_diffurec.host.models import WITHOUT_FIRST_WEIGHTS
 from recbole_diffurec.models.ensemble import Ensemble, ranks_all_items
 from recbole_diffurec.runtime import checkpoint, distributed, files
 from recbole_diffurec.runtime.process import restored
 from recbole_diffurec.training.prepare import PreparedData, build, prepare_data
-from recbole_diffurec.training.report import deliver, describe_run, explained, log_file, plain_metrics, weights_misfit
+from recbole_diffurec.training.report import deliver, describe_run, explained, log_file, plain_metrics
+from recbole_diffurec.training.weights import load_weights, room_for
 
 
 def evaluate(
@@ -48,9 +51,11 @@ def evaluate(
     for other in members[1:]:
         _check_fits_together(members[0], other)
     first = members[0]
+    first.config.refuse_without("test", "there is nothing to test on")
     path = files.check_writable(result_file, "result_file")
     with (
         compat.quiet(),
+        compat.no_tensorboard(),
         restored(),
         distributed.process_group(first.config["device"]),
         log_file(first.config, required=False) as log,
@@ -59,17 +64,14 @@ def evaluate(
             data = prepare_data(first.config)
         test_data = data.loaders[2]
         share_evaluation(test_data)
-        if data.id_tokens != first.state["id_tokens"]:
-            raise UserError(
-                f"data set '{first.state['dataset']}' under '{first.config['data_path']}' is not the one that "
-                f"checkpoint '{first.path}' was trained on (its users or items differ): give the original with "
-                f"--data_path"
-            )
+        check_same_data(data, first.state, first.path, parameters)
         built = [member.build(data, log, parameters) for member in members]
         network, trainer = built[0]
+        trainer.eval_collector.data_collect(data.loaders[0])
         if more:
             network = trainer.model = _ensemble([network for network, _ in built], members)
-        test_result, eval_seconds = timed_test(trainer, test_data, first.config, load_best=False)
+        with explained(f"testing model '{first.state['model']}'", log):
+            test_result, eval_seconds = timed_test(trainer, test_data, first.config, load_best=False)
     result = {
         **describe_run(first.config, data, network),
         "best_epoch": first.state["epoch"],
@@ -87,24 +89,57 @@ class _Member:
     """One of the checkpoints that are tested."""
 
     path: str | Path
-    state: dict[str, Any]
+    state: checkpoint.RunCheckpoint
     config: RunConfig
 
     @classmethod
     def open(cls, path: str | Path, parameters: Mapping[str, Any]) -> _Member:
         state = checkpoint.open_run(path)
-        return cls(path, state, RunConfig(state["model"], state["dataset"], {**state["config"], **parameters}))
+        config = RunConfig(state["model"], state["dataset"], {**state["config"], **parameters})
+        # A test leaves nothing behind, wherever it is called and whatever its checkpoint says.
+        folder = os.path.dirname(os.path.abspath(path))
+        nothing = {"checkpoint_dir": folder, "save_dataset": False, "save_dataloaders": False}
+        return cls(path, state, config.with_values(**nothing))
 
     def build(self, data: PreparedData, log: str, parameters: Mapping[str, Any]) -> tuple[Any, Any]:
         """The network with its weights, and a trainer."""
-        sizes = {name: data.config[name] for name in ("eval_batch_size", "dataloaders_save_path")}
+        values = {**data.changes, **WITHOUT_FIRST_WEIGHTS.get(self.state["model"], {})}
         with explained(f"building model '{self.state['model']}'", log):
-            network, trainer = build(self.config.with_values(**sizes), dataset_of(data.loaders[0]))
-        try:
-            trainer.load_weights(self.state)
-        except RuntimeError:
-            raise weights_misfit(self.path, parameters) from None
+            room = room_for(self.state, self.path)
+            network, trainer = build(self.config.with_values(**values), dataset_of(data.loaders[0]), room)
+        load_weights(network, self.state, self.path, parameters)
         return network, trainer
+
+
+def check_same_data(
+    data: PreparedData, state: Mapping[str, Any], path: str | Path, parameters: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse data that are not what a checkpoint's model was trained on.
+
+    Parameters
+    ----------
+    data : PreparedData
+        What there is.
+    state : Mapping
+        The opened checkpoint.
+    path : str or Path
+        Where it is from.
+    parameters : Mapping, optional
+        What the user gave; where they decide on the data, these need only be of the same users and items.
+
+    Raises
+    ------
+    UserError
+        They differ.
+    """
+    differing = [] if data.id_tokens == state["id_tokens"] else ["its users or items differ"]
+    if state.get("data") and not (parameters or {}).keys() & DATA_PARAMETERS:
+        differing = differences(state["data"], data.fingerprint) or differing
+    if differing:
+        raise UserError(
+            f"data set '{state['dataset']}' under '{data.config['data_path']}' is not the one that checkpoint '{path}' "
+            f"was trained on ({'; '.join(differing[:3])}): give the original with --data_path"
+        )
 
 
 def _check_fits_together(first: _Member, other: _Member) -> None:
@@ -123,17 +158,20 @@ def _check_fits_together(first: _Member, other: _Member) -> None:
 
 
 def _ensemble(networks: Sequence[Any], members: Sequence[_Member]) -> Ensemble:
+    metrics = members[0].config["metrics"]
+    if members[0].config["eval_type"] == EvaluatorType.VALUE:
+        raise UserError(f"checkpoints are tested as one by their rankings, and metrics {metrics} are of single scores")
     for network, member in zip(networks, members):
         if network.type != ModelType.SEQUENTIAL or not ranks_all_items(network):
             raise UserError(
-                f"checkpoint '{member.path}' is of {type(network).__name__}, which cannot be tested together with others: "
+                f"checkpoint '{member.path}' is of {type(network).__name__}, which cannot be tested with others: "
                 "give checkpoints of sequential models that rank all items"
             )
     return Ensemble(networks)
 
 
 def timed_test(trainer: Any, test_data: Any, config: RunConfig, load_best: bool = True) -> tuple[dict, float]:
-    """Test metrics and the seconds they took, the loading of the weights not counted."""
+    """Test metrics, none where there is no test part, and the seconds they took, without the loading of the weights."""
     if load_best:
         trainer.load_best()
     started = time.perf_counter()

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import os
 import time
-from typing import Any, Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from recbole.data.utils import data_preparation
 from recbole.utils import ModelType, get_trainer, init_seed
 
+from recbole_diffurec.config.protocol import PARTS
 from recbole_diffurec.data.histories import HISTORIES_PER_BATCH, HistoryBatch
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.host.candidates import SampledEvalLoader
 from recbole_diffurec.host.config import RunConfig
-from recbole_diffurec.host.dataset import dataset_class
+from recbole_diffurec.host.dataset import SequenceDataset, dataset_class
 from recbole_diffurec.host.loaders import dataset_of, fitting_users, group_by_length, order_by_length
 from recbole_diffurec.training.trainer import trainer_class
+from recbole_diffurec.training.weights import room_for_training
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -46,17 +51,18 @@ class PreparedData:
     Attributes
     ----------
     config : the configuration with the batch sizes that fit these data; the one that was given stays as it is.
+    changes : what ``config`` has otherwise than that one: the sizes, and how RecBole's transforms call their columns.
     n_users, n_items, n_interactions : after filtering, without padding.
     loaders : training, validation and test data.
     id_tokens : {"users": [...], "items": [...]}, the original ids in order of their numbers, padding first.
+    fingerprint : what tells these data from others, see ``host.fingerprint``.
     user_counts : interactions of each user, by number.
     popularity : interactions with each item in the training part, by number.
     """
 
-    def __init__(self, config: RunConfig, datasets: DatasetCache | None = None):
-        dataset = datasets.get(config) if datasets else dataset_class(config)(config)
+    def __init__(self, config: RunConfig, dataset: Any = None):
+        dataset = dataset_class(config)(config) if dataset is None else dataset
         self.user_counts = np.bincount(dataset.inter_feat[dataset.uid_field], minlength=dataset.user_num)
-        item_counts = np.bincount(dataset.inter_feat[dataset.iid_field], minlength=dataset.item_num)
         self.n_users, self.n_items = int(dataset.user_num) - 1, int(dataset.item_num) - 1
         self.n_interactions = int(dataset.inter_num)
         self.n_time_ties = dataset.n_time_ties
@@ -69,6 +75,33 @@ class PreparedData:
                 f"topk must not exceed the {self.n_items} items of data set '{config['dataset']}', "
                 f"got {config['topk']}: give a shorter list with --topk"
             )
+        fitting = self._fitting_users(config)
+        # RecBole counts users times items for general models, and users alone for sequential ones
+        # (general_dataloader.py:238).
+        sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        self.config = dataset.config = config.with_values(
+            eval_batch_size=fitting if sequential else fitting * int(dataset.item_num),
+            # RecBole would open a pickle of this name if it lay in the checkpoint folder (data/utils.py:108).
+            dataloaders_save_path=os.path.join(os.devnull, "none"),
+        )
+        with _explained_splits(config):
+            self.loaders = data_preparation(self.config, dataset)
+        given = config.final_config_dict
+        self.changes = {k: v for k, v in self.config.final_config_dict.items() if k not in given or v != given[k]}
+        trained_on = dataset_of(self.loaders[0])
+        self.popularity, self.fingerprint = trained_on.popularity, trained_on.fingerprint
+        _check_parts(config, self.loaders)
+        if config["batch_by_length"] and sequential:
+            group_by_length(self.loaders[0])
+        for loader in self.loaders[1:]:
+            if isinstance(loader, SampledEvalLoader) and loader.samples:
+                loader.check()
+                loader.batch_sampler.batch_size = fitting  # of which RecBole counts the candidates
+            if config.spec.trims_padding:
+                order_by_length(loader)
+
+    def _fitting_users(self, config: RunConfig) -> int:
+        """How many users are scored at once."""
         fitting = fitting_users(config["eval_batch_size"], self.n_items, config["device"])
         if fitting < config["eval_batch_size"]:
             logger.info(
@@ -77,60 +110,87 @@ class PreparedData:
                 fitting,
                 f"{self.n_items:,}",
             )
-        # RecBole counts users times items for general models, and users alone for sequential ones
-        # (general_dataloader.py:238).
-        sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-        self.config = config.with_values(
-            eval_batch_size=fitting if sequential else fitting * int(dataset.item_num),
-            # RecBole would open a pickle of this name if it lay in the checkpoint folder (data/utils.py:108).
-            dataloaders_save_path=os.path.join(os.devnull, "none"),
+        return fitting
+
+
+@contextlib.contextmanager
+def _explained_splits(config: RunConfig) -> Iterator[None]:
+    """Say of data that RecBole cannot split, or sample from, why."""
+    try:
+        yield
+    except ValueError as error:
+        if "num_samples" in str(error):  # which torch's sampler says of an empty training part
+            raise _empty_part(config, PARTS[0]) from None
+        if "interacted with all items" in str(error):
+            raise UserError(
+                f"some user of data set '{config['dataset']}' has every item, so that there is none to sample as a "
+                f"negative: leave such users out with --user_inter_num_interval"
+            ) from None
+        raise
+
+
+def _check_parts(config: RunConfig, loaders: Sequence[Any]) -> None:
+    """Refuse a split that makes no sample of a part that it should make."""
+    wanted = PARTS if config["benchmark_filename"] else config.protocol.parts
+    for name, loader in zip(PARTS, loaders):
+        if name in wanted and len(loader) == 0:
+            raise _empty_part(config, name)
+    dataset = dataset_of(loaders[0])
+    sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+    if config["mask_seen"] and sequential and not isinstance(dataset, SequenceDataset):
+        raise UserError(
+            f"mask_seen cannot act for model {config['model']}, whose data set keeps the end of each history alone: "
+            f"leave it out"
         )
-        dataset.config = self.config
-        too_small = f"data set '{config['dataset']}' leaves no {{}} sample: users need at least 4 interactions"
-        try:
-            self.loaders = data_preparation(self.config, dataset)
-        except ValueError as error:
-            if "num_samples" not in str(error):  # which torch's sampler says of an empty training part
-                raise
-            raise UserError(too_small.format("training")) from None
-        held_out = [dataset_of(loader).inter_feat[dataset.iid_field].numpy() for loader in self.loaders[1:]]
-        self.popularity = item_counts - np.bincount(np.concatenate(held_out), minlength=len(item_counts))
-        if config["batch_by_length"] and sequential:
-            group_by_length(self.loaders[0])
-        if config.spec.trims_padding:
-            for loader in self.loaders[1:]:
-                order_by_length(loader)
-        for name, loader in zip(("training", "validation", "test"), self.loaders):
-            if len(loader) == 0:
-                raise UserError(too_small.format(name))
+
+
+def _empty_part(config: RunConfig, name: str) -> UserError:
+    found = f"data set '{config['dataset']}' leaves no {name} sample"
+    files = config["benchmark_filename"]
+    if files:
+        path = f"{config['dataset']}.{files[PARTS.index(name)]}.inter"
+        return UserError(f"{found}: '{path}' needs interactions of users, with a history for a sequential model")
+    if config.protocol.leaves_out:
+        sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        return UserError(f"{found}: users need at least {len(config.protocol.parts) + sequential} interactions")
+    return UserError(f"{found}: its split {config['eval_args']['split']} is too fine for so few interactions")
 
 
 def prepare_data(config: RunConfig, datasets: DatasetCache | None = None) -> PreparedData:
     """Load, filter, order and split; report the counts and warn where they are not the known ones."""
     started = time.perf_counter()
     init_seed(config["seed"], config["reproducibility"])
-    data = PreparedData(config, datasets)
+    data = PreparedData(config, datasets.get(config) if datasets else None)
     counts = (data.n_users, data.n_items, data.n_interactions)
     logger.info(
         "%s: %s users, %s items, %s interactions (prepared in %.1f s)",
-        *(config["dataset"], *(f"{n:,}" for n in counts), time.perf_counter() - started),
+        config["dataset"],
+        f"{data.n_users:,}",
+        f"{data.n_items:,}",
+        f"{data.n_interactions:,}",
+        time.perf_counter() - started,
     )
+    if config["benchmark_filename"]:
+        logger.info("its parts are the files %s, whatever eval_args says of a split", config["benchmark_filename"])
     if data.n_time_ties:
         logger.info(
             "%s interactions (%.1f%%) share their time with another one of the same user; they keep the file's order",
-            *(f"{data.n_time_ties:,}", 100 * data.n_time_ties / data.n_interactions),
+            f"{data.n_time_ties:,}",
+            100 * data.n_time_ties / data.n_interactions,
         )
-    expected = _expected_counts(config)
+    expected = expected_counts(config)
     if expected and expected != counts:
         logger.warning(
             "data set '%s' has %s users, items and interactions after filtering, where %s are known: "
             "the file differs from the published one",
-            *(config["dataset"], counts, expected),
+            config["dataset"],
+            counts,
+            expected,
         )
     return data
 
 
-def _expected_counts(config: RunConfig) -> tuple[int, ...] | None:
+def expected_counts(config: RunConfig) -> tuple[int, ...] | None:
     """The published counts for the filter in force, if the data set's defaults know them."""
     users, items = config["user_inter_num_interval"], config["item_inter_num_interval"]
     for minimum, counts in (config["expected_counts"] or {}).items():
@@ -139,19 +199,48 @@ def _expected_counts(config: RunConfig) -> tuple[int, ...] | None:
     return None
 
 
-def build(config: RunConfig, train_dataset: Any) -> tuple[Any, Any]:
-    """The model on its device, and its trainer."""
+def build(
+    config: RunConfig, train_dataset: Any, room: contextlib.AbstractContextManager[Any] | None = None
+) -> tuple[Any, Any]:
+    """The model on its device, and its trainer.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Of the run.
+    train_dataset : recbole.data.dataset.Dataset
+        What the model is built for.
+    room : context manager, optional
+        Refuses a model that is too large; by default one that cannot be trained with the memory that is free.
+    """
     init_seed(config["seed"], config["reproducibility"])
-    network = config.model_class(config, train_dataset).to(config["device"])
+    with room or room_for_training(config["model"]):
+        network = config.model_class(config, train_dataset)
+    network = network.to(config["device"])
+    _check_labels(network, config, train_dataset)
     trainer = trainer_class(config.spec.trainer or get_trainer(config["MODEL_TYPE"], config["model"]))(config, network)
     return network, trainer
+
+
+def _check_labels(network: Any, config: RunConfig, train_dataset: Any) -> None:
+    """Refuse a training, or an evaluation, by labels that are not there."""
+    label = config["LABEL_FIELD"]
+    sampled = config["train_neg_sample_args"]["distribution"] != "none"
+    learns = not sampled and any(isinstance(value, str) and value == label for value in vars(network).values())
+    if (learns or config.protocol.labeled) and label not in train_dataset.inter_feat:
+        negatives = "{distribution: uniform, sample_num: 1}"
+        others = f", or --train_neg_sample_args='{negatives}' to learn from items that it samples" if learns else ""
+        raise UserError(
+            f"model {config['model']} is to {'learn from' if learns else 'be judged by'} labels, and data set "
+            f"'{config['dataset']}' has no column '{label}': give --threshold='{{rating: 4}}' to make them of a column"
+            f"{others}"
+        )
 
 
 def training_histories(config: RunConfig) -> Iterator[HistoryBatch]:
     """Every user of a configuration's data, with all interactions, oldest first."""
     dataset = dataset_class(config)(config)
-    frame = dataset.inter_feat
-    users, items = frame[dataset.uid_field].to_numpy(), frame[dataset.iid_field].to_numpy()
+    users, items = dataset.in_order()
     names = {field: dataset.field2id_token[field].astype(str) for field in (dataset.uid_field, dataset.iid_field)}
     starts = np.flatnonzero(np.append(True, users[1:] != users[:-1]))
     histories = np.split(names[dataset.iid_field][items], starts[1:])

@@ -8,8 +8,6 @@ import logging
 import os
 import platform
 import sys
-import time
-import uuid
 from pathlib import Path
 from typing import Any, Iterator, Mapping
 
@@ -18,7 +16,6 @@ import pandas as pd
 import recbole
 import torch
 
-from recbole_diffurec.config.rules import NOT_IN_RESULT
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.runtime import distributed, files
@@ -58,10 +55,12 @@ def describe_run(config: RunConfig, data: Any, network: torch.nn.Module) -> dict
 
 
 def describe_epoch(epoch: Mapping[str, Any], config: RunConfig) -> str:
-    """One line on a validated epoch."""
+    """One line on an epoch."""
+    trained = f"epoch {epoch['epoch'] + 1}/{config['epochs']}: loss {epoch['train_loss']:.4f}"
+    if "valid_score" not in epoch:
+        return f"{trained} ({epoch['train_seconds']:.1f} s training)"
     return (
-        f"epoch {epoch['epoch'] + 1}/{config['epochs']}: loss {epoch['train_loss']:.4f}, "
-        f"valid {config['valid_metric']} {epoch['valid_score']:.4f} "
+        f"{trained}, valid {config['valid_metric']} {epoch['valid_score']:.4f} "
         f"({epoch['train_seconds']:.1f} s training, {epoch['valid_seconds']:.1f} s validating)"
     )
 
@@ -72,13 +71,16 @@ def format_result(result: Mapping[str, Any]) -> str:
     columns = {name: metrics for name, metrics in columns.items() if metrics}
     checkpoints = result.get("checkpoints", ())
     what = f"{len(checkpoints)} models as one" if checkpoints else result["model"]
-    lines = [f"{what} on {result['dataset']}", "", " " * 10 + "".join(f"{name:>10}" for name in columns)]
-    for key in result["test_result"]:
-        lines.append(f"{metric_name(key):<10}" + "".join(f"{metrics[key]:>10.4f}" for metrics in columns.values()))
+    names = {key: metric_name(key) for key in next(iter(columns.values()), ())}
+    width = max([10, *(len(name) + 1 for name in names.values())])
+    lines = [f"{what} on {result['dataset']}", "", " " * width + "".join(f"{name:>10}" for name in columns)]
+    for key, name in names.items():
+        lines.append(f"{name:<{width}}" + "".join(f"{metrics[key]:>10.4f}" for metrics in columns.values()))
     lines.append("")
     if "train_seconds" in result:
         lines.append(f"training    {result['train_seconds']:.1f} s, best epoch {result['best_epoch'] + 1}")
-    lines.append(f"evaluation  {result['eval_seconds']:.1f} s")
+    if result["test_result"]:
+        lines.append(f"evaluation  {result['eval_seconds']:.1f} s")
     if not checkpoints and result.get("checkpoint"):
         checkpoints = [result["checkpoint"]]
     lines += [f"checkpoint  {os.path.relpath(path)}" for path in checkpoints]
@@ -88,9 +90,9 @@ def format_result(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def plain_metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """RecBole's metrics as Python numbers."""
-    return {name: float(value) for name, value in result.items()}
+def plain_metrics(result: Mapping[str, Any] | None) -> dict[str, float]:
+    """RecBole's metrics as Python numbers; none where a split has no part to measure them on."""
+    return {name: float(value) for name, value in (result or {}).items()}
 
 
 @contextlib.contextmanager
@@ -117,11 +119,10 @@ def log_file(config: RunConfig, required: bool = True) -> Iterator[str]:
             raise
         yield os.devnull
         return
-    name = f"{config['model']}-{config['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}.log"
-    path = os.path.join(folder, name)
+    path = os.path.join(folder, files.unique_name(f"{config['model']}-{config['dataset']}") + ".log")
     root = logging.getLogger()
     level = root.level
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root.addHandler(handler)
     root.setLevel(logging.INFO)
@@ -162,14 +163,6 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # of torch's CPU allocator
-
-
-def weights_misfit(path: str | Path, parameters: Mapping[str, Any]) -> UserError:
-    """What to say where a checkpoint's weights do not fit the network that ``parameters`` change."""
-    return UserError(
-        f"the weights of checkpoint '{path}' do not fit the parameters given "
-        f"({', '.join(parameters.keys() - NOT_IN_RESULT)}): leave out those that change the network's shape"
-    )
 
 
 def deliver(result: dict[str, Any], path: Path | None) -> dict[str, Any]:

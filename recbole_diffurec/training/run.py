@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from dataclasses import dataclass
@@ -19,14 +20,14 @@ from recbole_diffurec.runtime.process import restored
 from recbole_diffurec.training.evaluate import timed_test
 from recbole_diffurec.training.prepare import DatasetCache, PreparedData, build, prepare_data
 from recbole_diffurec.training.report import deliver, describe_epoch, describe_run, explained, log_file, plain_metrics
-from recbole_diffurec.training.state import find_state
+from recbole_diffurec.training.state import TrainingState, check_data, find_state
 
 logger = logging.getLogger("recbole_diffurec")
 
 
 def run(
-    model: str = "DiffuRecSys",
-    dataset: str = "ml-100k",
+    model: str | None = None,
+    dataset: str | None = None,
     *,
     config_files: Sequence[str | Path] = (),
     experiment: str | None = None,
@@ -38,17 +39,19 @@ def run(
 
     Parameters
     ----------
-    model, dataset : names; any model of RecBole, any known data set or ``data_path/NAME/NAME.inter``.
+    model, dataset : names; any model of RecBole, any known data set or ``data_path/NAME/NAME.inter``. By default what
+        ``config_files`` or the experiment say, or else DiffuRecSys and ml-100k.
     config_files : YAML files, later ones stronger.
     experiment : name under ``properties/experiment``.
     result_file : where to write the result as JSON; its folder is made when missing.
-    resume : go on with an interrupted run of the same configuration, which left its state in ``checkpoint_dir``.
+    resume : continue an interrupted run of the same configuration, which left its state in ``checkpoint_dir``.
     parameters : the strongest layer, such as ``epochs=5``.
 
     Returns
     -------
     dict with ``model``, ``dataset``, ``seed``, ``n_users``, ``n_items``, ``n_interactions`` (after filtering, without
-    padding), ``best_epoch`` (0-based, as RecBole counts), ``best_valid_result``, ``test_result``, ``train_seconds``
+    padding), ``best_epoch`` (0-based, as RecBole counts), ``best_valid_result`` and ``test_result`` (empty where the
+    split has no such part; without validation every epoch is trained and the last one counts), ``train_seconds``
     (training epochs alone), ``eval_seconds`` (the final test), ``n_parameters``, ``checkpoint``, ``log``, ``history``
     (per epoch), ``config``, ``versions``.
 
@@ -59,9 +62,8 @@ def run(
     """
     config = RunConfig(model, dataset, parameters, config_files, experiment)
     path = files.check_writable(result_file, "result_file")
-    if distributed.rank() > 0:
-        compat.no_tensorboard()
-    with distributed.process_group(config["device"]):
+    events = compat.no_tensorboard() if distributed.rank() > 0 else contextlib.nullcontext()
+    with events, distributed.process_group(config["device"]):
         # Asked by all processes before any of them can write a state.
         state = distributed.broadcast_from_rank0(lambda: find_state(config) if resume else None)
         if resume and state is None:
@@ -86,7 +88,7 @@ def train(
     config: RunConfig,
     datasets: DatasetCache | None = None,
     on_scores: Callable[..., None] | None = None,
-    state: dict[str, Any] | None = None,
+    state: TrainingState | None = None,
 ) -> TrainedRun:
     """Train, validate and test by a checked configuration.
 
@@ -95,7 +97,7 @@ def train(
     config : checked.
     datasets : data sets that runs share.
     on_scores : called in the final test as in ``PluginTrainer.telling``.
-    state : of an interrupted training, from ``find_state``, to go on with.
+    state : of an interrupted training, from ``find_state``, to resume.
     """
     model, dataset = config["model"], config["dataset"]
     files.make_folder(config["checkpoint_dir"], "checkpoint_dir")
@@ -105,8 +107,9 @@ def train(
         with explained(f"building model '{model}'", log):
             network, trainer = build(data.config, dataset_of(data.loaders[0]))
         _share(data, trainer)
-        trainer.about_data(data.id_tokens, data.popularity)
+        trainer.eval_collector.data_collect(data.loaders[0])
         if state is not None:
+            check_data(state, data)
             done = f"{state['unfinished']['done']} batches of epoch {state['epoch'] + 1}"
             logger.info("resuming after %s from '%s'", done, os.path.relpath(state["state_file"]))
             trainer.resume(state)

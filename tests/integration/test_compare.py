@@ -13,18 +13,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY, flags
 
-from recbole_diffurec import UserError, cli
+from recbole_diffurec import UserError, cli, compare, run
+from recbole_diffurec.config import layers
 from recbole_diffurec.experiments import compare as compare_module
 from recbole_diffurec.experiments import grid, measures, tables
-from recbole_diffurec.experiments.compare import compare
 
-TINY = {
-    "epochs": 2, "hidden_size": 16, "n_layers": 1, "n_heads": 2, "MAX_ITEM_LIST_LENGTH": 8, "show_progress": False,
-    "user_inter_num_interval": "[5,50]", "gpu_id": "",
-}  # fmt: skip
-ARGUMENTS = [f"--{name}={value}" for name, value in TINY.items()]
+SMALL = {**TINY, "epochs": 2}
+ARGUMENTS = flags(SMALL)
 MODELS = ["DiffuRecSys@sampling_steps=2", "SASRec@inner_size=32"]
 
 
@@ -59,7 +56,7 @@ def test_the_runs_are_those_of_the_run_command(comparison, workdir):
     folder, _, _ = comparison
     runs = pd.read_csv(folder / "runs.csv")
     assert list(runs["model"]) == MODELS * 2 and list(runs["seed"]) == [2020, 2020, 2021, 2021]
-    alone = pipeline.run("DiffuRecSys", **{**TINY, "sampling_steps": 2, "seed": 2021})
+    alone = run("DiffuRecSys", **{**SMALL, "sampling_steps": 2, "seed": 2021})
     row = runs[(runs["model"] == MODELS[0]) & (runs["seed"] == 2021)].iloc[0]
     assert {f"test_{key}": row[f"test_{key}"] for key in alone["test_result"]} == {
         f"test_{key}": value for key, value in alone["test_result"].items()
@@ -188,9 +185,9 @@ def test_mistakes_are_one_sentence(arguments, says, workdir, capsys):
 
 
 def test_the_papers_experiment_can_be_planned():
-    layers = grid.layers.experiment("paper")
-    jobs = grid.plan(layers["models"], layers["datasets"], [1, 2], {})
-    assert len(jobs) == 6 * 3 * 2 and layers["baseline"] in {job.entry.label for job in jobs}
+    paper = layers.experiment("paper")
+    jobs = grid.plan(paper["models"], paper["datasets"], [1, 2], {})
+    assert len(jobs) == 6 * 3 * 2 and paper["baseline"] in {job.entry.label for job in jobs}
     config = next(job for job in jobs if job.entry.label.startswith("V2")).config()
     assert config["weight_decay"] == 1e-4 and config["epochs"] == 41 and not math.isnan(config["learning_rate"])
 

@@ -11,17 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TINY, flags
 
 import recbole_diffurec
 from recbole_diffurec import UserError, cli, run
 from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.loaders import dataset_of
 from recbole_diffurec.runtime import checkpoint
+from recbole_diffurec.training.prepare import build, prepare_data
 
-# Users with few interactions only, to keep runs at a second.
-FEW = {"user_inter_num_interval": "[5,50]"}
-TINY = {"hidden_size": 16, "n_layers": 1, "MAX_ITEM_LIST_LENGTH": 8}
-SMALL = {"epochs": 1, **TINY, "gpu_id": "", "show_progress": False}
+# On all users, for their known number.
+SMALL = {name: value for name, value in TINY.items() if name != "user_inter_num_interval"}
+# For models without histories.
+GENERAL = {name: TINY[name] for name in ("epochs", "gpu_id", "show_progress", "user_inter_num_interval")}
 MEMBERS = ["DiffuRecSys", "DiffuRecSys", "SASRec"]
 KEYS = {
     "model", "dataset", "seed", "n_users", "n_items", "n_interactions", "best_epoch", "best_valid_result",
@@ -36,10 +38,7 @@ def in_new_process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("model", ["DiffuRec", "DiffuRecSys", "SASRec"])
 def test_run_and_evaluate_in_a_fresh_process(model, workdir):
-    small = {**SMALL, "n_heads": 2}
-    if model == "SASRec":
-        small["inner_size"] = 32
-    result = run(model, "ml-100k", result_file="out/result.json", **small)
+    result = run(model, "ml-100k", result_file="out/result.json", inner_size=32, **SMALL)
     on_disk = json.loads(Path("out/result.json").read_text())
     assert set(on_disk) >= KEYS
     assert (on_disk["n_users"], on_disk["n_items"], on_disk["n_interactions"]) == (943, 1349, 99287)
@@ -59,7 +58,7 @@ def test_run_and_evaluate_in_a_fresh_process(model, workdir):
 
 def test_checkpoints_tested_as_one(workdir, capsys):
     """The mean of the softmax of each model's scores, whatever the models; an ensemble of one model is that model."""
-    runs = [run(model, **{**SMALL, **FEW, "n_heads": 2, "inner_size": 32}, seed=i) for i, model in enumerate(MEMBERS)]
+    runs = [run(model, **TINY, inner_size=32, seed=i) for i, model in enumerate(MEMBERS)]
     paths = [result["checkpoint"] for result in runs]
     alone = recbole_diffurec.evaluate(paths[0], paths[0], show_progress=False)
     assert alone["test_result"] == pytest.approx(runs[0]["test_result"], abs=1e-4)
@@ -71,10 +70,10 @@ def test_checkpoints_tested_as_one(workdir, capsys):
 
     states = [checkpoint.load(path) for path in paths]
     configs = [RunConfig(state["model"], "ml-100k", state["config"]) for state in states]
-    data = pipeline.prepare_data(configs[0])
+    data = prepare_data(configs[0])
     networks = []
     for state, config in zip(states, configs):
-        network, trainer = pipeline.build(config, data.loaders[0]._dataset)
+        network, trainer = build(config, dataset_of(data.loaders[0]))
         trainer.load_weights(state)
         networks.append(network.eval())
     hits, n_users = 0, 0
@@ -88,20 +87,29 @@ def test_checkpoints_tested_as_one(workdir, capsys):
 
 
 def test_checkpoints_that_cannot_be_tested_as_one(workdir):
-    path = run(**SMALL, **FEW)["checkpoint"]
-    longer = run(**{**SMALL, **FEW, "MAX_ITEM_LIST_LENGTH": 9})["checkpoint"]
+    path = run(**TINY)["checkpoint"]
+    longer = run(**{**TINY, "MAX_ITEM_LIST_LENGTH": 9})["checkpoint"]
     other = run(**{**SMALL, "user_inter_num_interval": "[5,40]"})["checkpoint"]
-    general = run("BPR", epochs=1, gpu_id="", show_progress=False, **FEW)["checkpoint"]
+    general = run("BPR", **GENERAL)["checkpoint"]
     with pytest.raises(UserError, match=r"MAX_ITEM_LIST_LENGTH 9, but .* has 8"):
         recbole_diffurec.evaluate(path, longer)
     with pytest.raises(UserError, match="trained on different data"):
         recbole_diffurec.evaluate(path, other)
-    with pytest.raises(UserError, match=r"'.*BPR.*' is of BPR, which cannot be tested together"):
+    with pytest.raises(UserError, match=r"'.*BPR.*' is of BPR, which cannot be tested with others"):
         recbole_diffurec.evaluate(general, general)
 
 
+def test_a_checkpoints_model_knows_the_columns_that_transforms_add(workdir):
+    """RecBole's SHAN scores single items by a reversed history, whose column its transform names."""
+    labels = {"threshold": {"rating": 4}, "load_col": {"inter": ["user_id", "item_id", "rating", "timestamp"]}}
+    judged = {"eval_args": {"mode": "labeled"}, "metrics": ["AUC"], "valid_metric": "AUC"}
+    result = run("SHAN", embedding_size=8, MAX_ITEM_LIST_LENGTH=8, **GENERAL, **labels, **judged)
+    again = recbole_diffurec.evaluate(result["checkpoint"], show_progress=False)
+    assert again["test_result"] == result["test_result"]
+
+
 def test_figures_do_not_depend_on_the_evaluation_batch(workdir):
-    result = run(result_file="r.json", **SMALL, **FEW)
+    result = run(result_file="r.json", **TINY)
     for size in (1000, 77):
         again = recbole_diffurec.evaluate(result["checkpoint"], eval_batch_size=size, show_progress=False)
         for name, value in result["test_result"].items():
@@ -109,9 +117,9 @@ def test_figures_do_not_depend_on_the_evaluation_batch(workdir):
 
 
 def test_the_same_seed_gives_the_same_figures_and_another_seed_others(workdir):
-    first, second = (run(**SMALL, **FEW)["test_result"] for _ in range(2))
+    first, second = (run(**TINY)["test_result"] for _ in range(2))
     assert first == second
-    assert run(seed=7, **SMALL, **FEW)["test_result"] != first
+    assert run(seed=7, **TINY)["test_result"] != first
 
 
 @pytest.mark.parametrize("model", ["BPR", "DiffRec", "LDiffRec", "BERT4Rec", "GRU4Rec", "FEARec", "RecVAE"])
@@ -127,7 +135,7 @@ def test_recboles_models_run_beside_ours(model, workdir):
 
 
 def test_learning_rate_decays_by_steps_and_best_epoch_is_kept(workdir):
-    small = {**SMALL, **FEW, "epochs": 4, "lr_decay_step": 2, "lr_decay_gamma": 0.1, "learning_rate": 0.01}
+    small = {**TINY, "epochs": 4, "lr_decay_step": 2, "lr_decay_gamma": 0.1, "learning_rate": 0.01}
     result = run(**small)
     rates = [epoch["learning_rate"] for epoch in result["history"]]
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001])
@@ -140,7 +148,7 @@ def test_learning_rate_decays_by_steps_and_best_epoch_is_kept(workdir):
 
 def test_early_stopping(workdir):
     """Steps so large that the second epoch is worse than the first."""
-    result = run(**{**SMALL, **FEW, "epochs": 9, "stopping_step": 0, "learning_rate": 0.3})
+    result = run(**{**TINY, "epochs": 9, "stopping_step": 0, "learning_rate": 0.3})
     scores = [epoch["valid_score"] for epoch in result["history"]]
     assert len(scores) < 9 and scores[-1] < max(scores)
 
@@ -154,12 +162,12 @@ def test_training_learns(workdir):
 
 
 def test_bf16_training_runs(workdir):
-    result = run(**{**SMALL, **FEW, "enable_amp": True})
+    result = run(**{**TINY, "enable_amp": True})
     assert result["test_result"]["hit@20"] > 0
 
 
 def test_a_checkpoint_of_other_data_is_refused(workdir):
-    result = run(**SMALL, **FEW)
+    result = run(**TINY)
     with pytest.raises(UserError, match="is not the one"):
         recbole_diffurec.evaluate(result["checkpoint"], user_inter_num_interval="[30,50]", show_progress=False)
     with pytest.raises(UserError, match="do not fit"):
@@ -167,8 +175,7 @@ def test_a_checkpoint_of_other_data_is_refused(workdir):
 
 
 def test_command_line_prints_the_table_and_the_places(workdir, capsys):
-    arguments = [f"--{name}={value}" for name, value in {**SMALL, **FEW}.items()]
-    assert cli.main(["run", *arguments, "--result_file=r.json"]) == 0
+    assert cli.main(["run", *flags(TINY), "--result_file=r.json"]) == 0
     out = capsys.readouterr().out
     for text in (
         "DiffuRecSys on ml-100k",
@@ -191,10 +198,10 @@ def test_recboles_own_quick_start_runs_our_model_with_our_defaults(workdir, monk
     from recbole.quick_start import run_recbole
 
     monkeypatch.setattr(sys, "argv", ["run_recbole.py"])
-    small = {name: value for name, value in {**SMALL, **FEW}.items() if name != "gpu_id"}
+    small = {name: value for name, value in TINY.items() if name != "gpu_id"}
     result = run_recbole(model="DiffuRecSys", dataset="ml-100k", config_dict=small)
     assert set(result["test_result"]) >= {"hit@10", "ndcg@10"}, "our metrics, not RecBole's"
-    ours = run(**SMALL, **FEW)
+    ours = run(**TINY)
     assert result["test_result"]["hit@10"] == pytest.approx(ours["test_result"]["hit@10"], abs=0.05)
 
 
@@ -213,8 +220,7 @@ def test_amazon_beauty_from_the_shared_data(workdir, shared_data):
     ],
 )
 def test_what_recbole_raises_is_one_sentence_and_the_traceback_is_in_the_log(parameters, workdir, capsys):
-    arguments = [f"--{name}={value}" for name, value in {"gpu_id": "", **parameters}.items()]
-    assert cli.main(arguments) == 2
+    assert cli.main(flags({"gpu_id": "", **parameters})) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("recbole-diffurec: ") and "Traceback" not in error
     (log,) = workdir.glob("log/*/*.log")
@@ -223,7 +229,7 @@ def test_what_recbole_raises_is_one_sentence_and_the_traceback_is_in_the_log(par
 
 @pytest.mark.parametrize("model", ["DiffuRecSys", "SASRec"])
 def test_averaged_weights_are_validated_and_kept(model: str, workdir: Path) -> None:
-    parameters = {**SMALL, **FEW, "model": model, "epochs": 2, "n_heads": 2, "inner_size": 32}
+    parameters = {**TINY, "model": model, "epochs": 2, "inner_size": 32}
     plain, averaged = run(**parameters), run(**parameters, ema_decay=0.99)
     losses = [[epoch["train_loss"] for epoch in result["history"]] for result in (plain, averaged)]
     assert losses[0] == losses[1], "training itself is the same"
@@ -234,4 +240,4 @@ def test_averaged_weights_are_validated_and_kept(model: str, workdir: Path) -> N
 
 def test_a_trainer_without_one_optimizer_has_nothing_to_average(workdir: Path) -> None:
     with pytest.raises(UserError, match=r"ema_decay is 0\.9, but RecVAE is not trained by steps of one optimizer"):
-        run("RecVAE", epochs=1, ema_decay=0.9, gpu_id="", show_progress=False, **FEW)
+        run("RecVAE", ema_decay=0.9, **GENERAL)

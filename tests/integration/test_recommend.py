@@ -7,29 +7,30 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import TINY
 
 from recbole_diffurec import Recommender, UserError, cli, run
-from recbole_diffurec.inference.recommender import _spread_over
+from recbole_diffurec.host.dataset import Chronological
+from recbole_diffurec.host.loaders import dataset_of
+from recbole_diffurec.inference.lists import spread_over
+from recbole_diffurec.training.prepare import PreparedData
 
-TINY = {
-    "epochs": 1, "hidden_size": 16, "n_layers": 1, "n_heads": 2, "MAX_ITEM_LIST_LENGTH": 8, "show_progress": False,
-    "user_inter_num_interval": "[5,50]", "gpu_id": "", "sampling_steps": 2,
-}  # fmt: skip
 HISTORIES = [["50", "172", "1"], ["1"], ["7", "50", "nothing", "181", "7", "100", "98", "56", "12", "22", "64"], []]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        result = run("DiffuRecSys", **TINY)
-    return Path(result["checkpoint"]), Recommender.load(result["checkpoint"])
+def path(trained) -> Path:
+    return trained["DiffuRecSys"]
 
 
-def test_lists_for_invented_histories(trained, monkeypatch):
-    monkeypatch.setattr(pipeline, "dataset_class", None)  # a checkpoint is all that is needed
-    recommender = Recommender.load(trained[0])
+@pytest.fixture(scope="module")
+def recommender(path) -> Recommender:
+    return Recommender.load(path)
+
+
+def test_lists_for_invented_histories(path, monkeypatch):
+    monkeypatch.setattr(Chronological, "__init__", None)  # a checkpoint is all that is needed
+    recommender = Recommender.load(path)
     table = recommender.recommend(HISTORIES, k=5)
     assert list(table.columns) == ["user_id", "rank", "item_id", "score", "popular"]
     assert table["user_id"].tolist() == [user for user in range(4) for _ in range(5)]
@@ -43,8 +44,7 @@ def test_lists_for_invented_histories(trained, monkeypatch):
     np.testing.assert_allclose(alone["score"].astype(float), table["score"].astype(float), rtol=1e-4)
 
 
-def test_seen_items_and_candidates(trained):
-    _, recommender = trained
+def test_seen_items_and_candidates(recommender):
     everything = recommender.recommend(HISTORIES, k=10_000, exclude_seen=True)
     for user, history in enumerate(HISTORIES):
         got = everything[everything["user_id"] == user]["item_id"]
@@ -54,11 +54,10 @@ def test_seen_items_and_candidates(trained):
     assert few["item_id"].tolist()[:1] == ["100"] and set(few[few["user_id"] == 1]["item_id"]) == {"50", "100"}
 
 
-def test_the_lists_are_those_of_the_evaluation(trained):
+def test_the_lists_are_those_of_the_evaluation(recommender):
     """A test user's history, given as ids, has the scores that RecBole's evaluation ranks."""
-    _, recommender = trained
-    data = pipeline.PreparedData(recommender.config)
-    test = data.loaders[2]._dataset
+    data = PreparedData(recommender.config)
+    test = dataset_of(data.loaders[2])
     rows = test[np.arange(20)]
     items = recommender.items
     histories = [
@@ -70,13 +69,12 @@ def test_the_lists_are_those_of_the_evaluation(trained):
     assert table["item_id"].tolist() == [items[i] for i in expected.flatten()]
 
 
-def test_samples_agree_where_lambda_is_small_and_spread_where_it_is_large(trained):
-    _, recommender = trained
+def test_samples_agree_where_lambda_is_small_and_spread_where_it_is_large(path, recommender):
     plain = recommender.recommend(HISTORIES, k=5)
     small = recommender.recommend(HISTORIES, k=5, samples=6)
     assert small["item_id"].tolist()[:15] == plain["item_id"].tolist()[:15]
     assert (small["frequency"] == 1).all() and (small["spread"] < 0.05).all()
-    large = Recommender.load(trained[0], lambda_uncertainty=30.0).recommend(HISTORIES, k=5, samples=6)
+    large = Recommender.load(path, lambda_uncertainty=30.0).recommend(HISTORIES, k=5, samples=6)
     # With one item in the history, cross-attention has nothing to choose from, whatever the noise is.
     longer = large["user_id"].isin([0, 2])
     assert large[longer]["spread"].min() > 10 * small["spread"].max()
@@ -89,22 +87,21 @@ def test_diversity_covers_more_samples():
     """Two modes, five samples to one: the list of scores holds the first alone, the diverse one both."""
     own = np.array([[[1, 2, 3]]] * 5 + [[[7, 8, 9]]])
     scores = np.array([[-np.inf, 10.0, 9.0, 8.0, 0.0, 0.0, 0.0, 5.0, 4.0, 3.0]])
-    assert _spread_over(own, scores, 0.0).tolist() == [[1, 2, 3]]
-    assert _spread_over(own, scores, 1.0).tolist() == [[1, 2, 3]]  # the first mode still has most samples
+    assert spread_over(own, scores, 0.0).tolist() == [[1, 2, 3]]
+    assert spread_over(own, scores, 1.0).tolist() == [[1, 2, 3]]  # the first mode still has most samples
     few = np.array(
         [[-np.inf, 10.0, *[-np.inf] * 5, 5.0, -np.inf, -np.inf]]
     )  # two items are allowed, padding ends a list
-    assert _spread_over(own, few, 0.5).tolist() == _spread_over(own, few, 1.0).tolist() == [[1, 7, 0]]
+    assert spread_over(own, few, 0.5).tolist() == spread_over(own, few, 1.0).tolist() == [[1, 7, 0]]
     agreeing = np.array([[[3, 1, 2]]] * 4)
-    assert _spread_over(agreeing, scores, 1.0).tolist() == [[1, 2, 3]]  # nothing to spread: the order of the scores
+    assert spread_over(agreeing, scores, 1.0).tolist() == [[1, 2, 3]]  # nothing to spread: the order of the scores
     balanced = np.array([[[1, 2, 3]]] * 3 + [[[7, 8, 9]]] * 3)
-    assert _spread_over(balanced, scores, 0.0).tolist() == [[1, 2, 3]]
-    assert _spread_over(balanced, scores, 0.9).tolist()[0][:2] == [1, 7]
+    assert spread_over(balanced, scores, 0.0).tolist() == [[1, 2, 3]]
+    assert spread_over(balanced, scores, 0.9).tolist()[0][:2] == [1, 7]
 
 
 @pytest.mark.parametrize("diversity", [0.0, 0.5, 1.0])
-def test_samples_of_few_candidates_and_unknown_histories(trained, diversity):
-    _, recommender = trained
+def test_samples_of_few_candidates_and_unknown_histories(recommender, diversity):
     options = {"k": 10, "samples": 3, "diversity": diversity, "exclude_seen": True}
     table = recommender.recommend([["50", "172"], []], candidates=["50", "100", "181"], **options)
     known, unknown = table[table["user_id"] == 0], table[table["user_id"] == 1]
@@ -115,14 +112,13 @@ def test_samples_of_few_candidates_and_unknown_histories(trained, diversity):
     assert (alone["frequency"] == 1).all() and (alone["spread"] == 0).all()
 
 
-def test_the_input_is_not_overwritten(trained, workdir, capsys):
+def test_the_input_is_not_overwritten(path, workdir, capsys):
     Path("x.csv").write_text("user_id,items\nu,50\n")
-    assert cli.main(["recommend", str(trained[0]), "--input=x.csv", "--output=./x.csv"]) == 2
+    assert cli.main(["recommend", str(path), "--input=x.csv", "--output=./x.csv"]) == 2
     assert "is the input as well" in capsys.readouterr().err and Path("x.csv").read_text().endswith("u,50\n")
 
 
-def test_many_threads_get_what_one_gets(trained):
-    _, recommender = trained
+def test_many_threads_get_what_one_gets(recommender):
     expected = recommender.recommend(HISTORIES, k=5)
     found = []
     threads = [threading.Thread(target=lambda: found.append(recommender.recommend(HISTORIES, k=5))) for _ in range(8)]
@@ -147,8 +143,8 @@ def write_inputs() -> None:
 
 
 @pytest.mark.parametrize("source", ["events.csv", "events.inter", "lists.jsonl", "lists.csv", "lists.parquet"])
-def test_every_format_in_gives_the_same_lists(trained, source, workdir, capsys):
-    path, recommender = trained
+def test_every_format_in_gives_the_same_lists(path, source, workdir, capsys):
+    recommender = Recommender.load(path)
     write_inputs()
     if source == "lists.parquet":
         pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
@@ -165,10 +161,10 @@ def test_every_format_in_gives_the_same_lists(trained, source, workdir, capsys):
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-def test_every_user_of_the_training_data(trained, kind, workdir, capsys):
+def test_every_user_of_the_training_data(path, kind, workdir, capsys):
     if kind == "parquet":
         pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
-    assert cli.main(["recommend", str(trained[0]), f"--output=out.{kind}", "--k=3", "--exclude_seen"]) == 0
+    assert cli.main(["recommend", str(path), f"--output=out.{kind}", "--k=3", "--exclude_seen"]) == 0
     read = {"csv": pd.read_csv, "jsonl": lambda p: pd.read_json(p, lines=True), "parquet": pd.read_parquet}[kind]
     table = read(f"out.{kind}")
     assert table["user_id"].nunique() == 380 and len(table) == 3 * 380
@@ -183,9 +179,9 @@ def test_every_user_of_the_training_data(trained, kind, workdir, capsys):
         (["--input=lists.csv", "--output=o.xlsx"], "output 'o.xlsx' must end in one of .csv, .jsonl, .parquet"),
         (["--input=lists.csv", "--output=no/such/o.csv"], "cannot be written"),
         (["--input=lists.csv", "--output=o.csv", "--k=0"], "k must be an integer of at least 1, got 0"),
-        (["--input=empty.csv", "--output=o.csv"], "cannot be read"),
+        (["--input=empty.csv", "--output=o.csv"], "input 'empty.csv' holds no rows: give at least one history"),
         (["--input=names.csv", "--output=o.csv"], "has the columns a, b: it needs user_id"),
-        (["--input=time.csv", "--output=o.csv"], "input 'time.csv' row 2: timestamp must be a number, got 'soon'"),
+        (["--input=time.csv", "--output=o.csv"], "input 'time.csv' line 3 has 'soon' where 'timestamp' should be"),
         (["--input=lists.csv", "--output=o.csv", "--candidates=none.txt"], "none of the candidates"),
         (["--input=lists.csv", "--output=o.csv", "--hidden_size=32"], "do not fit the parameters given (hidden_size)"),
         (["--input=lists.csv", "--output=o.csv", "--samples=0"], "samples must be an integer of at least 1, got 0"),
@@ -193,13 +189,13 @@ def test_every_user_of_the_training_data(trained, kind, workdir, capsys):
         (["--input=lists.csv"], "the following arguments are required: --output"),
     ],
 )
-def test_mistakes_are_one_sentence_and_write_nothing(trained, arguments, says, workdir, capsys):
+def test_mistakes_are_one_sentence_and_write_nothing(path, arguments, says, workdir, capsys):
     write_inputs()
     Path("empty.csv").write_text("")
     Path("names.csv").write_text("a,b\n1,2\n")
     Path("time.csv").write_text("user_id,item_id,timestamp\n1,50,3\n1,7,soon\n")
     Path("none.txt").write_text("no-such-item\n")
-    assert cli.main(["recommend", str(trained[0]), *arguments]) == 2
+    assert cli.main(["recommend", str(path), *arguments]) == 2
     error = capsys.readouterr().err
     assert says in error and "Traceback" not in error
     assert not Path("o.csv").exists() and not list(Path().glob(".*part"))

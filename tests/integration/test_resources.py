@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY, flags
 
 from recbole_diffurec import DiffuRecSys, UserError, cli, evaluate, run
 
-TINY = {
-    "epochs": 1, "hidden_size": 16, "n_layers": 1, "n_heads": 2, "MAX_ITEM_LIST_LENGTH": 8, "show_progress": False,
-    "user_inter_num_interval": "[5,30]", "gpu_id": "", "sampling_steps": 1,
-}  # fmt: skip
+SMALL = {**TINY, "user_inter_num_interval": "[5,30]", "sampling_steps": 1}
 
 
 def fails_above(monkeypatch, method: str, rows: int, error: Exception) -> None:
@@ -39,10 +37,10 @@ def fails_above(monkeypatch, method: str, rows: int, error: Exception) -> None:
     ],
 )
 def test_evaluation_goes_on_with_fewer_users(error, workdir, monkeypatch, caplog):
-    expected = run("DiffuRecSys", **TINY)
+    expected = run("DiffuRecSys", **SMALL)
     fails_above(monkeypatch, "full_sort_predict", 60, error)
     caplog.set_level("INFO", "recbole_diffurec")
-    result = run("DiffuRecSys", **TINY)
+    result = run("DiffuRecSys", **SMALL)
     assert result["test_result"] == pytest.approx(expected["test_result"], abs=1e-6)
     assert result["best_valid_result"] == pytest.approx(expected["best_valid_result"], abs=1e-6)
     assert "going on with 32 users at a time (--eval_batch_size=32 avoids the detour)" in caplog.text
@@ -52,22 +50,21 @@ def test_evaluation_goes_on_with_fewer_users(error, workdir, monkeypatch, caplog
 def test_not_even_one_user_fits(workdir, monkeypatch):
     fails_above(monkeypatch, "full_sort_predict", 0, MemoryError())
     with pytest.raises(UserError, match="ran out of memory with a single user at a time"):
-        run("DiffuRecSys", **TINY)
+        run("DiffuRecSys", **SMALL)
 
 
 def test_training_says_what_to_lower(workdir, monkeypatch, capsys):
     fails_above(monkeypatch, "calculate_loss", 400, torch.cuda.OutOfMemoryError("CUDA out of memory."))
-    flags = [f"--{name}={value}" for name, value in TINY.items()]
-    assert cli.main([*flags, "--train_batch_size=1000"]) == 2
+    assert cli.main([*flags(SMALL), "--train_batch_size=1000"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "training ran out of memory at batch 1 of epoch 1: lower train_batch_size (now 1000)" in error
-    assert cli.main([*flags, "--train_batch_size=400"]) == 0
+    assert cli.main([*flags(SMALL), "--train_batch_size=400"]) == 0
 
 
 def test_other_errors_of_the_runtime_are_not_taken_for_it(workdir, monkeypatch):
     fails_above(monkeypatch, "full_sort_predict", 0, RuntimeError("expected scalar type Float but found Half"))
     with pytest.raises(UserError, match="expected scalar type Float but found Half"):
-        run("DiffuRecSys", **TINY)
+        run("DiffuRecSys", **SMALL)
 
 
 @pytest.fixture
@@ -83,19 +80,15 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk(small_disk, workdir):
-    flags = [f"--{name}={value}" for name, value in TINY.items()]
     earlier = small_disk / "saved" / "earlier.pth"
     earlier.parent.mkdir()
     earlier.write_bytes(b"x" * 200_000)
     command = [
         sys.executable,
         "-m",
-        "recbole_diffurec.cli",
-        *flags,
-        "--hidden_size=32",
-        f"--checkpoint_dir={earlier.parent}",
+        "recbole_diffurec",
+        *flags({**SMALL, "hidden_size": 32, "checkpoint_dir": earlier.parent}),
     ]
-    command.remove("--hidden_size=16")
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     )
@@ -108,10 +101,10 @@ def test_a_full_disk(small_disk, workdir):
 def test_a_data_file_that_vanishes(workdir, capsys):
     folder = Path("data/mine")
     folder.mkdir(parents=True)
-    flags = ["--data_path=data", "--dataset=mine", *(f"--{name}={value}" for name, value in TINY.items())]
+    arguments = flags({**SMALL, "data_path": "data", "dataset": "mine", "topk": [5], "valid_metric": "NDCG@5"})
     rows = [f"u{u}\ti{(u + i) % 12}\t{i}" for u in range(12) for i in range(8)]
     (folder / "mine.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *rows]) + "\n")
-    assert cli.main([*flags, "--topk=[5]", "--valid_metric=NDCG@5"]) == 0
+    assert cli.main(arguments) == 0
     (checkpoint,) = Path("saved").glob("*.pth")
     (folder / "mine.inter").unlink()
     assert cli.main(["evaluate", str(checkpoint)]) == 2

@@ -11,17 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TINY, flags
 
 from recbole_diffurec import UserError, cli, run
 from recbole_diffurec.runtime import checkpoint
 from recbole_diffurec.training.trainer import PluginTrainer
 
-TINY = {
-    "epochs": 3, "hidden_size": 16, "n_layers": 1, "n_heads": 2, "MAX_ITEM_LIST_LENGTH": 8, "train_batch_size": 256,
-    "user_inter_num_interval": "[5,50]", "gpu_id": "", "show_progress": False,
-}  # fmt: skip
-OURS = {**TINY, "sampling_steps": 2, "lr_decay_step": 2, "step_sampler": "loss_aware", "ema_decay": 0.9}
+SMALL = {**TINY, "epochs": 3, "train_batch_size": 256}
+OURS = {**SMALL, "sampling_steps": 2, "lr_decay_step": 2, "step_sampler": "loss_aware", "ema_decay": 0.9}
 
 
 class Killed(BaseException):
@@ -59,7 +56,7 @@ def weights(result: dict) -> dict:
 @pytest.mark.parametrize("at,minutes", [(1, 0), (30, 0), (57, 0), (75, None), (40, None)])
 @pytest.mark.parametrize("model", ["DiffuRecSys", "BERT4Rec"])
 def test_a_killed_run_ends_as_one_that_was_not(model, at, minutes, workdir, monkeypatch):
-    small = {**(OURS if model == "DiffuRecSys" else {**TINY, "inner_size": 32}), "model": model}
+    small = {**(OURS if model == "DiffuRecSys" else {**SMALL, "inner_size": 32}), "model": model}
     whole = run(**small, checkpoint_dir="whole")
     interrupted_run(monkeypatch, at, minutes, **small)
     resumed = run(**small, resume=True)
@@ -93,8 +90,8 @@ def test_a_damaged_state_says_so(workdir, monkeypatch):
 
 @pytest.mark.parametrize("number,code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_batch_and_says_how_to_go_on(number, code, workdir):
-    arguments = [f"--{name}={value}" for name, value in {**OURS, "epochs": 200}.items()]
-    command = [sys.executable, str(ROOT / "run_recbole_diffurec.py"), *arguments, "--stopping_step=300"]
+    arguments = flags({**OURS, "epochs": 200, "stopping_step": 300})
+    command = [sys.executable, str(ROOT / "run_recbole_diffurec.py"), *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while "epoch 2/200" not in (line := process.stderr.readline()):
         assert line, "the run ended before its second epoch"
@@ -110,8 +107,7 @@ def test_thirty_kills_at_random_moments(workdir):
     """SIGKILL, from outside, at any moment; each attempt resumes the one before until the run has its result."""
     small = {**OURS, "epochs": 12, "checkpoint_minutes": 0.002}
     whole = run(**small, checkpoint_dir="whole")
-    arguments = [f"--{name}={value}" for name, value in small.items()]
-    command = [sys.executable, str(ROOT / "run_recbole_diffurec.py"), *arguments, "--resume", "--result_file=r.json"]
+    command = [sys.executable, str(ROOT / "run_recbole_diffurec.py"), *flags(small), "--resume", "--result_file=r.json"]
     draw, kills, states = random.Random(1), 0, 0
     while kills < 30:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -133,7 +129,6 @@ def test_thirty_kills_at_random_moments(workdir):
 
 
 def test_a_loss_that_is_no_number_is_explained(workdir, capsys):
-    arguments = [f"--{name}={value}" for name, value in {**OURS, "learning_rate": 1e30}.items()]
-    assert cli.main([*arguments, "--init=normal", "--initializer_range=1e20"]) == 2
+    assert cli.main(flags({**OURS, "learning_rate": 1e30, "init": "normal", "initializer_range": 1e20})) == 2
     error = capsys.readouterr().err
     assert "the loss became" in error and "learning_rate 1e+30" in error and "no epoch had been validated yet" in error

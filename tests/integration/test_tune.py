@@ -13,21 +13,22 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, TINY, flags
 
-from recbole_diffurec import cli
+from recbole_diffurec import cli, run
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.experiments.tune import objective_function, tune
 
 ray = pytest.importorskip("ray", reason="tuning needs Ray")
 
-TINY = ["--hidden_size=16", "--n_heads=2", "--MAX_ITEM_LIST_LENGTH=8", "--user_inter_num_interval=[5,50]", "--gpu_id="]
+# What a search space or an option of the search may say is left to them.
+FIXED = flags({name: value for name, value in TINY.items() if name not in ("epochs", "n_layers", "show_progress")})
 SPACE = "learning_rate loguniform -8,-4\nn_layers choice [1,2]\nhidden_dropout_prob uniform 0.0,0.5\n"
 
 
 def command(*arguments: str) -> list[str]:
     main = [sys.executable, str(ROOT / "run_recbole_diffurec.py"), "tune", "--params_file=space.test"]
-    return [*main, "--output_dir=out", "--max_epochs=4", "--grace_epochs=1", "--num_trials=5", *TINY, *arguments]
+    return [*main, "--output_dir=out", "--max_epochs=4", "--grace_epochs=1", "--num_trials=5", *FIXED, *arguments]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_the_best_is_what_run_takes_and_is_tested_once(search, monkeypatch):
     # A trial has one thread, the final run all of them, so that their sums are rounded differently.
     assert final["best_valid_result"]["ndcg@10"] == pytest.approx(top["score"], abs=0.03)
     monkeypatch.chdir(folder)
-    again = pipeline.run("DiffuRecSys", config_files=["out/best.yaml"], gpu_id="", show_progress=False)
+    again = run("DiffuRecSys", config_files=["out/best.yaml"], gpu_id="", show_progress=False)
     assert again["test_result"] == final["test_result"]
     assert Path("out/search.png").stat().st_size > 5000 and Path("out/search.svg").is_file()
 
@@ -94,7 +95,7 @@ def test_the_best_is_what_run_takes_and_is_tested_once(search, monkeypatch):
 def test_a_search_is_neither_overwritten_nor_resumed_as_another(search, monkeypatch, capsys):
     monkeypatch.chdir(search[0])
     fixed = [
-        *TINY,
+        *FIXED,
         "--sampling_steps=2",
         "--max_epochs=4",
         "--num_trials=5",
@@ -109,7 +110,7 @@ def test_a_search_is_neither_overwritten_nor_resumed_as_another(search, monkeypa
 
 def test_a_time_budget_too_short_for_any_trial(workdir, capsys):
     Path("space.test").write_text(SPACE)
-    assert cli.main(["tune", "--params_file=space.test", "--time_budget=1", "--max_epochs=4", *TINY]) == 2
+    assert cli.main(["tune", "--params_file=space.test", "--time_budget=1", "--max_epochs=4", *FIXED]) == 2
     assert "no trial was validated within time_budget 1: --resume with more of it goes on" in capsys.readouterr().err
 
 
@@ -129,7 +130,7 @@ def test_recboles_models_and_a_grid(workdir, capsys):
         "--scheduler=none",
         "--max_epochs=1",
     ]
-    assert cli.main(["tune", "--params_file=space.test", *sasrec, "--final_seeds=0", *TINY]) == 0
+    assert cli.main(["tune", "--params_file=space.test", *sasrec, "--final_seeds=0", *FIXED]) == 0
     trials = pd.read_csv("tuning/trials.csv")
     assert sorted(trials["hidden_dropout_prob"]) == [0.1, 0.9] and set(trials["state"]) == {"TERMINATED"}
 
@@ -162,9 +163,8 @@ def test_recboles_own_tuning_takes_our_objective(workdir):
     from recbole.trainer import HyperTuning
 
     Path("space.test").write_text("#comment\nn_layers choice [1,2]\n")
-    small = {"hidden_size": 16, "n_heads": 2, "epochs": 1, "sampling_steps": 1, "MAX_ITEM_LIST_LENGTH": 8}
-    small.update(user_inter_num_interval="[5,50]", gpu_id="", show_progress=False)
-    Path("small.yaml").write_text(yaml.safe_dump(small))
+    small = {name: value for name, value in TINY.items() if name != "n_layers"}
+    Path("small.yaml").write_text(yaml.safe_dump({**small, "sampling_steps": 1}))
     tuning = HyperTuning(
         functools.partial(objective_function, model="DiffuRecSys", dataset="ml-100k"),
         params_file="space.test",

@@ -100,6 +100,16 @@ def test_round_trip_of_a_sparse_matrix(form: str, dtype: type) -> None:
     assert (back.toarray() == matrix.toarray()).all()
 
 
+@pytest.mark.parametrize("coalesced", [True, False])
+def test_round_trip_of_a_sparse_tensor(coalesced: bool, tmp_path: Path) -> None:
+    tensor = torch.sparse_coo_tensor([[0, 0, 1], [2, 2, 0]], [1.0, 2.0, 3.0], (2, 3), check_invariants=True)
+    tensor = tensor.coalesce() if coalesced else tensor
+    save(tmp_path / "a.pth", {"graph": tensor})
+    back = from_plain(load(tmp_path / "a.pth")["graph"])
+    assert back.layout == torch.sparse_coo and back.is_coalesced() == coalesced
+    assert torch.equal(back.to_dense(), tensor.to_dense())
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -307,6 +317,7 @@ def test_error_of_the_operating_system(
     def refuse(*_: Any, **__: Any) -> None:
         raise error
 
+    save(tmp_path / "a.pth", STATE)
     monkeypatch.setattr(torch, "load", refuse)
     assert reason in refusal(tmp_path / "a.pth")
 

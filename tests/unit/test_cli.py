@@ -13,11 +13,15 @@ from typing import Any, Iterator
 import pytest
 import torch
 
-from recbole_diffurec.cli import main, parse_parameters
+from recbole_diffurec.cli import main
+from recbole_diffurec.cli.parsers import parse_parameters
+from recbole_diffurec.config.rules import RULES
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host import config
 from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.models import spec
 from recbole_diffurec.runtime import checkpoint
+from recbole_diffurec.training import evaluate, run
+from recbole_diffurec.training.report import format_result
 from recbole_diffurec.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,15 +45,16 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(config: RunConfig) -> Any:
         raise AssertionError("data was read")
 
-    monkeypatch.setattr(pipeline, "prepare_data", read)
+    for module in (run, evaluate):
+        monkeypatch.setattr(module, "prepare_data", read)
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple, dict[str, Any]]]:
-    """What ``main`` calls of the pipeline, which does nothing."""
+    """What ``main`` calls to run and to evaluate, which does nothing."""
     made: list[tuple[str, tuple, dict[str, Any]]] = []
-    for name in ("run", "evaluate"):
-        monkeypatch.setattr(pipeline, name, lambda *a, name=name, **k: made.append((name, a, k)) or RESULT)
+    for module, name in ((run, "run"), (evaluate, "evaluate")):
+        monkeypatch.setattr(module, name, lambda *a, name=name, **k: made.append((name, a, k)) or RESULT)
     return made
 
 
@@ -136,7 +141,7 @@ def surroundings(workdir: Path) -> Path:
     kept = RunConfig("DiffuRec", "mine", {"gpu_id": ""}).plain()
     state = {"model": "DiffuRec", "dataset": "mine", "config": kept}
     checkpoint.save("partial.pth", state)
-    rest = {"epoch": 0, "id_tokens": {}, "state_dict": {}, "other_parameter": None}
+    rest = {"epoch": 0, "id_tokens": {}, "popularity": torch.zeros(0), "state_dict": {}, "other_parameter": None}
     checkpoint.save("mine.pth", {**state, **rest})
     (workdir / "cut.pth").write_bytes((workdir / "mine.pth").read_bytes()[:-100])
     layer = torch.nn.Linear(2, 2)
@@ -262,8 +267,8 @@ def test_run_gets_what_was_given(calls: list, capsys: pytest.CaptureFixture[str]
     options = ["--model=DiffuRec", "--dataset", "mine", "--config_files", "a.yaml b.yaml,c.yaml", "--experiment=x"]
     assert main(["run", *options, "--epochs", "5", "--result_file=r.json", "--topk=[1]"]) == 0
     assert main([]) == 0
-    run, bare = calls
-    assert run == (
+    full, bare = calls
+    assert full == (
         "run",
         ("DiffuRec", "mine"),
         {
@@ -280,7 +285,7 @@ def test_run_gets_what_was_given(calls: list, capsys: pytest.CaptureFixture[str]
     untold = {"config_files": [], "experiment": None, "result_file": None, "resume": False}
     assert bare[2] == {**untold, "show_progress": False}
     out, err = capsys.readouterr()
-    assert out == f"{pipeline.format_result(RESULT)}\n" * 2 and "HR@10" in out and err == ""
+    assert out == f"{format_result(RESULT)}\n" * 2 and "HR@10" in out and err == ""
 
 
 def test_evaluate_gets_what_was_given(calls: list, capsys: pytest.CaptureFixture[str]) -> None:
@@ -307,7 +312,7 @@ def test_interruption_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: p
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "run", interrupt)
+    monkeypatch.setattr(run, "run", interrupt)
     assert main([]) == 130
     assert capsys.readouterr() == ("", "recbole-diffurec: interrupted\n")
 
@@ -316,7 +321,7 @@ def test_fault_of_the_program_is_not_passed_off_as_the_users(monkeypatch: pytest
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(pipeline, "run", broken)
+    monkeypatch.setattr(run, "run", broken)
     with pytest.raises(ZeroDivisionError):
         main([])
 
@@ -324,7 +329,7 @@ def test_fault_of_the_program_is_not_passed_off_as_the_users(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["evaluate", "--model", "--config_files", "--experiment", "--NAME=VALUE", "README.md"]),
+        (["--help"], ["evaluate", "--model", "--config_files", "--experiment", "--NAME=VALUE", "docs/parameters.md"]),
         (["run", "-h"], ["evaluate", "--list_models", "--result_file"]),
         (["evaluate", "--help"], ["CHECKPOINT", "--result_file", "--NAME=VALUE"]),
         (["--version"], [f"recbole-diffurec {__version__}"]),
@@ -344,7 +349,8 @@ def test_every_name_in_the_help_exists(capsys: pytest.CaptureFixture[str]) -> No
     named = set(re.findall(r"--(\w+)", capsys.readouterr().out))
     options = {"model", "dataset", "config_files", "experiment", "result_file", "list_models", "version", "help"}
     options |= {"resume", "nproc", "world_size", "group_offset", "ip", "port"}
-    assert named - options - {"NAME"} <= config.RULES.keys() | config.MODEL_RULES.keys()
+    of_models = [name for model in spec.names() for name in spec.find(model).rules]
+    assert named - options - {"NAME"} <= {*RULES, *of_models}
     assert named >= options
 
 
@@ -374,7 +380,7 @@ def test_messages_of_a_run_go_to_standard_error(
         logging.getLogger("recbole_diffurec").info("943 users")
         return RESULT
 
-    monkeypatch.setattr(pipeline, "run", talk)
+    monkeypatch.setattr(run, "run", talk)
     assert main([]) == main([]) == 0
     out, err = capsys.readouterr()
     assert err == "943 users\n" * 2, "one handler, however often main is called"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import subprocess
 import sys
@@ -12,12 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import recbole
 import torch
 from recbole.config import Config
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.dataset import dataset as host
 from recbole.data.dataset import sequential_dataset as sequential_host
 
+from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.dataset import SequenceDataset
@@ -26,41 +30,57 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # numpy
 
-
 ALIASES = {
     "float_": np.float64,
     "complex_": np.complex128,
     "unicode_": np.str_,
+    "bool": np.bool_,
     "int": np.int_,
     "float": np.float64,
     "complex": np.complex128,
     "object": np.object_,
     "str": np.str_,
+    "long": np.int_,
     "unicode": np.str_,
 }
 
 
-@pytest.mark.parametrize("name", ALIASES)
-def test_alias_of_numpy_is_supplied_where_it_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(np, name, raising=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        compat.apply()
-    assert np.__dict__[name] is ALIASES[name]
+def names_read() -> dict[str, set[str]]:
+    """{module of RecBole: the names among ``ALIASES`` that it reads from numpy}."""
+    folder = Path(recbole.__file__).parent
+    found: dict[str, set[str]] = {}
+    for path in folder.rglob("*.py"):
+        module = ".".join(("recbole", *path.relative_to(folder).with_suffix("").parts))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "np":
+                found.setdefault(module, set()).update({node.attr} & ALIASES.keys())
+    return {module: names for module, names in found.items() if names}
 
 
-def test_alias_that_numpy_has_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("float_", "long", "bool"):
-        monkeypatch.setattr(np, name, name, raising=False)
-    compat.apply()
-    assert [np.__dict__[name] for name in ("float_", "long", "bool")] == ["float_", "long", "bool"]
+def test_modules_that_read_names_without_a_numpy_of_today_are_those_that_are_mended() -> None:
+    # The configuration sets the names for everyone in a method that is taken from it.
+    assert names_read().keys() - {"recbole.config.configurator", "recbole.trainer.hyper_tuning"} == {
+        *compat.NUMPY_READERS
+    }
+
+
+@pytest.mark.parametrize("module", compat.NUMPY_READERS)
+def test_names_are_supplied_where_they_are_read(module: str) -> None:
+    seen = importlib.import_module(module).np
+    for name in names_read()[module]:
+        assert getattr(seen, name) is ALIASES[name]
+    assert seen.ndarray is np.ndarray and seen.random is np.random
+
+
+def test_numpy_itself_is_left_alone(tmp_path: Path) -> None:
+    code = f"import numpy; names = {list(ALIASES)}; before = [vars(numpy).get(name) for name in names]; "
+    code += "import recbole_diffurec, recbole.model.layers; from recbole.config import Config; "
+    code += "Config.compatibility_settings(None); assert [vars(numpy).get(name) for name in names] == before"
+    in_a_process(code, tmp_path)
 
 
 def test_recboles_own_configuration_can_be_built(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("float_", "complex_", "unicode_"):
-        monkeypatch.delattr(np, name, raising=False)
     monkeypatch.setattr(sys, "argv", ["test"])
-    compat.apply()
     config = Config(model="SASRec", dataset="ml-100k", config_dict={"train_neg_sample_args": None, "gpu_id": ""})
     assert (config["model"], config["dataset"], config["loss_type"]) == ("SASRec", "ml-100k", "CE")
     ours = Config(model="DiffuRecSys", dataset="ml-100k", config_dict={"gpu_id": ""})
@@ -71,11 +91,19 @@ def test_recboles_own_configuration_can_be_built(workdir: Path, monkeypatch: pyt
 
 
 def patched() -> dict[str, Any]:
-    """Everything that ``apply`` touches."""
-    state = {f"np.{name}": np.__dict__.get(name) for name in [*ALIASES, "bool", "long"]}
-    for module in (host, sequential_host):
-        state.update({f"{module.__name__}.{name}": module.__dict__.get(name) for name in ("pd", "len", "np")})
-    return {**state, "fill_nan": Dataset._fill_nan, "n_filters": len(warnings.filters)}
+    """What ``apply`` touches of modules that are imported, and of the process."""
+    state = {
+        f"{module.__name__}.{name}": vars(module).get(name)
+        for module in (host, sequential_host)
+        for name in ("pd", "len", "np")
+    }
+    return {
+        **state,
+        "fill_nan": Dataset._fill_nan,
+        "settings": Config.compatibility_settings,
+        "filters": list(warnings.filters),
+        "finders": list(sys.meta_path),
+    }
 
 
 def test_applying_again_changes_nothing() -> None:
@@ -84,6 +112,33 @@ def test_applying_again_changes_nothing() -> None:
     compat.apply()
     assert patched() == before
     assert before["recbole.data.dataset.dataset.len"] is not None
+
+
+def test_a_module_that_was_imported_before_is_mended_too(tmp_path: Path) -> None:
+    code = "from recbole.data.dataset import dataset; assert 'len' not in vars(dataset); import recbole_diffurec; "
+    code += "assert dataset.np.float is not float and 'len' in vars(dataset) and dataset.Dataset._fill_nan.__wrapped__"
+    in_a_process(code, tmp_path)
+
+
+def test_nothing_heavy_is_imported_before_it_is_asked_for(tmp_path: Path) -> None:
+    code = "import sys, recbole_diffurec, recbole_diffurec.cli; "
+    code += "print({name.partition('.')[0] for name in sys.modules} & {'numpy', 'pandas', 'ray', 'recbole', 'torch'})"
+    assert in_a_process(code, tmp_path) == "set()\n"
+
+
+def test_warnings_are_silenced_while_a_run_lasts_and_no_longer() -> None:
+    before = list(warnings.filters)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        with compat.quiet():
+            for _ in range(2):
+                warnings.warn_explicit("gone in the next version", FutureWarning, "trainer.py", 236, "recbole.trainer")
+                warnings.warn_explicit("The given NumPy array is not writable", UserWarning, "d.py", 1, "recbole.data")
+            warnings.warn_explicit("of somebody else", FutureWarning, "x.py", 1, "somebody.code")
+            warnings.warn_explicit("of use", UserWarning, "x.py", 1, "recbole.data")
+        warnings.warn_explicit("afterwards", FutureWarning, "trainer.py", 236, "recbole.trainer")
+    assert [str(warning.message) for warning in heard] == ["of somebody else", "of use", "afterwards"]
+    assert list(warnings.filters) == before
 
 
 def test_pandas_and_len_of_everyone_else_are_untouched() -> None:
@@ -198,6 +253,14 @@ def test_words_for_nothing_are_missing_numbers(word: str, workdir: Path) -> None
     assert list(frame) == list(dtype)
     assert frame["item_id:token"].tolist() == ["nan", "NA"]
     assert frame["price:float"].isna().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("row", ["i1\t2\t3", "i1"])
+def test_rows_that_would_shift_columns_are_refused(row: str, workdir: Path) -> None:
+    """RecBole's own call takes a first column that has no name for the rows' names."""
+    Path("a.item").write_text(f"item_id:token\tprice:float\n{row}\n{row}\n")
+    with pytest.raises(UserError, match=r"'a.item' line 2 has . fields where the first line has 2"):
+        host.pd.read_csv("a.item", usecols=["item_id:token"], dtype={"item_id:token": str}, delimiter="\t", engine="c")
 
 
 # RecBole's data sets
@@ -315,14 +378,15 @@ for name in ("DiffuRecSys", "DiffuRec"):
     found = get_model(name)
     print(found.__module__, found is getattr(recbole_diffurec, name))
 print(get_trainer(ModelType.SEQUENTIAL, "DiffuRecSys").__name__)
-print(recbole_diffurec.host.config.RunConfig("DiffuRecSys", "ml-100k")["model"])
+from recbole_diffurec.host.config import RunConfig
+print(RunConfig("DiffuRecSys", "ml-100k")["model"])
 """
 
 
 def test_import_without_ray_and_the_model_is_recboles(tmp_path: Path) -> None:
     assert in_a_process(BLOCKED, tmp_path).split("\n") == [
         "ray is blocked",
-        "recbole_diffurec.models.diffurecsys True",
+        "recbole_diffurec.models.diffurec True",
         "recbole_diffurec.models.diffurec True",
         "PluginTrainer",
         "DiffuRecSys",

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import recbole.utils
 import torch
 import yaml
 from conftest import ROOT
 
 from recbole_diffurec.config import layers
+from recbole_diffurec.config.layers import parse_value
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host import config
-from recbole_diffurec.host.config import RunConfig, known_models, parse_value
+from recbole_diffurec.host import catalogue, config
+from recbole_diffurec.host.catalogue import known_models
+from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.runtime import checkpoint
 
 OURS = ["DiffuRec", "DiffuRecSys"]
@@ -44,21 +48,25 @@ def properties(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the folder of defaults, for a test to change, in place of the real one."""
     copy = tmp_path / "properties"
     shutil.copytree(layers.properties_dir(), copy)
-    monkeypatch.setattr(defaults, "properties_dir", lambda: copy)
+    monkeypatch.setattr(layers, "properties_dir", lambda: copy)
+    # The real files do not change while a program runs, and are read once; these are read every time.
+    monkeypatch.setattr(layers, "_read_shipped", layers._read_shipped.__wrapped__)
+    monkeypatch.setattr(config, "known_parameters", config.known_parameters.__wrapped__)
     return copy
 
 
 # Precedence
 
-LAYERS = ["overall", "model", "data set", "experiment", "first file", "second file", "command line"]
+LAYERS = ["overall", "base model", "model", "data set", "experiment", "first file", "second file", "command line"]
 
 
-def from_layers(folder: Path, values: dict[str, Any], key: str, model: str = "DiffuRecSys") -> RunConfig:
+def from_layers(folder: Path, values: dict[str, Any], key: str) -> RunConfig:
     """A configuration in which ``key`` has these values, and no other in the layers above the weakest of them."""
     weakest = min(LAYERS.index(layer) for layer in values)
     for layer, file in {
         "overall": "overall.yaml",
-        "model": f"model/{model}.yaml",
+        "base model": "model/DiffuRec.yaml",
+        "model": "model/DiffuRecSys.yaml",
         "data set": "dataset/mine.yaml",
         "experiment": "experiment/mine.yaml",
         "first file": "first.yaml",
@@ -70,7 +78,7 @@ def from_layers(folder: Path, values: dict[str, Any], key: str, model: str = "Di
             content.pop(key, None)
         write(path, **content, **({key: values[layer]} if layer in values else {}))
     overrides = {"gpu_id": "", **({key: values["command line"]} if "command line" in values else {})}
-    return RunConfig(model, "mine", overrides, [folder / "first.yaml", folder / "second.yaml"], "mine")
+    return RunConfig("DiffuRecSys", "mine", overrides, [folder / "first.yaml", folder / "second.yaml"], "mine")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +86,7 @@ def from_layers(folder: Path, values: dict[str, Any], key: str, model: str = "Di
     # Both orders: no layer may win because its value is the larger one.
     [("learning_rate", 0.125, 0.25), ("learning_rate", 0.25, 0.125), ("noise_schedule", "cosine", "sqrt")],
 )
-@pytest.mark.parametrize(("weaker", "stronger"), list(zip(LAYERS, LAYERS[1:])))
+@pytest.mark.parametrize(("weaker", "stronger"), list(itertools.pairwise(LAYERS)))
 def test_each_layer_beats_the_one_below(
     weaker: str, stronger: str, key: str, low: Any, high: Any, properties: Path
 ) -> None:
@@ -103,7 +111,7 @@ def test_layers_are_merged_key_by_key(properties: Path) -> None:
 
 
 def test_shipped_layers(tmp_path: Path) -> None:
-    """The real files: overall 512 < model 1024; model 128 < data set 64 < experiment 256 < file < command line."""
+    """The real files: overall 512 < model 1024; base model 128 < data set 64 < experiment 256 < file < command line."""
     assert make("SASRec")["train_batch_size"] == 512
     assert make("DiffuRec")["train_batch_size"] == 1024
     assert make()["hidden_size"] == 128
@@ -120,8 +128,8 @@ def test_our_overall_beats_recboles_data_set_but_not_its_model(
     properties: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = tmp_path / "host"
-    shutil.copytree(config.HOST_PROPERTIES, host)
-    monkeypatch.setattr(config, "HOST_PROPERTIES", host)
+    shutil.copytree(catalogue.HOST_PROPERTIES, host)
+    monkeypatch.setattr(catalogue, "HOST_PROPERTIES", host)
     with open(host / "model" / "SASRec.yaml", "a") as file:
         file.write("\nepochs: 7\n")
     assert make("SASRec")["epochs"] == 7 != make("GRU4Rec")["epochs"] == 300
@@ -149,7 +157,7 @@ def test_recipes_are_accepted(path: Path) -> None:
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     for name in [model] if model in known_models() else OURS:
         built = RunConfig(name, "amazon-beauty", {"gpu_id": ""}, (), f"best/{path.stem}")
-        assert {key: built[key] for key in given} == given
+        assert {key: built.plain()[key] for key in given} == given  # enable_amp is decided by the machine
 
 
 def test_arguments_of_the_process_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +225,7 @@ def test_model_whose_package_is_missing_names_the_package(monkeypatch: pytest.Mo
     def missing(name: str) -> type:
         raise ModuleNotFoundError("No module named 'lightgbm'", name="lightgbm")
 
-    monkeypatch.setattr(config, "get_model", missing)
+    monkeypatch.setattr(recbole.utils, "get_model", missing)
     assert "model 'lightgbm' needs the Python package 'lightgbm'" in refusal("lightgbm")
 
 
@@ -302,7 +310,7 @@ def test_second_model_or_data_set_is_refused(name: str, used: str, other: str, t
         ("noise_schedule", "quadratic", "one of linear, cosine, sqrt, trunc_cos, trunc_lin, pw_lin"),
         ("step_sampler", "Uniform", "one of uniform, loss_aware"),
         ("reverse_start", "zero", "one of noise, last_item"),
-        ("hidden_act", "swish", "one of gelu, relu, silu, tanh"),
+        ("hidden_act", "swish", "one of gelu, gelu_erf, relu, silu, tanh"),
         ("init", "zeros", "one of xavier_normal, normal"),
         ("learner", "lion", "one of adam, adamw, sgd, adagrad, rmsprop"),
     ],

@@ -180,7 +180,7 @@ def test_all_steps_are_the_default():
 @given(eta=st.floats(0, 1), sampling=st.integers(2, 20), schedule=st.sampled_from(sorted(schedules.SCHEDULES)))
 @settings(deadline=None, max_examples=30)
 def test_ddim_keeps_the_marginals(eta, sampling, schedule):
-    """From a state with the forward process's mean and variance comes one with those of the step before, for any eta."""
+    """From a state with the forward process's mean and variance comes one with those of the step before."""
     betas = schedules.betas(schedule, 20)
     sampler, alpha_bar = DDIMSampler(betas, sampling, eta), np.cumprod(1 - betas)
     for index in range(1, sampling):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from recbole_diffurec import UserError
 from recbole_diffurec.config import layers
-from recbole_diffurec.host.config import RunConfig, known_parameters, parse_value
-from recbole_diffurec.training.run import prepare_data
+from recbole_diffurec.host.config import RunConfig, known_parameters
+from recbole_diffurec.training.prepare import prepare_data
 
 FAST, WHOLE = 60, 2500  # examples by default, and of the slow run, for each of the two
 
@@ -128,7 +128,7 @@ VALUES = st.recursive(
 def check_configuration(model, values, as_text, folder):
     try:
         if as_text:
-            values = {name: parse_value(name, str(value)) for name, value in values.items()}
+            values = {name: layers.parse_value(name, str(value)) for name, value in values.items()}
         else:
             path = folder / "fuzz.yaml"
             path.write_text(yaml.safe_dump(values), encoding="utf-8")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import io
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 import zipfile
@@ -18,9 +20,9 @@ import pooch
 import pytest
 import requests
 
+from recbole_diffurec.data import sources
 from recbole_diffurec.data.sources import KNOWN_SOURCES, ensure_dataset
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host.dataset import sources
 
 HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 # Neither sorted by user nor by time, so a conversion that reorders rows shows.
@@ -70,7 +72,8 @@ class Publisher:
             "/ml-1m.zip": ML_1M_ZIP,
         }
         self.requests: list[str] = []
-        self.faults: list[int | str] = []  # a status to answer, or "cut" or "stall" for half a body
+        # A status to answer, or half a body: "cut", "stall", or "unannounced", without its length.
+        self.faults: list[int | str] = []
         publisher = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -84,7 +87,8 @@ class Publisher:
                     self.send_error(404)
                 else:
                     self.send_response(200)
-                    self.send_header("Content-Length", str(len(content)))
+                    if fault != "unannounced":
+                        self.send_header("Content-Length", str(len(content)))
                     self.end_headers()
                     # Cut behind the first line, where the part received is itself a sound file.
                     self.wfile.write(content[: content.index(b"\n") + 1] if fault else content)
@@ -121,6 +125,13 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr("pooch.core.time", SimpleNamespace(sleep=slept.append))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     return slept
+
+
+@pytest.fixture(autouse=True)
+def small_originals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The publishers' counts, as if they published what the local server holds."""
+    for name, rows in (("amazon-beauty", len(BEAUTY_ROWS)), ("amazon-toys-games", 1), ("ml-1m", len(ML_1M_ROWS))):
+        monkeypatch.setitem(KNOWN_SOURCES, name, dataclasses.replace(KNOWN_SOURCES[name], n_rows=rows))
 
 
 def fetch(name: str, data_path: Path, server: Publisher) -> Path:
@@ -297,6 +308,29 @@ def test_server_that_goes_silent_in_mid_transfer_is_asked_again(
     assert files_below(tmp_path) == ["once", "once/amazon-beauty", "once/amazon-beauty/amazon-beauty.inter"]
 
 
+def test_a_transfer_without_a_length_that_ends_early_is_not_taken_as_whole(
+    tmp_path: Path, publisher: Publisher
+) -> None:
+    """HTTP/1.0 ends a body by closing the connection, which a broken one does as well."""
+    publisher.faults = ["unannounced"]
+    message = refusal("amazon-beauty", tmp_path / "data", publisher.base_urls)
+    assert "it has 1 rows where its publisher counts 5" in message and "was deleted" in message
+    assert files_below(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory in kilobytes")
+def test_a_file_of_one_line_does_not_fill_the_memory(tmp_path: Path) -> None:
+    import resource
+
+    original = tmp_path / "amazon-beauty" / "ratings_Beauty.csv"
+    original.parent.mkdir()
+    with open(original, "wb") as file:
+        file.truncate(600 << 20)  # NUL bytes, which take no room on the disk
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "line 1 is longer" in refusal("amazon-beauty", tmp_path, None)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10
+
+
 HTML = b"<!DOCTYPE html>\n<html><body>Moved, see elsewhere</body></html>\n"
 
 
@@ -315,6 +349,9 @@ HTML = b"<!DOCTYPE html>\n<html><body>Moved, see elsewhere</body></html>\n"
         pytest.param(BEAUTY_CSV + b'A1,"B1",5.0,1\n', "where an id is empty or has a quotation mark", id="quoted id"),
         pytest.param(BEAUTY_CSV + b"A1,\xff,5.0,1\n", "line 6 is not UTF-8 text", id="not text"),
         pytest.param(b"x" * 1000, "line 1 is '" + "x" * 60 + "...'", id="long line"),
+        pytest.param(b"x" * 1000 + BEAUTY_CSV, "line 1 is longer than 1,024 bytes", id="too long a line"),
+        pytest.param(BEAUTY_CSV[: BEAUTY_CSV.index(b"\n") + 1], "1 rows where its publisher counts 5", id="cut short"),
+        pytest.param(BEAUTY_CSV + BEAUTY_CSV, "it has 10 rows where its publisher counts 5", id="too many rows"),
         pytest.param(b"", "it is empty", id="empty file"),
     ],
 )

@@ -2,16 +2,21 @@
 
 import math
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from recbole.trainer.hyper_tuning import HyperTuning
 
 from recbole_diffurec import UserError
 from recbole_diffurec.experiments.space import read_space
 from recbole_diffurec.host.config import RunConfig
+
+SPACE = ROOT / "hyper.test"
 
 
 def write(tmp_path, text):
@@ -78,16 +83,18 @@ def test_missing_file():
 
 
 def test_the_space_that_ships_is_valid_at_all_its_ends():
-    for dimension in read_space(ROOT / "hyper.test", "DiffuRecSys"):
+    for dimension in read_space(SPACE, "DiffuRecSys"):
         for value in dimension.corners():
             RunConfig("DiffuRecSys", "ml-100k", {dimension.name: value})
 
 
-def test_recbole_reads_the_space_that_ships():
-    """RecBole skips lines of fewer than three words, and would take a longer comment for a parameter."""
-    for line in (ROOT / "hyper.test").read_text().splitlines():
-        words = line.strip().split(" ")
-        assert len(words) < 3 or words[1] in ("choice", "uniform", "quniform", "loguniform")
+def test_recbole_reads_the_space_that_ships_as_we_do(monkeypatch):
+    """RecBole's own parser, with a stand-in for hyperopt that tells what it was called with."""
+    told = {kind: lambda name, *values, kind=kind: (kind, values) for kind in ("uniform", "quniform", "loguniform")}
+    hp = SimpleNamespace(choice=lambda name, values: ("choice", tuple(values)), **told)
+    monkeypatch.setitem(sys.modules, "hyperopt", SimpleNamespace(hp=hp))
+    ours = {dimension.name: (dimension.kind, dimension.values) for dimension in read_space(SPACE, "DiffuRecSys")}
+    assert HyperTuning._build_space_from_file(SPACE) == ours
 
 
 @given(st.text(max_size=60))

@@ -17,7 +17,8 @@ from recbole.utils import init_seed
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.dataset import SequenceDataset, dataset_class
-from recbole_diffurec.training.run import PreparedData, _expected_counts
+from recbole_diffurec.host.loaders import dataset_of
+from recbole_diffurec.training.prepare import PreparedData, expected_counts
 
 
 def write_inter(folder: Path, frame: pd.DataFrame, name: str = "toy") -> None:
@@ -34,7 +35,7 @@ def prepare(folder: Path, model: str = "DiffuRecSys", name: str = "toy", **param
 
 def rows(data: PreparedData, phase: int) -> dict[str, tuple[list[str], str]]:
     """user -> (history, target) of one split, in the data's own ids."""
-    dataset = data.loaders[phase]._dataset
+    dataset = dataset_of(data.loaders[phase])
     batch = dataset[np.arange(len(dataset))]
     tokens = {name: np.array(values) for name, values in data.id_tokens.items()}
     return {
@@ -82,7 +83,7 @@ def test_ml_100k_in_true_order():
     config = RunConfig("DiffuRecSys", "ml-100k", {"gpu_id": "", "MAX_ITEM_LIST_LENGTH": 800})
     data = PreparedData(config)
     assert (data.n_users, data.n_items, data.n_interactions) == (943, 1349, 99287)
-    assert _expected_counts(config) == (943, 1349, 99287)
+    assert expected_counts(config) == (943, 1349, 99287)
     frame = pd.read_csv(Path(config["data_path"]) / "ml-100k.inter", sep="\t", dtype={"item_id:token": str})
     frame.columns = [name.split(":")[0] for name in frame]
     while True:  # 5-core
@@ -129,20 +130,20 @@ def test_rows_are_those_of_recboles_own_data_set(tmp_path):
         dataset = cls(config)
         loaders.append(data_preparation(config, dataset))
     for ours, theirs in zip(*loaders):
-        assert len(ours._dataset) == len(theirs._dataset) > 0
+        assert len(dataset_of(ours)) == len(dataset_of(theirs)) > 0
         for a, b in zip(ours, theirs):
             a, b = (batch[0] if isinstance(batch, tuple) else batch for batch in (a, b))
             assert set(a.columns) == set(b.columns)
             for column in b.columns:
                 assert torch.equal(a[column], b[column]), column
-    ours, theirs = (split[0]._dataset.inter_matrix(form="csr") for split in loaders)
+    ours, theirs = (dataset_of(split[0]).inter_matrix(form="csr") for split in loaders)
     assert (ours != theirs).nnz == 0
 
 
 def test_preparation_makes_no_padded_copy(tmp_path):
     toy(tmp_path)
     data = prepare(tmp_path, MAX_ITEM_LIST_LENGTH=7)
-    dataset = data.loaders[0]._dataset
+    dataset = dataset_of(data.loaders[0])
     assert isinstance(dataset, SequenceDataset)
     assert "item_id_list" not in dataset.inter_feat.interaction
     assert dataset.inter_feat.flat["item_id_list"].shape == (data.n_interactions,)
@@ -156,7 +157,7 @@ def seen_by_user(data: PreparedData, phase: int) -> dict[str, set[str]]:
     seen: dict[str, set[str]] = {}
     for interaction, history, _, _ in loader:
         if history is None:
-            history = loader._dataset.seen_items(interaction)
+            history = dataset_of(loader).seen_items(interaction)
         users = tokens["users"][interaction["user_id"].numpy()]
         for user in users:
             seen[user] = set()
@@ -221,11 +222,11 @@ def test_columns_may_be_renamed(tmp_path):
 def test_published_counts(shared_data, name, counts):
     config = RunConfig("DiffuRecSys", name, {"data_path": str(shared_data), "gpu_id": ""})
     data = PreparedData(config)
-    assert (data.n_users, data.n_items, data.n_interactions) == counts == _expected_counts(config)
+    assert (data.n_users, data.n_items, data.n_interactions) == counts == expected_counts(config)
 
 
 def test_ml_1m_has_the_5_core_counts_with_the_flags(shared_data):
     core = {"user_inter_num_interval": "[5,inf)", "item_inter_num_interval": "[5,inf)"}
     config = RunConfig("DiffuRecSys", "ml-1m", {"data_path": str(shared_data), "gpu_id": "", **core})
     data = PreparedData(config)
-    assert (data.n_users, data.n_items, data.n_interactions) == (6040, 3416, 999611) == _expected_counts(config)
+    assert (data.n_users, data.n_items, data.n_interactions) == (6040, 3416, 999611) == expected_counts(config)

@@ -7,18 +7,21 @@ import pytest
 import torch
 from recbole.utils import init_seed
 
+from recbole_diffurec.host import catalogue
 from recbole_diffurec.host.config import RunConfig
-from recbole_diffurec.host.dataset import TRIMS_PADDING
-from recbole_diffurec.training.run import PreparedData, build
+from recbole_diffurec.host.loaders import dataset_of
+from recbole_diffurec.models import spec
+from recbole_diffurec.training.prepare import PreparedData, build
 
+TRIMMED = [name for name in [*spec.names(), *sorted(catalogue.TRIMS_PADDING)] if catalogue.find(name).trims_padding]
 LENGTH = 40  # longer than any history of the batches below
 
 
 def model_and_rows(name: str):
     config = RunConfig(name, "ml-100k", {"MAX_ITEM_LIST_LENGTH": LENGTH, "gpu_id": "", "show_progress": False})
     data = PreparedData(config)
-    network, _ = build(config, data.loaders[0]._dataset)
-    rows = data.loaders[0]._dataset.inter_feat
+    network, _ = build(data.config, dataset_of(data.loaders[0]))
+    rows = dataset_of(data.loaders[0]).inter_feat
     short = np.flatnonzero(rows["item_length"].numpy() <= 12)[:24]
     return network, data.loaders[0], rows[short]
 
@@ -29,9 +32,10 @@ def outputs(network, loader, batch):
     network.zero_grad()
     init_seed(0, True)
     # RecBole's data augmentation (BERT4Rec masks items) takes a batch as it comes from the data set.
-    batch = loader.transform(loader._dataset, batch)
+    batch = loader.transform(dataset_of(loader), batch)
     init_seed(0, True)
     loss = network.calculate_loss(batch)
+    loss = sum(loss) if isinstance(loss, tuple) else loss
     loss.backward()
     gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
     with torch.no_grad():
@@ -39,7 +43,7 @@ def outputs(network, loader, batch):
     return loss.detach(), gradients, scores
 
 
-@pytest.mark.parametrize("name", sorted(TRIMS_PADDING))
+@pytest.mark.parametrize("name", TRIMMED)
 def test_trimming_is_exact(name):
     network, loader, rows = model_and_rows(name)
     padded, trimmed = rows.padded(), rows.padded(trim=True)
@@ -50,8 +54,8 @@ def test_trimming_is_exact(name):
 
 def test_a_model_that_reads_the_padded_length_is_left_alone():
     network, loader, rows = model_and_rows("FEARec")
-    assert loader._dataset[np.arange(4)]["item_id_list"].shape[1] == LENGTH
-    assert "FEARec" not in TRIMS_PADDING
+    assert dataset_of(loader)[np.arange(4)]["item_id_list"].shape[1] == LENGTH
+    assert not catalogue.find("FEARec").trims_padding
     network.eval()
     with torch.no_grad(), pytest.raises((RuntimeError, IndexError, AssertionError)):
         padded = network.full_sort_predict(rows.padded())
@@ -60,7 +64,7 @@ def test_a_model_that_reads_the_padded_length_is_left_alone():
 
 def test_masks_that_no_row_has_are_not_computed():
     network, loader, rows = model_and_rows("BERT4Rec")
-    batch = loader.transform(loader._dataset, rows.padded(trim=True))
+    batch = loader.transform(dataset_of(loader), rows.padded(trim=True))
     network.eval()
     columns, bmm = [], torch.bmm
     with pytest.MonkeyPatch.context() as patch:
@@ -79,5 +83,6 @@ def test_a_batch_of_one_item_histories_has_a_loss():
     assert len(short) > 0
     loss, gradients, _ = outputs(network, loader, short.padded(trim=True))
     assert loss == 0 and all(gradient.eq(0).all() for gradient in gradients.values())
-    assert type(network).calculate_loss.__wrapped__(network, loader.transform(loader._dataset, short.padded())).isnan()
+    padded = loader.transform(dataset_of(loader), short.padded())
+    assert type(network).calculate_loss.__wrapped__(network, padded).isnan()
     assert outputs(network, loader, rows.padded())[0] > 1

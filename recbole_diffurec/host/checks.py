@@ -1,0 +1,140 @@
+"""What a configuration says of data, splits and metrics: whether RecBole does what it asks for, all of it.
+
+RecBole takes many values without acting on them, and says of others, after training, that it cannot. Whatever is let
+through here acts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from recbole.evaluator import metric_types
+from recbole.utils import EvaluatorType, InputType, ModelType
+
+from recbole_diffurec.config.protocol import PARTS, Protocol
+from recbole_diffurec.config.rules import INTERVALS, Rule, nearest
+from recbole_diffurec.errors import UserError
+
+# Parameters that would keep prepared data as pickles, and open such.
+PICKLES = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
+# Filters that RecBole does not apply to files that are split already.
+FILTERS = frozenset({"rm_dup_inter", "val_interval", "user_inter_num_interval", "item_inter_num_interval"})
+_FILE_NAME = re.compile(r"[^/\\\0]+")
+# Intervals that leave every user and item where it is.
+_ALL = ("[0,inf)", "[1,inf)", None)
+
+
+def check_data_and_evaluation(final: Mapping[str, Any], given: Mapping[str, Any], model_class: type) -> Protocol:
+    """Raise ``UserError`` where data, split or metrics cannot be as they are asked for.
+
+    Parameters
+    ----------
+    final : Mapping of str to object
+        All parameters.
+    given : Mapping of str to object
+        Those of the user.
+    model_class : type
+
+    Returns
+    -------
+    Protocol
+        What ``eval_args`` asks for.
+    """
+    protocol = Protocol.of(final["eval_args"])
+    _check_metrics(final, protocol)
+    sequential, split_already = final["MODEL_TYPE"] == ModelType.SEQUENTIAL, final["benchmark_filename"] is not None
+    if sequential and not split_already and not protocol.in_order:
+        raise UserError(
+            f"order in eval_args is RO, but {model_class.__name__} is a sequential model, which reads interactions in "
+            f"order of time: leave it at TO"
+        )
+    if final["mask_seen"] and not sequential and final["repeatable"]:
+        raise UserError("repeatable lets items come again, which mask_seen leaves out: give one of them")
+    if final["mask_seen"] and protocol.labeled:
+        raise UserError("mask_seen leaves items out of rankings, and mode labeled ranks none: leave it out")
+    if split_already:
+        _check_split_files(final)
+    _check_values_of_columns(final)
+    if "threshold" in given and final["threshold"] and not protocol.labeled and not _reads_labels(final, model_class):
+        (name, value), *_ = final["threshold"].items()
+        raise UserError(
+            f"threshold makes labels, of which {model_class.__name__} reads none in this run: to keep interactions by "
+            f"their {name} alone, give --val_interval='{{{name}: \"[{value},inf)\"}}'"
+        )
+    check_pickles(final)
+    return protocol
+
+
+def check_pickles(values: Any) -> None:
+    """Raise ``UserError`` where prepared data is to be kept as a pickle, or read from one.
+
+    Parameters
+    ----------
+    values : mapping of parameters, or RecBole's ``Config``
+    """
+    for name in PICKLES:
+        if values[name]:
+            raise UserError(
+                f"{name} is about pickles of prepared data, and opening a pickle runs what it holds: leave it out; the "
+                f"data is prepared again, in the same way, by every run"
+            )
+
+
+def _check_metrics(final: Mapping[str, Any], protocol: Protocol) -> None:
+    topk, metrics, valid = final["topk"], final["metrics"], str(final["valid_metric"])
+    if not topk or not all(Rule("int", 1).accepts(k) for k in topk):
+        raise UserError(f"topk must be a list of integers of at least 1, such as [5,10,20], got {topk!r}")
+    if not metrics:
+        raise UserError("metrics must name at least one metric, such as [Hit,NDCG], got []")
+    options = []
+    for metric in metrics:
+        kind = metric_types.get(str(metric).lower())
+        if kind is None:
+            hint = nearest(str(metric), metric_types) or f" choose from {', '.join(metric_types)}"
+            raise UserError(f"unknown metric '{metric}' in metrics:{hint}")
+        if kind == EvaluatorType.RANKING and protocol.labeled:
+            rating = ", ".join(name for name, of in metric_types.items() if of == EvaluatorType.VALUE)
+            raise UserError(
+                f"metric '{metric}' is of ranked lists, and mode labeled in eval_args ranks nothing: give metrics "
+                f"among {rating}, or a mode such as full or uni100"
+            )
+        without_k = kind == EvaluatorType.VALUE or metric.lower() == "gauc"  # has no @K in RecBole's results
+        options += [metric] if without_k else [f"{metric}@{k}" for k in topk]
+    if valid.lower() not in [option.lower() for option in options]:
+        raise UserError(f"valid_metric must be one of {', '.join(options)}, got '{valid}'")
+
+
+def _check_split_files(final: Mapping[str, Any]) -> None:
+    names = final["benchmark_filename"]
+    plain = isinstance(names, list) and all(isinstance(name, str) and _FILE_NAME.fullmatch(name) for name in names)
+    if not plain or len(names) != len(PARTS):
+        raise UserError(
+            f"benchmark_filename must name the files of training, validation and test, such as [train,valid,test] for "
+            f"NAME.train.inter and so on, got {names!r}"
+        )
+    for name in sorted(FILTERS):
+        if final[name] not in _ALL:
+            raise UserError(
+                f"{name} is {final[name]!r}, but with benchmark_filename the files are taken as they are: filter them "
+                f"beforehand, or leave one out"
+            )
+
+
+def _check_values_of_columns(final: Mapping[str, Any]) -> None:
+    for name, values in (final["val_interval"] or {}).items():
+        if not isinstance(values, list) and not (isinstance(values, str) and INTERVALS.fullmatch(values)):
+            raise UserError(
+                f"val_interval must give '{name}' an interval such as \"[3,inf)\", or a list of ids, got {values!r}"
+            )
+    threshold = final["threshold"]
+    if threshold and (len(threshold) != 1 or not all(Rule("number").accepts(value) for value in threshold.values())):
+        raise UserError(f"threshold must give one column a number, such as {{rating: 4}}, got {threshold!r}")
+
+
+def _reads_labels(final: Mapping[str, Any], model_class: type) -> bool:
+    """Whether a model learns from labels in the data, rather than from items that it samples as negatives."""
+    negatives = final["train_neg_sample_args"]
+    sampled = isinstance(negatives, dict) and negatives.get("distribution") not in (None, "None", "none")
+    return getattr(model_class, "input_type", None) == InputType.POINTWISE and not sampled

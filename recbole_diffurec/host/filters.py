@@ -1,0 +1,102 @@
+"""The columns of the data that filters and labels need."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from recbole.data.dataset import Dataset
+from recbole.utils import FeatureType, ModelType
+
+from recbole_diffurec.errors import UserError
+
+__all__ = ["FilteredColumns"]
+
+
+class FilteredColumns(Dataset):
+    """Loads the columns that ``val_interval``, ``threshold`` and labels need, which RecBole leaves to ``load_col``.
+
+    A column that is loaded for ``val_interval`` alone is dropped after filtering, so that no model takes it for a
+    feature. And of duplicates the first or the last is kept in exact order.
+    """
+
+    inter_feat: Any  # a DataFrame until RecBole builds the splits, an Interaction after
+
+    def _get_preset(self) -> None:
+        super()._get_preset()
+        self._for_filters: dict[str, set[str]] = {}  # by kind of file, what is loaded for val_interval alone
+
+    def _get_load_and_unload_col(self, source: Any) -> tuple[set[str] | None, set[str] | None]:
+        load, unload = super()._get_load_and_unload_col(source)
+        kind, wanted = getattr(source, "value", source), self._read_by_filters()
+        if load is None or unload is not None or not wanted or kind not in ("inter", "user", "item"):
+            return load, unload
+        more = (wanted & self._header(kind)) - load
+        self._for_filters[kind] = more & set(self.config["val_interval"] or ()) - set(self.config["threshold"] or ())
+        owner = {"user": {self.uid_field}, "item": {self.iid_field}}.get(kind, set())
+        return load | more | (owner if more else set()), unload
+
+    def _read_by_filters(self) -> set[str]:
+        """The columns that filters and labels read, whichever file they are in."""
+        needed = {*(self.config["val_interval"] or ()), *(self.config["threshold"] or ())}
+        labeled = "labeled" in str(self.config["eval_args"]["mode"])
+        if self.config["MODEL_TYPE"] == ModelType.CONTEXT or labeled:
+            needed.add(self.label_field)
+        return needed
+
+    def _header(self, kind: str) -> set[str]:
+        """The names of the columns in the file of a kind; none where there is no such file."""
+        first = f"{self.benchmark_filename_list[0]}." if kind == "inter" and self.benchmark_filename_list else ""
+        path = os.path.join(self.dataset_path, f"{self.dataset_name}.{first}{kind}")
+        if not os.path.isfile(path):
+            return set()
+        with open(path, encoding=self.config["encoding"], errors="replace") as file:
+            head = file.readline().rstrip("\n")
+        return {column.split(":")[0] for column in head.split(self.config["field_separator"])}
+
+    def _filter_by_field_value(self) -> None:
+        for field, wanted in (self.config["val_interval"] or {}).items():
+            kind = self.field2type.get(field)
+            if kind is None:
+                raise UserError(
+                    f"val_interval names '{field}', which is no column of data set '{self.dataset_name}': it has "
+                    f"{', '.join(sorted(self._header('inter') | self._header('user') | self._header('item')))}"
+                )
+            if (kind == FeatureType.FLOAT) != isinstance(wanted, str):
+                form = 'an interval such as "[3,inf)"' if kind == FeatureType.FLOAT else "a list of ids such as [a,b]"
+                raise UserError(f"val_interval must give '{field}', a column of {kind.value}s, {form}, got {wanted!r}")
+        super()._filter_by_field_value()
+
+    def _set_label_by_threshold(self) -> None:
+        for field in self.config["threshold"] or ():
+            if field not in self.inter_feat:
+                raise UserError(
+                    f"threshold names '{field}', which is no column of the interactions of data set "
+                    f"'{self.dataset_name}': it has {', '.join(sorted(self._header('inter')))}"
+                )
+        super()._set_label_by_threshold()
+
+    def _remove_duplication(self) -> None:
+        """Keep the first or last of a user's interactions with an item, by time, and of one time by the file.
+
+        RecBole sorts for that, unstably. Numbers in place of the times leave its sort no ties.
+        """
+        frame, time = self.inter_feat, self.time_field
+        if not self.config["rm_dup_inter"] or time not in frame:
+            super()._remove_duplication()
+            return
+        times = frame[time].copy()
+        frame[time] = times.rank(method="first")
+        super()._remove_duplication()
+        self.inter_feat[time] = times
+        self.inter_feat.sort_index(inplace=True)
+
+    def _data_filtering(self) -> None:
+        super()._data_filtering()
+        for kind, fields in self._for_filters.items():
+            feat = getattr(self, f"{kind}_feat")
+            for field in fields if feat is not None else ():
+                self._del_col(feat, field)
+            if kind != "inter" and feat is not None and feat.shape[1] == 1:  # nothing but the ids
+                setattr(self, f"{kind}_feat", None)
+                self.feat_name_list.remove(f"{kind}_feat")
