@@ -151,3 +151,8 @@ def subset_loader(loader: Any, n: int) -> Any:
 def dataset_of(loader: Any) -> Any:
     """The data set that a loader of RecBole goes through."""
     return loader._dataset
+
+
+def training_batch(loader: Any, rows: Any) -> Any:
+    """A batch as a training loader of RecBole hands it out: transformed, and with negatives where it draws them."""
+    return loader._neg_sampling(loader.transform(dataset_of(loader), rows))
