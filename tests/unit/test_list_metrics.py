@@ -18,7 +18,9 @@ from recbole_diffurec.host.metrics import LIST_METRICS, list_metrics
 
 N_ITEMS = 9  # padding among them
 
-some_lists = arrays.arrays(np.int64, st.tuples(st.integers(1, 12), st.integers(1, 5)), elements=st.integers(0, N_ITEMS - 1))
+some_lists = arrays.arrays(
+    np.int64, st.tuples(st.integers(1, 12), st.integers(1, 5)), elements=st.integers(0, N_ITEMS - 1)
+)
 some_counts = arrays.arrays(np.int64, N_ITEMS, elements=st.integers(0, 6))
 
 
@@ -62,7 +64,7 @@ class Train:
 
     class dataset:
         popularity = np.array([0, 5, 1, 3, 0, 2])
-        item_counter = Counter({1: 4, 3: 3, 5: 2})  # RecBole's, without the beginnings of sequences
+        item_counter = Counter({1: 4, 3: 3, 5: 2})  # RecBole's, without the beginnings of sequences  # noqa: RUF012
 
         @staticmethod
         def num(field: str) -> int:
