@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         patch.chdir(tmp_path_factory.mktemp("trained"))
         results = {name: recbole_diffurec.run(name, **{**TINY, **more}) for name, more in wanted.items()}
     return {name: Path(result["checkpoint"]) for name, result in results.items()}
+
+
+@pytest.fixture(scope="session")
+def service(trained: dict[str, Path]) -> Iterator[str]:
+    """The address of a running service of the trained DiffuRecSys, whose end is checked as well."""
+    command = [sys.executable, "-m", "recbole_diffurec", "serve", str(trained["DiffuRecSys"]), "--port=0"]
+    process = subprocess.Popen(
+        [*command, "--max_batch=8"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    line = process.stdout.readline()
+    assert line.startswith("serving"), process.stderr.read()
+    yield line.split()[1].rstrip("/")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    # Which uvicorn says of some requests of the tests.
+    assert (process.returncode, errors.replace("WARNING:  Invalid HTTP request received.\n", "")) == (0, "")
 
 
 class FakeDataset:

@@ -102,7 +102,7 @@ def _ratio(tail_ratio: float | None) -> float:
 
 
 class _ListMetric:
-    """One of them, as RecBole's evaluator asks for it; subclasses say which, and are RecBole's ``AbstractMetric`` too."""
+    """One of them, as RecBole's evaluator asks for it; subclasses say which, and are its ``AbstractMetric`` too."""
 
     metric_type = EvaluatorType.RANKING
     metric_need = ("rec.items", "data.num_items", "data.count_items")
@@ -129,7 +129,9 @@ def evaluator_classes() -> dict[str, type]:
 
     return {
         name.lower(): type(
-            name, (_ListMetric, AbstractMetric), {"name": name.lower(), "measure": staticmethod(measure), "smaller": smaller}
+            name,
+            (_ListMetric, AbstractMetric),
+            {"name": name.lower(), "measure": staticmethod(measure), "smaller": smaller},
         )
         for name, (measure, smaller) in LIST_METRICS.items()
     }
