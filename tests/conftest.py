@@ -61,19 +61,24 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def service(trained: dict[str, Path]) -> Iterator[str]:
-    """The address of a running service of the trained DiffuRecSys, whose end is checked as well."""
-    command = [sys.executable, "-m", "recbole_diffurec", "serve", str(trained["DiffuRecSys"]), "--port=0"]
-    process = subprocess.Popen(
-        [*command, "--max_batch=8"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def served_checkpoint(trained: dict[str, Path]) -> Path:
+    """The checkpoint of the model that ``service`` serves."""
+    return trained["DiffuRecSys"]
+
+
+@pytest.fixture(scope="session")
+def service(served_checkpoint: Path) -> Iterator[str]:
+    """The address of a running service, whose end is checked as well."""
+    command = [sys.executable, "-m", "recbole_diffurec", "serve", str(served_checkpoint), "--port=0", "--max_batch=8"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
     line = process.stdout.readline()
     assert line.startswith("serving"), process.stderr.read()
     yield line.split()[1].rstrip("/")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    # Which uvicorn says of some requests of the tests.
-    assert (process.returncode, errors.replace("WARNING:  Invalid HTTP request received.\n", "")) == (0, "")
+    malformed = "WARNING:  Invalid HTTP request received.\n"  # what uvicorn says of some requests of the tests
+    assert (process.returncode, errors.replace(malformed, "")) == (0, "")
 
 
 class FakeDataset:

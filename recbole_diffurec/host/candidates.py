@@ -116,7 +116,8 @@ class SampledEvalLoader(NegSampleEvalDataLoader):
     def user_lengths(self) -> Tensor:
         """The length of each user's longest history: int [U]."""
         lengths = self._dataset.inter_feat[self._dataset.item_list_length_field]
-        return torch.stack([lengths[self.uid2index[user]].max() for user in self.uid_list])
+        longest = [int(lengths[self.uid2index[user]].max()) for user in self.uid_list]
+        return torch.tensor(longest, dtype=torch.long)
 
     def check(self) -> None:
         """Raise ``UserError`` where a user leaves no item to sample, which an evaluation would find out half-way."""

@@ -221,7 +221,7 @@ class RunConfig(Config):
         for name in ("user_inter_num_interval", "item_inter_num_interval"):
             if final[name] is not None and not INTERVALS.fullmatch(final[name]):
                 raise UserError(f"{name} must be an interval such as [5,inf), got '{final[name]}'")
-        self.protocol = check_data_and_evaluation(final, given, self.model_class)
+        self.protocol = check_data_and_evaluation(final, self.model_class)
         self._check_counts(final)
         if {"hidden_size", "n_heads"} <= final.keys() and final["hidden_size"] % final["n_heads"]:
             divisors = [str(n) for n in range(1, 65) if final["hidden_size"] % n == 0]  # more heads nobody has

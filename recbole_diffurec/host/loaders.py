@@ -163,3 +163,8 @@ def split_loaders(config: Any, dataset: Any) -> list[Any]:
 def batch_of(columns: Mapping[str, Tensor], device: torch.device) -> Interaction:
     """A batch as RecBole's models read it, of columns [B, ...]."""
     return Interaction(dict(columns)).to(device)
+
+
+def training_batch(loader: Any, rows: Any) -> Any:
+    """A batch as a training loader of RecBole hands it out: transformed, and with negatives where it draws them."""
+    return loader._neg_sampling(loader.transform(dataset_of(loader), rows))

@@ -102,7 +102,7 @@ def _ratio(tail_ratio: float | None) -> float:
 
 
 class _ListMetric:
-    """One of them, as RecBole's evaluator asks for it; subclasses say which, and are its ``AbstractMetric`` too."""
+    """One of them, as RecBole's evaluator asks for it; subclasses say which, and are its ``AbstractMetric``."""
 
     metric_type = EvaluatorType.RANKING
     metric_need = ("rec.items", "data.num_items", "data.count_items")

@@ -6,6 +6,7 @@ Shapes: B histories, I items with padding row 0, L the longest history that the 
 from __future__ import annotations
 
 import copy
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
@@ -257,7 +258,9 @@ class Recommender:
     def _allowed(self, candidates: Iterable[Any] | None) -> Tensor | None:
         if candidates is None:
             return None
-        numbers = [self._number[item] for item in as_ids(candidates, "candidates") if item in self._number]
+        # Their order does not matter, so that a set will do, other than for a history.
+        listed = list(candidates) if isinstance(candidates, Set) else candidates
+        numbers = [self._number[item] for item in as_ids(listed, "candidates") if item in self._number]
         if not numbers:
             raise UserError("none of the candidates is an item that the model knows: give items of its training data")
         allowed = torch.zeros(len(self.items), dtype=torch.bool)

@@ -73,7 +73,8 @@ def create_app(
         with contextlib.suppress(asyncio.CancelledError):
             await worker
 
-    app = FastAPIOffline(title="recbole_diffurec", version=__version__, lifespan=lifespan)
+    # ReDoc asks another host for a picture even so.
+    app = FastAPIOffline(title="recbole_diffurec", version=__version__, lifespan=lifespan, redoc_url=None)
     app.add_middleware(Guard, limits=limits or Limits(), count=metrics.count)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)
     _add_refusals(app)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from recbole_diffurec.layers.device import device_type
@@ -167,3 +168,53 @@ class PaddedBatch(RaggedBatch):
     def restore(self, x: Tensor) -> Tensor:
         """The order is that of the given batch already."""
         return x
+
+
+class LedBatch(RaggedBatch):
+    """The layout of a batch with one more token in front of each history, which is the one that is read of it.
+
+    For attention in both directions, to which the place of a token says nothing.
+
+    Parameters
+    ----------
+    histories : RaggedBatch
+        Of any layout.
+    """
+
+    def __init__(self, histories: RaggedBatch):
+        self._histories = histories
+        self.n_sequences = histories.n_sequences
+        self.slabs = [
+            Slab(
+                slab.first_row,
+                slab.n,
+                slab.first_token + slab.first_row,
+                slab.length + 1,
+                None if slab.key_bias is None else F.pad(slab.key_bias, (1, 0)),
+            )
+            for slab in histories.slabs
+        ]
+        device = histories.last.device
+        first = [slab.first_token + torch.arange(slab.n, device=device) * slab.length for slab in self.slabs]
+        self.last = torch.cat(first)
+
+    def join(self, leading: Tensor, tokens: Tensor) -> Tensor:
+        """The tokens of the longer sequences, [B + N, d].
+
+        Parameters
+        ----------
+        leading : Tensor
+            [B, d], what stands in front, in the order of the given batch.
+        tokens : Tensor
+            [N, d], of the histories.
+        """
+        histories = self._histories
+        leading = leading.index_select(0, histories.row.index_select(0, histories.last)).unsqueeze(1)
+        slabs = histories.slabs
+        parts = zip(slabs, leading.split([slab.n for slab in slabs]), tokens.split([s.n * s.length for s in slabs]))
+        joined = [torch.cat([front, part.view(slab.n, slab.length, -1)], dim=1) for slab, front, part in parts]
+        return torch.cat([sequences.flatten(0, 1) for sequences in joined])
+
+    def restore(self, x: Tensor) -> Tensor:
+        """``RaggedBatch.restore``."""
+        return self._histories.restore(x)

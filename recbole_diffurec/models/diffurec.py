@@ -30,7 +30,7 @@ from recbole_diffurec.layers.item_softmax import SampledCrossEntropy, full_cross
 from recbole_diffurec.layers.ragged import RaggedBatch
 from recbole_diffurec.layers.step_embedding import StepEmbedding
 from recbole_diffurec.models.approximator import Approximator
-from recbole_diffurec.models.base import DiffusionRecommender
+from recbole_diffurec.models.base import DiffusionRecommender, Program
 from recbole_diffurec.models.denoiser import Denoiser, UncertainDenoiser
 from recbole_diffurec.models.diffurec_program import DiffuRecProgram
 from recbole_diffurec.models.objectives import CrossEntropyObjective, Objective
@@ -143,7 +143,7 @@ class DiffuRecFamily(DiffusionRecommender):
         """Keyed noise depends on the epoch."""
         self.epoch = epoch
 
-    def calculate_loss(self, interaction: Any) -> Tensor:
+    def calculate_loss(self, interaction: Any) -> Tensor | tuple[Tensor, ...]:
         """Weighted mean loss of the reconstructed target (Algorithm 1)."""
         batch = RaggedBatch(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         condition = self.condition(batch, self.denoiser)
@@ -305,7 +305,7 @@ class DiffuRecFamily(DiffusionRecommender):
         other.sampler, other._bfloat16_denoiser = self.sampler.with_steps(sampling_steps), None
         return other
 
-    def program(self) -> DiffuRecProgram:
+    def program(self) -> Program:
         """Inference as a function of tensors alone."""
         if self.is_ensemble:
             raise UserError(

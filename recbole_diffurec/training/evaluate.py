@@ -67,7 +67,6 @@ def evaluate(
         check_same_data(data, first.state, first.path, parameters)
         built = [member.build(data, log, parameters) for member in members]
         network, trainer = built[0]
-        trainer.eval_collector.data_collect(data.loaders[0])
         if more:
             network = trainer.model = _ensemble([network for network, _ in built], members)
         with explained(f"testing model '{first.state['model']}'", log):

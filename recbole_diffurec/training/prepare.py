@@ -8,10 +8,11 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from recbole.utils import ModelType, get_trainer, init_seed
+from recbole.utils import EvaluatorType, ModelType, get_trainer, init_seed
 
 from recbole_diffurec.config.protocol import PARTS
 from recbole_diffurec.data.histories import HISTORIES_PER_BATCH, HistoryBatch
@@ -69,7 +70,7 @@ class PreparedData:
             "users": [str(token) for token in dataset.field2id_token[dataset.uid_field]],
             "items": [str(token) for token in dataset.field2id_token[dataset.iid_field]],
         }
-        if self.n_items < max(config["topk"]):
+        if config["eval_type"] == EvaluatorType.RANKING and self.n_items < max(config["topk"]):
             raise UserError(
                 f"topk must not exceed the {self.n_items} items of data set '{config['dataset']}', "
                 f"got {config['topk']}: give a shorter list with --topk"
@@ -201,7 +202,7 @@ def expected_counts(config: RunConfig) -> tuple[int, ...] | None:
 def build(
     config: RunConfig, train_dataset: Any, room: contextlib.AbstractContextManager[Any] | None = None
 ) -> tuple[Any, Any]:
-    """The model on its device, and its trainer.
+    """The model on its device, and its trainer, who knows the data that it is to train on.
 
     Parameters
     ----------
@@ -218,15 +219,22 @@ def build(
     network = network.to(config["device"])
     _check_labels(network, config, train_dataset)
     trainer = trainer_class(config.spec.trainer or get_trainer(config["MODEL_TYPE"], config["model"]))(config, network)
+    trainer.eval_collector.data_collect(SimpleNamespace(dataset=train_dataset))  # RecBole does so in ``fit`` alone
     return network, trainer
 
 
 def _check_labels(network: Any, config: RunConfig, train_dataset: Any) -> None:
-    """Refuse a training, or an evaluation, by labels that are not there."""
-    label = config["LABEL_FIELD"]
+    """Refuse labels that nobody reads, and a training, or an evaluation, by labels that are not there."""
+    label, threshold, judged = config["LABEL_FIELD"], config["threshold"], config.protocol.labeled
     sampled = config["train_neg_sample_args"]["distribution"] != "none"
     learns = not sampled and any(isinstance(value, str) and value == label for value in vars(network).values())
-    if (learns or config.protocol.labeled) and label not in train_dataset.inter_feat:
+    if threshold and threshold != config.internal_config_dict.get("threshold") and not (learns or judged):
+        (name, value), *_ = threshold.items()
+        raise UserError(
+            f"threshold makes labels, of which model {config['model']} reads none in this run: to keep interactions by "
+            f"their {name} alone, give --val_interval='{{{name}: \"[{value},inf)\"}}'"
+        )
+    if (learns or judged) and label not in train_dataset.inter_feat:
         negatives = "{distribution: uniform, sample_num: 1}"
         others = f", or --train_neg_sample_args='{negatives}' to learn from items that it samples" if learns else ""
         raise UserError(

@@ -107,7 +107,6 @@ def train(
         with explained(f"building model '{model}'", log):
             network, trainer = build(data.config, dataset_of(data.loaders[0]))
         _share(data, trainer)
-        trainer.eval_collector.data_collect(data.loaders[0])
         if state is not None:
             check_data(state, data)
             done = f"{state['unfinished']['done']} batches of epoch {state['epoch'] + 1}"

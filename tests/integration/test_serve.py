@@ -1,9 +1,11 @@
 """The service as its clients see it: a process of its own, asked over HTTP."""
 
+import asyncio
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,17 +19,12 @@ pytest.importorskip("fastapi", reason="the service needs fastapi")
 HISTORIES = [["50", "172", "1"], ["1"], ["7", "50", "nothing", "181", "7", "100"], []]
 
 
-@pytest.fixture(scope="module")
-def checkpoint_file(trained) -> Path:
-    return trained["DiffuRecSys"]
-
-
 def ask(service, **request):
     return requests.post(f"{service}/recommend", json={"histories": HISTORIES, "k": 5, **request}, timeout=60)
 
 
-def test_lists_are_those_of_python(checkpoint_file, service):
-    expected = Recommender.load(checkpoint_file).recommend(HISTORIES, k=5, exclude_seen=True)
+def test_lists_are_those_of_python(served_checkpoint, service):
+    expected = Recommender.load(served_checkpoint).recommend(HISTORIES, k=5, exclude_seen=True)
     lists = ask(service, exclude_seen=True).json()["lists"]
     assert [item["item_id"] for one in lists for item in one["items"]] == expected["item_id"].tolist()
     scores = [item["score"] for one in lists for item in one["items"]]
@@ -36,15 +33,15 @@ def test_lists_are_those_of_python(checkpoint_file, service):
     assert [one["unknown_items"] for one in lists] == [0, 0, 1, 0]
 
 
-def test_steps_and_samples_of_a_request(checkpoint_file, service):
-    one_step = Recommender.load(checkpoint_file, sampling_steps=1).recommend(HISTORIES, k=5, samples=3)
+def test_steps_and_samples_of_a_request(served_checkpoint, service):
+    one_step = Recommender.load(served_checkpoint, sampling_steps=1).recommend(HISTORIES, k=5, samples=3)
     lists = ask(service, sampling_steps=1, samples=3).json()["lists"]
     assert [item["item_id"] for one in lists for item in one["items"]] == one_step["item_id"].tolist()
     assert [item["frequency"] for one in lists for item in one["items"]] == one_step["frequency"].tolist()
     assert lists[0]["spread"] == pytest.approx(one_step["spread"].iloc[0], rel=1e-3)
 
 
-def test_many_clients_are_scored_together(checkpoint_file, service):
+def test_many_clients_are_scored_together(served_checkpoint, service):
     """Equal requests share batches, unequal ones do not mix, and everybody gets the own list."""
 
     def batches() -> tuple[float, float]:
@@ -53,7 +50,7 @@ def test_many_clients_are_scored_together(checkpoint_file, service):
         count, total = (float(values[f"recbole_diffurec_batch_histories_{part}"]) for part in ("count", "sum"))
         return count, total
 
-    recommender = Recommender.load(checkpoint_file)
+    recommender = Recommender.load(served_checkpoint)
     count_before, sum_before = batches()
     wanted = [{"histories": [HISTORIES[i % 4]], "k": 3 + i % 2} for i in range(64)]
     with ThreadPoolExecutor(32) as threads:
@@ -103,10 +100,10 @@ def test_what_json_cannot_hold_is_not_sent_back(service, value):
     assert response.status_code == 422 and len(response.text) < 1000
 
 
-def test_candidates(checkpoint_file, service):
+def test_candidates(served_checkpoint, service):
     """Those that the model does not know are counted; without any other the lists are empty."""
     candidates = ["50", "258", "1", "nothing"]
-    expected = Recommender.load(checkpoint_file).recommend(HISTORIES, 5, exclude_seen=True, candidates=candidates)
+    expected = Recommender.load(served_checkpoint).recommend(HISTORIES, 5, exclude_seen=True, candidates=candidates)
     response = ask(service, exclude_seen=True, candidates=candidates)
     assert response.status_code == 200, response.text
     answer = response.json()
@@ -151,17 +148,46 @@ def test_the_description_says_all_that_is_answered(service, tmp_path, examples):
     assert done.returncode == 0 and "No issues found" in done.stdout, done.stdout + done.stderr
 
 
+def test_a_batch_that_nobody_waits_for_ends_at_the_next_step(served_checkpoint):
+    """Of 3200 steps few are taken, and the recommender is as it was."""
+    from recbole_diffurec.inference.batcher import Batcher, Wanted
+    from recbole_diffurec.inference.lists import ListOptions
+
+    recommender, steps = Recommender.load(served_checkpoint), []
+
+    def slow_step(*_):
+        steps.append(1)
+        time.sleep(0.01)
+
+    async def abandon():
+        batcher = Batcher(recommender, 256, 10**6, lambda size: None)
+        worker = asyncio.create_task(batcher.run())
+        large = asyncio.create_task(batcher.submit(Wanted(ListOptions(samples=100), 32), [["50"]] * 25))
+        while not steps:
+            await asyncio.sleep(0.01)
+        large.cancel()
+        await asyncio.wait_for(batcher.submit(Wanted(ListOptions(), 1), [["50"]]), 10)
+        worker.cancel()
+        batcher.close()
+
+    handle = recommender.network.approximator.register_forward_pre_hook(slow_step)
+    asyncio.run(abandon())
+    assert len(steps) < 200
+    handle.remove()
+    assert len(recommender.recommend([["50"]], k=5)) == 5
+
+
 def test_an_unannounced_body_is_limited_too(service):
     chunks = (b"x" * 100_000 for _ in range(20))
     response = requests.post(f"{service}/recommend", data=chunks, timeout=60)
     assert response.status_code == 413
 
 
-def test_the_other_paths(checkpoint_file, service):
+def test_the_other_paths(served_checkpoint, service):
     health = requests.get(f"{service}/healthz", timeout=60).json()
     assert (health["status"], health["model"], health["sampling_steps"]) == ("ok", "DiffuRecSys", 2)
     found = requests.get(f"{service}/items", params={"query": "17", "limit": 3}, timeout=60).json()
-    recommender = Recommender.load(checkpoint_file)
+    recommender = Recommender.load(served_checkpoint)
     popularity = dict(zip(recommender.items, recommender.popularity.tolist()))
     expected = sorted((i for i in recommender.items[1:] if "17" in i), key=lambda i: -popularity[i])
     assert [popularity[i] for i in found] == [popularity[i] for i in expected[:3]]
@@ -186,14 +212,14 @@ def test_the_other_paths(checkpoint_file, service):
         (["--sampling_steps=99"], "sampling_steps"),
     ],
 )
-def test_mistakes(checkpoint_file, arguments, message, capsys):
-    assert cli.main(["serve", str(checkpoint_file), *arguments]) == 2
+def test_mistakes(served_checkpoint, arguments, message, capsys):
+    assert cli.main(["serve", str(served_checkpoint), *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
 
-def test_a_taken_port(checkpoint_file, capsys):
+def test_a_taken_port(served_checkpoint, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert cli.main(["serve", str(checkpoint_file), f"--port={port}"]) == 2
+        assert cli.main(["serve", str(served_checkpoint), f"--port={port}"]) == 2
     assert f"cannot listen on '127.0.0.1' port {port} (Address already in use)" in capsys.readouterr().err

@@ -156,9 +156,10 @@ def test_a_checkpoint_sets_a_models_own_parameters_alone(model: str, name: str) 
 CLUSTERS = {**TINY, "model": "LDiffRec", "n_cate": 2, "in_dims": [8], "dims_dnn": [8]}
 
 
-def test_vectors_of_items_are_read_as_numbers() -> None:
+def test_vectors_of_items_are_read_as_numbers(capsys: pytest.CaptureFixture) -> None:
     np.save("tiny/item_emb.npy", np.random.default_rng(0).normal(size=(8, 4)))
     assert run(**CLUSTERS)["n_items"] == 8
+    assert capsys.readouterr().out == ""
 
 
 def test_vectors_of_items_are_not_unpickled() -> None:

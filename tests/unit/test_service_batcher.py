@@ -104,15 +104,19 @@ def test_a_small_request_passes_the_rest_of_a_large_one():
 
 
 def test_small_requests_do_not_hold_up_a_large_one_for_ever():
+    """Of three that always wait each gets a third: 8 histories of the large one, so 16 of the others, and the last."""
+
     async def test(batcher, recommender):
         large = asyncio.create_task(batcher.submit(WANTED, histories("large", 8)))
-        others = 0
-        while not large.done():
-            # Always one of them waits while another is scored.
-            pair = [asyncio.create_task(batcher.submit(OTHER, histories("small", 1))) for _ in range(2)]
-            await asyncio.gather(*pair)
-            others += 2
-        assert others <= 24  # in fair shares: at most as many histories each as the large one had, and the last two
+
+        async def others(k):
+            count = 0
+            while not large.done():
+                await batcher.submit(Wanted(ListOptions(k=k), 1), histories("small", 1))
+                count += 1
+            return count
+
+        assert sum(await asyncio.gather(others(2), others(3))) <= 22
 
     with_batcher(test)
 
