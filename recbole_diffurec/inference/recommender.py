@@ -6,13 +6,13 @@ Shapes: B histories, I items with padding row 0, L the longest history that the 
 from __future__ import annotations
 
 import copy
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
-from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from recbole_diffurec.data.tables import Frame, Table
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, compat
 from recbole_diffurec.host.config import RunConfig
-from recbole_diffurec.host.loaders import fitting_users
+from recbole_diffurec.host.loaders import batch_of, fitting_users
 from recbole_diffurec.inference.lists import ListOptions, Lists, lists_of_samples
 from recbole_diffurec.models.base import DiffusionRecommender
 from recbole_diffurec.runtime import checkpoint
@@ -270,7 +270,9 @@ class Recommender:
     def _allowed(self, candidates: Iterable[Any] | None) -> Tensor | None:
         if candidates is None:
             return None
-        numbers = [self._number[item] for item in as_ids(candidates, "candidates") if item in self._number]
+        # Their order does not matter, so that a set will do, other than for a history.
+        listed = list(candidates) if isinstance(candidates, Set) else candidates
+        numbers = [self._number[item] for item in as_ids(listed, "candidates") if item in self._number]
         if not numbers:
             raise UserError("none of the candidates is an item that the model knows: give items of its training data")
         allowed = torch.zeros(len(self.items), dtype=torch.bool)
@@ -333,7 +335,7 @@ class Recommender:
         spread[known] = ((x_0 - centre).norm(dim=-1).mean(dim=0) / centre.norm(dim=-1)).cpu()
         return lists_of_samples(own, scores, spread, options.diversity)
 
-    def _interaction(self, histories: list[list[int]]) -> Interaction:
+    def _interaction(self, histories: list[list[int]]) -> Any:
         """What the model reads: the most recent items of each history, padded on the right, on its device."""
         longest = self.config["MAX_ITEM_LIST_LENGTH"]
         lengths = torch.tensor([min(len(history), longest) for history in histories])
@@ -341,4 +343,4 @@ class Recommender:
         for row, history in enumerate(histories):
             padded[row, : lengths[row]] = torch.tensor(history[-longest:])
         columns = {self.network.ITEM_SEQ: padded, self.network.ITEM_SEQ_LEN: lengths}
-        return Interaction(columns).to(self.config["device"])
+        return batch_of(columns, self.config["device"])

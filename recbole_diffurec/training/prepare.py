@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from recbole.data.utils import data_preparation
 from recbole.utils import EvaluatorType, ModelType, get_trainer, init_seed
 
 from recbole_diffurec.config.protocol import PARTS
@@ -21,7 +20,7 @@ from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.candidates import SampledEvalLoader
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.dataset import SequenceDataset, dataset_class
-from recbole_diffurec.host.loaders import dataset_of, fitting_users, group_by_length, order_by_length
+from recbole_diffurec.host.loaders import dataset_of, fitting_users, group_by_length, order_by_length, split_loaders
 from recbole_diffurec.training.trainer import trainer_class
 from recbole_diffurec.training.weights import room_for_training
 
@@ -94,7 +93,7 @@ class PreparedData:
             dataloaders_save_path=os.path.join(os.devnull, "none"),
         )
         with _explained_splits(config):
-            self.loaders = data_preparation(self.config, dataset)
+            self.loaders = split_loaders(self.config, dataset)
         given = config.final_config_dict
         self.changes = {k: v for k, v in self.config.final_config_dict.items() if k not in given or v != given[k]}
         trained_on = dataset_of(self.loaders[0])
