@@ -36,9 +36,12 @@ class LengthGroupedSampler(Sampler[int]):
 
     Parameters
     ----------
-    lengths : int [R].
-    batch_size : rows in a batch.
-    generator : the source of the order; torch's global one where it is None.
+    lengths : Tensor
+        int [R].
+    batch_size : int
+        Rows in a batch.
+    generator : torch.Generator, optional
+        The source of the order; torch's global one where it is None.
     """
 
     def __init__(self, lengths: Tensor, batch_size: int, generator: torch.Generator | None = None):

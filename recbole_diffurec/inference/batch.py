@@ -50,7 +50,7 @@ def recommend(
         A text file with one item id a line, to recommend these alone.
     samples, diversity : int and float
         See ``Recommender.recommend``; the output gets the columns frequency and spread.
-    **parameters
+    **parameters : object
         For inference, such as ``sampling_steps=4``.
 
     Returns
@@ -111,6 +111,7 @@ class KnownIds:
     Parameters
     ----------
     recommender : Recommender
+        Knows the ids.
     what : str
         How messages call the ids.
     """

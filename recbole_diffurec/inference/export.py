@@ -47,18 +47,24 @@ def export(
 
     Parameters
     ----------
-    checkpoint_file : a ``.pth`` file of ``run``, of a model that is ``Exportable`` (``safetensors``: of every model
-        that ``recommend`` takes).
-    output : the file; by default the checkpoint's name with the format's ending.
-    format : ``onnx``, ``torch`` (torch.export), ``safetensors`` (the weights), ``faiss`` (an index of item vectors).
-    input : with ``faiss``, a file of histories to measure the recall on (see ``recbole_diffurec.data.histories``); the
+    checkpoint_file : str or Path
+        A ``.pth`` file of ``run``, of a model that is ``Exportable`` (``safetensors``: of every model that
+        ``recommend`` takes).
+    output : str or Path, optional
+        The file; by default the checkpoint's name with the format's ending.
+    format : str, optional
+        ``onnx``, ``torch`` (torch.export), ``safetensors`` (the weights), ``faiss`` (an index of item vectors).
+    input : str or Path, optional
+        With ``faiss``, a file of histories to measure the recall on (see ``recbole_diffurec.data.histories``); the
         first thousand users of the training data by default.
-    parameters : for inference, such as ``sampling_steps=4``; the program's reverse process has that many steps.
+    **parameters : object
+        Parameters for inference, such as ``sampling_steps=4``; the program's reverse process has that many steps.
 
     Returns
     -------
-    dict with ``output``, ``description`` (both paths), and for programs ``difference`` (the largest from PyTorch's
-    scores, relative to the largest score), for ``faiss`` ``recall`` (of the exact top 20).
+    dict of str to object
+        With ``output``, ``description`` (both paths), and for programs ``difference`` (the largest from PyTorch's
+        scores, relative to the largest score), for ``faiss`` ``recall`` (of the exact top 20).
 
     Raises
     ------

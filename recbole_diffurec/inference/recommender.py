@@ -65,7 +65,8 @@ class Recommender:
 
     Attributes
     ----------
-    items : the ids that the model knows, by number; index 0 is padding.
+    items : np.ndarray
+        The ids that the model knows, by number; index 0 is padding.
     """
 
     def __init__(self, network: Any, config: RunConfig, items: Sequence[str], popularity: Tensor):
@@ -79,9 +80,11 @@ class Recommender:
 
         Parameters
         ----------
-        path : the ``.pth`` file.
-        parameters : what to change for inference, such as ``sampling_steps=4``, ``ensemble_seeds=[1, 2]``,
-            ``enable_amp=True`` or ``gpu_id=""``.
+        path : str or Path
+            The ``.pth`` file.
+        **parameters : object
+            What to change for inference, such as ``sampling_steps=4``, ``ensemble_seeds=[1, 2]``, ``enable_amp=True``
+            or ``gpu_id=""``.
 
         Raises
         ------
@@ -152,19 +155,28 @@ class Recommender:
 
         Parameters
         ----------
-        sequences : B histories of item ids, or a DataFrame that ``histories`` reads.
-        k : length of the lists.
-        exclude_seen : leave out the items of the history itself.
-        candidates : recommend these items alone.
-        users : names for the histories, their places by default.
-        samples : draw so many reconstructions of each history's next item (diffusion models); the score is their mean.
-        diversity : with samples, from 0 (the order of the scores) to 1 (cover as many samples' own lists as possible).
+        sequences : Sequence of Sequence of object or pd.DataFrame
+            B histories of item ids, or a DataFrame that ``histories`` reads.
+        k : int, optional
+            Length of the lists.
+        exclude_seen : bool, optional
+            Leave out the items of the history itself.
+        candidates : Iterable of object, optional
+            Recommend these items alone.
+        users : Sequence of object, optional
+            Names for the histories, their places by default.
+        samples : int, optional
+            Draw so many reconstructions of each history's next item (diffusion models); the score is their mean.
+        diversity : float, optional
+            With samples, from 0 (the order of the scores) to 1 (cover as many samples' own lists as possible).
 
         Returns
         -------
-        DataFrame with ``user_id``, ``rank`` (from 1), ``item_id``, ``score``, ``popular``; with ``samples`` also
-        ``frequency``, the share of samples with the item in their own top k, and ``spread``, how far the user's samples
-        lie from their mean, relative to its length. Fewer than ``k`` rows for a history that leaves fewer items.
+        pd.DataFrame
+            With ``user_id``, ``rank`` (from 1), ``item_id``, ``score``, ``popular``; with ``samples`` also
+            ``frequency``, the share of samples with the item in their own top k, and ``spread``, how far the user's
+            samples lie from their mean, relative to its length. Fewer than ``k`` rows for a history that leaves fewer
+            items.
 
         Raises
         ------
