@@ -14,7 +14,7 @@ Interaction = tuple[int, int, int]  # user, time, file
 def expected_rows(interactions: list[Interaction], timed: bool) -> list[tuple[int, list[int]]]:
     """(target, history) of every row, as places in the files, found one by one."""
     rows = []
-    for target, (user, time, file) in enumerate(interactions):
+    for target, (user, _, file) in enumerate(interactions):
         mine = [place for place, (other, _, part) in enumerate(interactions) if other == user and part <= file]
         if timed:
             mine.sort(key=lambda place: interactions[place][1])  # stable
@@ -35,9 +35,7 @@ def test_a_row_knows_what_came_before_in_its_own_file_and_earlier_ones(train, va
     users, times, _ = np.array(interactions, dtype=np.int64).reshape(-1, 3).T
     sizes = [len(train), len(valid), len(test)]
     rows, places = rows_of_interactions(users, times.astype(float) if timed else None, sizes)
-    found = [
-        (int(places[target]), places[first:target].tolist()) for first, target in zip(rows.first, rows.target)
-    ]
+    found = [(int(places[target]), places[first:target].tolist()) for first, target in zip(rows.first, rows.target)]
     assert sorted(found) == sorted(expected_rows(interactions, timed))
     files = np.array([interactions[target][2] for target, _ in found], dtype=int)
     assert np.bincount(files, minlength=3).tolist() == rows.sizes and (np.diff(files) >= 0).all()
