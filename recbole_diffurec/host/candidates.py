@@ -35,6 +35,7 @@ class Candidates:
     weights : numpy.ndarray
         float64 [I], how likely each item is drawn; 0 for padding.
     seed : int
+        Of the draws.
     phase : str
         ``valid`` or ``test``.
     """
@@ -96,8 +97,9 @@ class SampledEvalLoader(NegSampleEvalDataLoader):
 
     Attributes
     ----------
-    as_rows : whether batches hold each row once, with its candidates beside, for models that score all items at once;
-        or else every candidate as a row of its own, as RecBole has it.
+    as_rows : bool
+        Whether batches hold each row once, with its candidates beside, for models that score all items at once; or else
+        every candidate as a row of its own, as RecBole has it.
     """
 
     def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False):

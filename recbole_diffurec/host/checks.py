@@ -34,6 +34,7 @@ def check_data_and_evaluation(final: Mapping[str, Any], model_class: type) -> Pr
     final : Mapping of str to object
         All parameters.
     model_class : type
+        The model's class.
 
     Returns
     -------
@@ -64,7 +65,8 @@ def check_pickles(values: Any) -> None:
 
     Parameters
     ----------
-    values : mapping of parameters, or RecBole's ``Config``
+    values : object
+        Mapping of parameters, or RecBole's ``Config``
     """
     for name in PICKLES:
         if values[name]:

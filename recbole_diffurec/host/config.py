@@ -73,11 +73,14 @@ class RunConfig(Config):
 
     Parameters
     ----------
-    model, dataset : names; where they are None, ``model`` and ``dataset`` of the layers count, or else DiffuRecSys
-        and ml-100k.
-    overrides : the strongest layer, parameter -> value of its proper type.
-    config_files : YAML files, later ones stronger.
-    experiment : name under ``properties/experiment``, or None.
+    model, dataset : str or None
+        Names; where they are None, ``model`` and ``dataset`` of the layers count, or else DiffuRecSys and ml-100k.
+    overrides : Mapping of str to object, optional
+        The strongest layer, parameter -> value of its proper type.
+    config_files : Sequence of (str or Path), optional
+        YAML files, later ones stronger.
+    experiment : str, optional
+        Name of a file under ``properties/experiment``, or None.
 
     Raises
     ------

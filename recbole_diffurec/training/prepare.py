@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from recbole.data.utils import data_preparation
 from recbole.utils import EvaluatorType, ModelType, get_trainer, init_seed
 
 from recbole_diffurec.config.protocol import PARTS
@@ -21,7 +20,7 @@ from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.candidates import SampledEvalLoader
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.dataset import SequenceDataset, dataset_class
-from recbole_diffurec.host.loaders import dataset_of, fitting_users, group_by_length, order_by_length
+from recbole_diffurec.host.loaders import dataset_of, fitting_users, group_by_length, order_by_length, split_loaders
 from recbole_diffurec.training.trainer import trainer_class
 from recbole_diffurec.training.weights import room_for_training
 
@@ -51,14 +50,22 @@ class PreparedData:
 
     Attributes
     ----------
-    config : the configuration with the batch sizes that fit these data; the one that was given stays as it is.
-    changes : what ``config`` has otherwise than that one: the sizes, and how RecBole's transforms call their columns.
-    n_users, n_items, n_interactions : after filtering, without padding.
-    loaders : training, validation and test data.
-    id_tokens : {"users": [...], "items": [...]}, the original ids in order of their numbers, padding first.
-    fingerprint : what tells these data from others, see ``host.fingerprint``.
-    user_counts : interactions of each user, by number.
-    popularity : interactions with each item in the training part, by number.
+    config : RunConfig
+        The configuration with the batch sizes that fit these data; the one that was given stays as it is.
+    changes : dict of str to object
+        What ``config`` has otherwise than that one: the sizes, and how RecBole's transforms call their columns.
+    n_users, n_items, n_interactions : int
+        Their numbers after filtering, without padding.
+    loaders : tuple
+        Training, validation and test data.
+    id_tokens : dict of str to list of str
+        {"users": [...], "items": [...]}, the original ids in order of their numbers, padding first.
+    fingerprint : dict of str to object
+        What tells these data from others, see ``host.fingerprint``.
+    user_counts : np.ndarray
+        Interactions of each user, by number.
+    popularity : np.ndarray
+        Interactions with each item in the training part, by number.
     """
 
     def __init__(self, config: RunConfig, dataset: Any = None):
@@ -86,7 +93,7 @@ class PreparedData:
             dataloaders_save_path=os.path.join(os.devnull, "none"),
         )
         with _explained_splits(config):
-            self.loaders = data_preparation(self.config, dataset)
+            self.loaders = split_loaders(self.config, dataset)
         given = config.final_config_dict
         self.changes = {k: v for k, v in self.config.final_config_dict.items() if k not in given or v != given[k]}
         trained_on = dataset_of(self.loaders[0])
@@ -211,8 +218,9 @@ def build(
         Of the run.
     train_dataset : recbole.data.dataset.Dataset
         What the model is built for.
-    room : context manager, optional
-        Refuses a model that is too large; by default one that cannot be trained with the memory that is free.
+    room : AbstractContextManager of object, optional
+        Context manager, optional Refuses a model that is too large; by default one that cannot be trained with the
+        memory that is free.
     """
     init_seed(config["seed"], config["reproducibility"])
     with room or room_for_training(config["model"]):

@@ -37,10 +37,8 @@ def test_without_validation_every_epoch_is_trained_and_the_last_one_counts(capsy
     assert "epoch 3/3: loss" in err and "valid" not in out and f"{result['test_result']['hit@5']:.4f}" in out
     again = recbole_diffurec.evaluate(result["checkpoint"], show_progress=False)
     assert again["test_result"] == result["test_result"] and again["best_epoch"] == 2
-    python = run(
-        "SASRec", "toy", **{**GIVEN, "eval_args": split, "stopping_step": 0, "user_inter_num_interval": "[5,inf)"}
-    )
-    assert python["test_result"] == result["test_result"]
+    same = {**GIVEN, "eval_args": split, "stopping_step": 0, "user_inter_num_interval": "[5,inf)"}
+    assert run("SASRec", "toy", **same)["test_result"] == result["test_result"]
 
 
 def test_without_a_test_part_the_best_epoch_is_kept(capsys):

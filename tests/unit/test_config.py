@@ -232,10 +232,10 @@ def test_unknown_model_like_no_other_points_to_the_list(given: str) -> None:
 
 def test_model_whose_package_is_missing_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> type:
-        raise ModuleNotFoundError("No module named 'lightgbm'", name="lightgbm")
+        raise ModuleNotFoundError("No module named 'kmeans_pytorch'", name="kmeans_pytorch")
 
     monkeypatch.setattr(recbole.utils, "get_model", missing)
-    assert "model 'lightgbm' needs the Python package 'lightgbm'" in refusal("lightgbm")
+    assert "model 'BPR' needs the Python package 'kmeans_pytorch'" in refusal("BPR")
 
 
 def test_known_models_start_with_ours() -> None:
