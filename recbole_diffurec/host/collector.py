@@ -29,7 +29,7 @@ def list_collector(host: Any) -> type:
 
         def data_collect(self, train_data: Any) -> None:
             super().data_collect(train_data)
-            self.training_data = train_data._dataset
+            self.training_data = train_data.dataset
             if self.register.need("data.count_items") and hasattr(self.training_data, "popularity"):
                 counts = self.training_data.popularity
                 popular = Counter({int(i): int(counts[i]) for i in np.flatnonzero(counts)})

@@ -49,12 +49,15 @@ def plan_slabs(lengths: np.ndarray, overhead: int) -> list[tuple[int, int]]:
 
     Parameters
     ----------
-    lengths : ascending int [B].
-    overhead : cost of one slab in tokens.
+    lengths : np.ndarray
+        Ascending int [B].
+    overhead : int
+        Cost of one slab in tokens.
 
     Returns
     -------
-    (first row, end row) of each slab, in order.
+    list of (int, int)
+        (first row, end row) of each slab, in order.
     """
     distinct, first = np.unique(lengths, return_index=True)
     ends = np.append(first[1:], len(lengths))
@@ -78,17 +81,25 @@ class RaggedBatch:
 
     Parameters
     ----------
-    item_seq : int [B, L], right-padded item ids.
-    lengths : int [B], number of real positions, at least 1 each.
+    item_seq : Tensor
+        int [B, L], right-padded item ids.
+    lengths : Tensor
+        int [B], number of real positions, at least 1 each.
 
     Attributes
     ----------
-    items : int [N], item ids; 0 at the positions that pad a slab.
-    row : int [N], the row of the given batch that each token belongs to.
-    age : int [N], 0 for the most recent item of a history, 1 for the one before, ...
-    real : bool [N], or None when every token is real.
-    last : int [B], token of the most recent item, in sorted order (see ``restore``).
-    slabs : the slabs, in order.
+    items : Tensor
+        int [N], item ids; 0 at the positions that pad a slab.
+    row : Tensor
+        int [N], the row of the given batch that each token belongs to.
+    age : Tensor
+        int [N], 0 for the most recent item of a history, 1 for the one before, ...
+    real : Tensor or None
+        bool [N], or None when every token is real.
+    last : Tensor
+        int [B], token of the most recent item, in sorted order (see ``restore``).
+    slabs : list of Slab
+        The slabs, in order.
     """
 
     def __init__(self, item_seq: Tensor, lengths: Tensor):
@@ -146,7 +157,8 @@ class PaddedBatch(RaggedBatch):
 
     Parameters
     ----------
-    item_seq : int [B, L], right-padded item ids; a row without any is read as one padding item.
+    item_seq : Tensor
+        int [B, L], right-padded item ids; a row without any is read as one padding item.
     """
 
     def __init__(self, item_seq: Tensor):

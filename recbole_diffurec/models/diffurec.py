@@ -172,8 +172,10 @@ class DiffuRecFamily(DiffusionRecommender):
 
         Parameters
         ----------
-        batch : of any layout.
-        denoiser : the model's own, or its copy in bf16.
+        batch : RaggedBatch
+            The histories, packed or padded.
+        denoiser : Denoiser
+            The model's own, or its copy in bf16.
         """
         embeddings = self.item_embedding(batch.items)
         if self.position_embedding is not None:
@@ -279,14 +281,19 @@ class DiffuRecFamily(DiffusionRecommender):
 
         Parameters
         ----------
-        condition : from ``condition``.
-        last_item : int [B], the most recent item of each history.
-        draws : the source of x_T, eps' and lambda.
-        denoiser : the one that made the condition.
+        condition : object
+            From ``condition``.
+        last_item : Tensor
+            int [B], the most recent item of each history.
+        draws : Draws
+            The source of x_T, eps' and lambda.
+        denoiser : Denoiser
+            The one that made the condition.
 
         Returns
         -------
-        x_0, [B, d].
+        Tensor
+            x_0, [B, d].
         """
 
         def denoise(x_s: Tensor, t: int) -> Tensor:

@@ -67,9 +67,12 @@ class DiffuRecProgram(Program):
 
         Parameters
         ----------
-        item_seq : int64 [B, L], item numbers, the oldest first, 0 after the most recent.
-        noise : [S, B, d] of N(0, 1): x_T, then what each reverse step but the last adds.
-        uncertainty : [S, B, L, d], lambda of each visited step, N(delta, delta^2).
+        item_seq : Tensor
+            int64 [B, L], item numbers, the oldest first, 0 after the most recent.
+        noise : Tensor
+            [S, B, d] of N(0, 1): x_T, then what each reverse step but the last adds.
+        uncertainty : Tensor
+            [S, B, L, d], lambda of each visited step, N(delta, delta^2).
         """
         network = self.network
         batch = PaddedBatch(item_seq)

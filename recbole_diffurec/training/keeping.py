@@ -43,6 +43,8 @@ class KeepingTrainer(ScoringTrainer):
         self._resumed_state_file: str | None = None
         self._unfinished: dict[str, Any] | None = None
         self._attributes = PlainAttributes(model)
+        if getattr(model, "train_stage", "finetune") != "finetune":  # see pretrain
+            self.epochs = self.pretrain_epochs
         self.history: list[dict[str, Any]] = []
         step = config["lr_decay_step"]
         self.lr_scheduler = StepLR(self.optimizer, step, config["lr_decay_gamma"]) if step else None
@@ -108,7 +110,6 @@ class KeepingTrainer(ScoringTrainer):
 
         The last epoch's weights are kept under the run's own name too, whatever ``save_step`` is.
         """
-        self.epochs = self.pretrain_epochs
         super().pretrain(train_data, verbose, show_progress)
         self._save_checkpoint(self.epochs - 1)
         return self.best_valid_score, {}

@@ -104,7 +104,9 @@ def test_candidates(served_checkpoint, service):
     """Those that the model does not know are counted; without any other the lists are empty."""
     candidates = ["50", "258", "1", "nothing"]
     expected = Recommender.load(served_checkpoint).recommend(HISTORIES, 5, exclude_seen=True, candidates=candidates)
-    answer = ask(service, exclude_seen=True, candidates=candidates).json()
+    response = ask(service, exclude_seen=True, candidates=candidates)
+    assert response.status_code == 200, response.text
+    answer = response.json()
     assert [item["item_id"] for one in answer["lists"] for item in one["items"]] == expected["item_id"].tolist()
     assert answer["unknown_candidates"] == 1
     answer = ask(service, candidates=["nothing", "nobody"]).json()
