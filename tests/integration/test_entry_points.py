@@ -50,23 +50,15 @@ def run_recbole(model: str, **more: Any) -> tuple[dict[str, Any], Path]:
     from recbole.quick_start import run_recbole as theirs
 
     before = set(Path("saved").glob("*.pth"))
-    config_dict = {
-        **TOPK,
-        **PARAMETERS[model],
-        "epochs": 2,
-        "data_path": ".",
-        "show_progress": False,
-        "gpu_id": "",
-        **more,
-    }
-    result = theirs(model=model, dataset="toy", config_dict=config_dict)
+    given = {**TOPK, **PARAMETERS[model], "epochs": 2, "data_path": ".", "show_progress": False, "gpu_id": "", **more}
+    result = theirs(model=model, dataset="toy", config_dict=given)
     (path,) = set(Path("saved").glob("*.pth")) - before
     return result, path
 
 
 @pytest.mark.parametrize("model", PARAMETERS)
 def test_run_recbole_and_its_checkpoint(model: str, capfd: pytest.CaptureFixture) -> None:
-    """On own data; ``evaluate`` has its figures, ``load_data_and_model`` its model, ``Recommender`` its lists."""
+    """On data of one's own; ``evaluate`` has its figures, ``load_data_and_model`` its model, ``Recommender`` lists."""
     from recbole.quick_start import load_data_and_model
     from recbole.utils.case_study import full_sort_topk
 
@@ -165,9 +157,8 @@ def test_a_general_model_has_recboles_own_figures() -> None:
     plain += "    setattr(np, name, kind)"
     found = []
     for head in (plain, "import recbole_diffurec"):
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code.replace("HEAD", head)], capture_output=True, text=True
-        )
+        command = [sys.executable, "-W", "ignore", "-c", code.replace("HEAD", head)]
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         found.append(done.stdout.strip().splitlines()[-1])
     assert found[0] == found[1] and "ndcg@5" in found[0]

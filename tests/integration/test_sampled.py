@@ -56,9 +56,7 @@ def candidates(data: PreparedData, part: int, as_rows: bool = True) -> dict[str,
 
 @pytest.mark.parametrize("mode", ["uni7", "pop7"])
 @pytest.mark.parametrize("eval_args", [{}, TOGETHER], ids=["LS", "RS"])
-def test_candidates_are_those_of_the_user_whatever_the_batch_the_model_and_the_draws_of_others(
-    workdir, mode, eval_args
-):
+def test_candidates_are_the_users_whatever_the_batch_the_model_and_the_draws_of_others(workdir, mode, eval_args):
     write_inter(workdir, shop())
     given = {"eval_args": {**eval_args, "mode": mode}, **ALL}
     first = prepare(workdir, "SASRec", **given)

@@ -727,10 +727,8 @@ def test_the_gpus_that_are_visible_stay_so(
 
 @pytest.mark.parametrize("gpu_id", ["banana", "-1", "0;1", "cuda:0", "0,"])
 def test_gpu_that_is_no_number_is_refused(gpu_id: str) -> None:
-    assert (
-        f"gpu_id must be the number of a GPU such as 0, several such as 0,1, or empty for the CPU, got {gpu_id!r}"
-        in (refusal(overrides={"gpu_id": gpu_id}))
-    )
+    message = refusal(overrides={"gpu_id": gpu_id})
+    assert message.startswith("gpu_id must be the number of a GPU such as 0") and message.endswith(f"got {gpu_id!r}")
 
 
 def test_gpu_that_is_not_there_is_refused_where_others_are(monkeypatch: pytest.MonkeyPatch) -> None:

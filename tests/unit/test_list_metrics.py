@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +19,8 @@ from recbole_diffurec.host.metrics import LIST_METRICS, list_metrics
 
 N_ITEMS = 9  # padding among them
 
-some_lists = arrays.arrays(
-    np.int64, st.tuples(st.integers(1, 12), st.integers(1, 5)), elements=st.integers(0, N_ITEMS - 1)
-)
+some_shapes = st.tuples(st.integers(1, 12), st.integers(1, 5))
+some_lists = arrays.arrays(np.int64, some_shapes, elements=st.integers(0, N_ITEMS - 1))
 some_counts = arrays.arrays(np.int64, N_ITEMS, elements=st.integers(0, 6))
 
 
@@ -59,16 +59,16 @@ def test_all_items_shown_alike() -> None:
     assert found["shannonentropy"] == pytest.approx(math.log(25))
 
 
-class Train:
-    """As much of a training loader as a collector asks for."""
+class Dataset:
+    """As much of training data as a collector asks for."""
 
-    class dataset:
-        popularity = np.array([0, 5, 1, 3, 0, 2])
-        item_counter = Counter({1: 4, 3: 3, 5: 2})  # RecBole's, without the beginnings of sequences  # noqa: RUF012
+    popularity = np.array([0, 5, 1, 3, 0, 2])
 
-        @staticmethod
-        def num(field: str) -> int:
-            return 6
+    def __init__(self) -> None:
+        self.item_counter = Counter({1: 4, 3: 3, 5: 2})  # RecBole's, without the beginnings of sequences
+
+    def num(self, field: str) -> int:
+        return 6
 
 
 def test_recboles_evaluator_has_these_definitions() -> None:
@@ -77,11 +77,11 @@ def test_recboles_evaluator_has_these_definitions() -> None:
     config = RunConfig("BPR", "mine", {"gpu_id": "", **parameters})
     scores = torch.tensor([[-np.inf, 5.0, 4.0, 3.0, 2.0, 1.0], [-np.inf, -np.inf, -np.inf, 1.0, 2.0, -np.inf]])
     collector = Collector(config)
-    collector.data_collect(Train)
+    collector.data_collect(SimpleNamespace(dataset=Dataset()))
     for _ in range(2):  # two batches
         collector.eval_batch_collect(scores, None, torch.arange(2), torch.tensor([1, 3]))
     found = Evaluator(config).evaluate(collector.get_data_struct())
     lists = np.array([[1, 2, 3], [4, 3, 0]] * 2)
     for k in (1, 3):
-        expected = list_metrics(lists[:, :k], Train.dataset.popularity, 0.5)
+        expected = list_metrics(lists[:, :k], Dataset.popularity, 0.5)
         assert {name: found[f"{name}@{k}"] for name in expected} == pytest.approx(expected, abs=1e-6)

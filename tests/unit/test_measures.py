@@ -36,9 +36,8 @@ def test_the_head_is_a_fifth_of_the_items_without_padding():
 def test_list_measures_are_the_metrics_of_a_run():
     lists, popularity = np.array([[1, 2], [1, 0]]), np.array([0, 10, 4, 3, 2, 1])
     found, metrics = measures.list_measures(lists, popularity, 0.8), list_metrics(lists, popularity, 0.8)
-    assert (
-        sorted(found.values()) == sorted(metrics.values()) and found["tail_share"] == metrics["tailpercentage"] == 0.25
-    )
+    assert sorted(found.values()) == sorted(metrics.values())
+    assert found["tail_share"] == metrics["tailpercentage"] == 0.25
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=200))

@@ -14,7 +14,7 @@ Interaction = tuple[int, int, int]  # user, time, file
 def expected_rows(interactions: list[Interaction], timed: bool) -> list[tuple[int, list[int]]]:
     """(target, history) of every row, as places in the files, found one by one."""
     rows = []
-    for target, (user, _time, file) in enumerate(interactions):
+    for target, (user, _, file) in enumerate(interactions):
         mine = [place for place, (other, _, part) in enumerate(interactions) if other == user and part <= file]
         if timed:
             mine.sort(key=lambda place: interactions[place][1])  # stable

@@ -76,11 +76,7 @@ def test_one_mode_is_for_both_parts() -> None:
     [
         ("BPR", {"eval_args": {"mode": "labeled"}}, "metric 'Hit' is of ranked lists, and mode labeled"),
         ("SASRec", {"eval_args": {"order": "RO"}}, "SASRec is a sequential model, which reads interactions in order"),
-        (
-            "BPR",
-            {"mask_seen": True, "repeatable": True},
-            "repeatable lets items come again, which mask_seen leaves out",
-        ),
+        ("BPR", {"mask_seen": True, "repeatable": True}, "repeatable lets items come again, which mask_seen leaves"),
         (
             "BPR",
             {"mask_seen": True, "eval_args": {"mode": "labeled"}, "metrics": ["AUC"], "valid_metric": "AUC"},

@@ -49,8 +49,8 @@ ROOMS = {
     ),
     "config": Room("layers protocol rules", imports="errors"),
     "models": Room(
-        "approximator base cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program duorec ensemble "
-        "objectives scores sequential spec stosa",
+        "approximator base cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program diffurec_rules duorec "
+        "ensemble objectives scores sequential spec stosa",
         imports="errors runtime diffusion layers data config",
     ),
     "host": Room(
