@@ -98,7 +98,7 @@ def test_a_signal_ends_the_batch_and_says_how_to_go_on(number, code, workdir):
     process.send_signal(number)
     _, error = process.communicate(timeout=200)
     assert process.returncode == code
-    assert "interrupted; the same command and --resume goes on from 'saved" in error and "Traceback" not in error
+    assert "interrupted; the same command with --resume resumes from 'saved" in error and "Traceback" not in error
     assert list(Path("saved").glob("*.state")) and not list(Path("saved").glob("*.part"))
 
 

@@ -58,7 +58,7 @@ def search(tmp_path_factory):
 
 def test_an_interrupted_search_leaves_a_table_and_goes_on(search):
     folder, code, before, (moment, again) = search
-    assert code == 130 and "--resume goes on with 'out'" in (folder / "first.log").read_text()
+    assert code == 130 and "--resume resumes the search in 'out'" in (folder / "first.log").read_text()
     assert 2 <= len(before) < 5 and before["score"].notna().sum() >= 2
     # Less time than a trial's process takes to start.
     assert moment.returncode == 0, moment.stderr
@@ -111,7 +111,8 @@ def test_a_search_is_neither_overwritten_nor_resumed_as_another(search, monkeypa
 def test_a_time_budget_too_short_for_any_trial(workdir, capsys):
     Path("space.test").write_text(SPACE)
     assert cli.main(["tune", "--params_file=space.test", "--time_budget=1", "--max_epochs=4", *FIXED]) == 2
-    assert "no trial was validated within time_budget 1: --resume with more of it goes on" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "no trial was validated within time_budget 1: --resume with more of it resumes the search" in error
 
 
 def test_a_time_budget_needs_the_main_thread(workdir):
@@ -144,7 +145,7 @@ def test_recboles_models_and_a_grid(workdir, capsys):
         (["--search=grid"], "learning_rate uniform 0.1,0.2", "grid search needs choices"),
         (["--search=magic"], SPACE, "search must be one of random, grid, optuna, got 'magic'"),
         (["--scheduler=magic"], SPACE, "scheduler must be one of"),
-        (["--num_trials=0"], SPACE, "num_trials must be a number of at least 1"),
+        (["--num_trials=0"], SPACE, "num_trials must be an integer of at least 1"),
         (["--resume"], SPACE, "holds no search to resume"),
         (["--dataset=nothing-here"], SPACE, "dataset 'nothing-here' is neither"),
         (["--learning_rat=1"], SPACE, "unknown parameter 'learning_rat'"),
