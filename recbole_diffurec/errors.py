@@ -26,8 +26,10 @@ class Interrupted(KeyboardInterrupt):
 
     Attributes
     ----------
-    signal : the number of the signal that asked.
-    state_file : where the state is.
+    signal : int
+        The number of the signal that asked.
+    state_file : str
+        Where the state is.
     """
 
     def __init__(self, number: int, state_file: str):

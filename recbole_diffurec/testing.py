@@ -28,7 +28,7 @@ from recbole.utils import init_seed
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue
 from recbole_diffurec.host.config import RunConfig
-from recbole_diffurec.host.loaders import dataset_of
+from recbole_diffurec.host.loaders import dataset_of, training_batch
 from recbole_diffurec.inference.export import export
 from recbole_diffurec.inference.recommender import Recommender
 from recbole_diffurec.models.base import DiffusionRecommender, Exportable
@@ -193,8 +193,8 @@ class _Check:
         for trim in (True, False):
             network.zero_grad()
             init_seed(0, True)
-            # RecBole's data augmentation (BERT4Rec masks items) takes a batch as it comes from the data set.
-            batch = loader.transform(dataset_of(loader), rows.padded(trim=trim))
+            # Data augmentation (BERT4Rec masks items) and negatives take a batch as it comes from the data set.
+            batch = training_batch(loader, rows.padded(trim=trim))
             init_seed(0, True)
             loss: Any = network.calculate_loss(batch)
             loss = sum(loss) if isinstance(loss, tuple) else loss

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,27 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         patch.chdir(tmp_path_factory.mktemp("trained"))
         results = {name: recbole_diffurec.run(name, **{**TINY, **more}) for name, more in wanted.items()}
     return {name: Path(result["checkpoint"]) for name, result in results.items()}
+
+
+@pytest.fixture(scope="session")
+def served_checkpoint(trained: dict[str, Path]) -> Path:
+    """The checkpoint of the model that ``service`` serves."""
+    return trained["DiffuRecSys"]
+
+
+@pytest.fixture(scope="session")
+def service(served_checkpoint: Path) -> Iterator[str]:
+    """The address of a running service, whose end is checked as well."""
+    command = [sys.executable, "-m", "recbole_diffurec", "serve", str(served_checkpoint), "--port=0", "--max_batch=8"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    line = process.stdout.readline()
+    assert line.startswith("serving"), process.stderr.read()
+    yield line.split()[1].rstrip("/")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    malformed = "WARNING:  Invalid HTTP request received.\n"  # what uvicorn says of some requests of the tests
+    assert (process.returncode, errors.replace(malformed, "")) == (0, "")
 
 
 class FakeDataset:

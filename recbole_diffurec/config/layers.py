@@ -126,7 +126,8 @@ def settings(
 
     Parameters
     ----------
-    many_runs : whether the experiment may name models, data sets and seeds.
+    many_runs : bool, optional
+        Whether the experiment may name models, data sets and seeds.
     """
     layers = experiment(experiment_name) if experiment_name else {}
     if "models" in layers and not many_runs:

@@ -52,7 +52,7 @@ def mask(item_seq: Tensor, lengths: Tensor, rate: float, keys: Tensor, token: in
 
     Parameters
     ----------
-    item_seq, lengths
+    item_seq, lengths : Tensor
         As in ``crop``.
     rate : float
         In [0, 1].
@@ -76,7 +76,7 @@ def reorder(item_seq: Tensor, lengths: Tensor, rate: float, where: Tensor, keys:
 
     Parameters
     ----------
-    item_seq, lengths
+    item_seq, lengths : Tensor
         As in ``crop``.
     rate : float
         In [0, 1].

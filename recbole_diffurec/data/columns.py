@@ -267,8 +267,8 @@ class Column:
 
         Parameters
         ----------
-        needed : bool [n]
-            The cells that must not be missing.
+        needed : np.ndarray
+            bool [n] The cells that must not be missing.
         as_dates : bool or None
             Whether the cells are dates; None lets the first one decide.
 

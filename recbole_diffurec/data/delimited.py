@@ -32,6 +32,7 @@ class CsvFile(TextFile):
     Parameters
     ----------
     path : Path
+        The file.
     name : str
         What messages call it.
     separator : str
@@ -120,6 +121,7 @@ class AtomicFile(CsvFile):
     Parameters
     ----------
     path : Path
+        The file.
     name : str, optional
         What messages call it; its path by default.
     separator, encoding : str

@@ -19,6 +19,7 @@ def open_table(path: str | Path, what: str = "file", separator: str = "\t", enco
     Parameters
     ----------
     path : str or Path
+        The file.
     what : str
         What messages call it, before its path.
     separator, encoding : str

@@ -93,6 +93,7 @@ class TextFile(Table):
     Parameters
     ----------
     path : Path
+        The file.
     name : str
         What messages call it.
     encoding : str

@@ -38,11 +38,13 @@ def history_keys(items: Tensor, age: Tensor, real: Tensor | None, row: Tensor, n
 
     Parameters
     ----------
-    items, age, row : int [N], see ``RaggedBatch``; ``real`` masks the tokens that count.
+    items, age, row : Tensor
+        int [N], see ``RaggedBatch``; ``real`` masks the tokens that count.
 
     Returns
     -------
-    int64 [n_rows].
+    Tensor
+        int64 [n_rows].
     """
     token_hash = _mix(_mix(items) + age)
     if real is not None:
@@ -73,8 +75,10 @@ class FreshNoise:
 
     Parameters
     ----------
-    n_rows, n_tokens, dim : B, N, d.
-    like : a tensor that gives device and dtype.
+    n_rows, n_tokens, dim : int
+        B, N, d.
+    like : Tensor
+        A tensor that gives device and dtype.
     """
 
     def __init__(self, n_rows: int, n_tokens: int, dim: int, like: Tensor):
@@ -106,7 +110,8 @@ class NoiseTable(nn.Module):
 
     Parameters
     ----------
-    dim : d.
+    dim : int
+        d.
     """
 
     rows: Tensor
@@ -123,10 +128,14 @@ class NoiseTable(nn.Module):
 
         Parameters
         ----------
-        seed : another seed gives other noise.
-        row_keys : int64 [B], from ``history_keys``.
-        row, age : int [N], see ``RaggedBatch``.
-        dtype : of ``start`` and ``step``.
+        seed : int
+            Another seed gives other noise.
+        row_keys : Tensor
+            int64 [B], from ``history_keys``.
+        row, age : Tensor
+            int [N], see ``RaggedBatch``.
+        dtype : torch.dtype
+            The type of ``start`` and ``step``.
         """
         seeded = _seeded(row_keys, seed)
         return TableNoise(self.rows, dtype, seeded, _mix(seeded[row] + age))

@@ -19,7 +19,8 @@ class DiffusionProcess(nn.Module):
 
     Parameters
     ----------
-    betas : float64 array [T], the forward variances of all T steps.
+    betas : np.ndarray
+        float64 array [T], the forward variances of all T steps.
     """
 
     sqrt_alpha_bar: Tensor
@@ -37,8 +38,10 @@ class DiffusionProcess(nn.Module):
 
         Parameters
         ----------
-        x_0, noise : [B, d].
-        t : int [B], 0-based steps.
+        x_0, noise : Tensor
+            [B, d].
+        t : Tensor
+            int [B], 0-based steps.
         """
         a = self.sqrt_alpha_bar[t].to(x_0.dtype).unsqueeze(-1)
         b = self.sqrt_one_minus_alpha_bar[t].to(x_0.dtype).unsqueeze(-1)

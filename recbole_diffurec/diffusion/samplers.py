@@ -25,12 +25,15 @@ class Sampler(nn.Module, ABC):
 
     Parameters
     ----------
-    betas : float64 array [T], the forward variances of all T steps.
-    sampling_steps : S, from 1 to T; all T by default.
+    betas : np.ndarray
+        float64 array [T], the forward variances of all T steps.
+    sampling_steps : int, optional
+        S, from 1 to T; all T by default.
 
     Attributes
     ----------
-    sampled_steps : int array [S], the 0-based steps that the reverse process visits, ascending.
+    sampled_steps : np.ndarray
+        int array [S], the 0-based steps that the reverse process visits, ascending.
     """
 
     def __init__(self, betas: np.ndarray, sampling_steps: int | None = None):
@@ -68,8 +71,10 @@ class Sampler(nn.Module, ABC):
 
         Parameters
         ----------
-        betas, alpha_bar : of the respaced schedule, float64 [S].
-        previous : alpha_bar of the step before, 1 for the first.
+        betas, alpha_bar : np.ndarray
+            Float64 [S], of the respaced schedule.
+        previous : np.ndarray
+            alpha_bar of the step before, 1 for the first.
         """
 
     @abstractmethod
@@ -78,10 +83,14 @@ class Sampler(nn.Module, ABC):
 
         Parameters
         ----------
-        x_s : [B, d], the state.
-        x_0 : [B, d], the denoiser's estimate of the target.
-        index : position in ``sampled_steps``.
-        noise : called with the 0-based step when noise is needed; returns eps' ~ N(0, I) of shape [B, d].
+        x_s : Tensor
+            [B, d], the state.
+        x_0 : Tensor
+            [B, d], the denoiser's estimate of the target.
+        index : int
+            Position in ``sampled_steps``.
+        noise : Noise
+            Called with the 0-based step when noise is needed; returns eps' ~ N(0, I) of shape [B, d].
         """
 
     def sample(self, x_T: Tensor, denoise: Denoise, noise: Noise) -> Tensor:
@@ -89,13 +98,17 @@ class Sampler(nn.Module, ABC):
 
         Parameters
         ----------
-        x_T : [B, d], the state at the last diffusion step.
-        denoise : ``denoise(x_s, t)`` estimates x_0, [B, d], from the state at 0-based step t.
-        noise : see ``step``.
+        x_T : Tensor
+            [B, d], the state at the last diffusion step.
+        denoise : Denoise
+            ``denoise(x_s, t)`` estimates x_0, [B, d], from the state at 0-based step t.
+        noise : Noise
+            See ``step``.
 
         Returns
         -------
-        x_0 : [B, d].
+        x_0 : Tensor
+            [B, d].
         """
         x = x_T
         for index in range(len(self.sampled_steps) - 1, 0, -1):
@@ -135,8 +148,12 @@ class DDIMSampler(Sampler):
 
     Parameters
     ----------
-    betas, sampling_steps : as of ``Sampler``.
-    eta : from 0 to 1, the share of DDPM's noise that each step adds.
+    betas : np.ndarray
+        As of ``Sampler``.
+    sampling_steps : int, optional
+        As of ``Sampler``.
+    eta : float, optional
+        From 0 to 1, the share of DDPM's noise that each step adds.
     """
 
     coef_x_0: Tensor

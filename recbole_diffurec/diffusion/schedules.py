@@ -76,12 +76,15 @@ def betas(name: str, n_steps: int) -> np.ndarray:
 
     Parameters
     ----------
-    name : one of ``SCHEDULES``.
-    n_steps : T, at least 1 (``pw_lin``: more than 10).
+    name : str
+        One of ``SCHEDULES``.
+    n_steps : int
+        T, at least 1 (``pw_lin``: more than 10).
 
     Returns
     -------
-    float64 array of shape [T], every entry in (0, 1].
+    np.ndarray
+        float64 array of shape [T], every entry in (0, 1].
 
     Raises
     ------

@@ -18,7 +18,8 @@ class UniformStepSampler(nn.Module):
 
         Parameters
         ----------
-        uniform : float64 [n] in [0, 1) to make the steps from; torch's generator where it is None.
+        uniform : Tensor, optional
+            float64 [n] in [0, 1) to make the steps from; torch's generator where it is None.
         """
         t = torch.randint(self.n_steps, (n,), device=device) if uniform is None else (uniform * self.n_steps).long()
         return t, torch.ones(n, device=device)

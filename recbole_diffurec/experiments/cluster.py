@@ -33,7 +33,8 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
 
     Parameters
     ----------
-    cpus : what a Ray started here may hand out; None for what the machine has.
+    cpus : int, optional
+        What a Ray started here may hand out; None for what the machine has.
 
     Raises
     ------
@@ -83,10 +84,14 @@ class HowToRun:
 
     Parameters
     ----------
-    parallel : runs at a time.
-    ray_address : a Ray cluster; ``auto`` finds a local one.
-    cpus_per_run, gpus_per_run : what each run is given; fractions share a device.
-    dry_run : estimate the cost and stop.
+    parallel : int
+        Runs at a time.
+    ray_address : str or None
+        A Ray cluster; ``auto`` finds a local one.
+    cpus_per_run, gpus_per_run : float
+        What each run is given; fractions share a device.
+    dry_run : bool
+        Estimate the cost and stop.
     """
 
     parallel: int = 1
@@ -119,14 +124,21 @@ def run_parallel(
 
     Parameters
     ----------
-    jobs : what to run.
-    function : called on the workers.
-    shared : put into Ray's object store once.
-    how : where, and what each run is given.
+    jobs : Sequence of object
+        What to run.
+    function : callable
+        Called on the workers.
+    shared : object
+        What every job is given; put into Ray's object store once.
+    how : HowToRun
+        Where, and what each run is given.
 
     Yields
     ------
-    (job, what the function returned or the exception that it raised).
+    job : object
+        One of ``jobs``.
+    result : object
+        What the function returned, or the exception that it raised.
     """
     needed = max(1, int(how.parallel * how.cpus_per_run + 0.999))
     with connected(how.ray_address, None if how.ray_address else needed) as ray:

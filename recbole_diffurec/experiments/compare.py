@@ -36,10 +36,13 @@ class Comparison:
 
     Attributes
     ----------
-    results : the tables; ``results.runs``, ``results.summary``, ``results.significance`` and ``results.groups`` are
+    results : tables.Results
+        The tables; ``results.runs``, ``results.summary``, ``results.significance`` and ``results.groups`` are
         DataFrames with what the CSV files hold.
-    failures : {run: reason}.
-    output_dir : where everything lies, ``report.html`` first.
+    failures : dict of str to str
+        {run: reason}.
+    output_dir : Path
+        Where everything lies, ``report.html`` first.
     """
 
     results: tables.Results
@@ -62,16 +65,25 @@ def compare(
 
     Parameters
     ----------
-    models : entries such as ``SASRec``, ``V1``, ``DiffuRecSys@best/amazon-beauty.yaml`` or
+    models : Sequence of str, optional
+        Entries such as ``SASRec``, ``V1``, ``DiffuRecSys@best/amazon-beauty.yaml`` or
         ``DiffuRecSys@n_layers=2+sampling_steps=1``.
-    datasets : names.
-    seeds : how many, counted up from the parameter ``seed``; or the seeds themselves.
-    output_dir : finished runs are kept there and are not run again.
-    baseline : the entry that the others are tested against; by default the best by validation among the models that
-        are not of this package, or the first entry.
-    experiment, config_files : settings; those of an experiment may name models, datasets, seeds and baseline as well.
-    parameters : the fields of ``HowToRun``, such as ``parallel=4`` or ``dry_run=True``; all others are for every run,
-        such as ``epochs=2``.
+    datasets : Sequence of str, optional
+        Names of data sets.
+    seeds : int or Sequence of int, optional
+        How many, counted up from the parameter ``seed``; or the seeds themselves.
+    output_dir : str or Path, optional
+        Finished runs are kept there and are not run again.
+    baseline : str, optional
+        The entry that the others are tested against; by default the best by validation among the models that are not of
+        this package, or the first entry.
+    experiment : str, optional
+        Name of a file under ``properties/experiment``; it may name models, datasets, seeds and baseline as well.
+    config_files : Sequence of (str or Path), optional
+        YAML files, later ones stronger.
+    **parameters : object
+        The fields of ``HowToRun``, such as ``parallel=4`` or ``dry_run=True``; all others are for every run, such as
+        ``epochs=2``.
 
     Raises
     ------
@@ -127,7 +139,10 @@ def run_job(job: Job, datasets: DatasetCache | None = None) -> tuple[dict[str, A
 
     Returns
     -------
-    The result to keep as JSON, and the arrays.
+    result : dict of str to object
+        What is kept as JSON.
+    arrays : dict of str to np.ndarray
+        What is kept as arrays.
     """
     started = time.perf_counter()
     config = job.config()

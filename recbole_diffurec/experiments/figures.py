@@ -87,9 +87,12 @@ def draw_search(
 
     Parameters
     ----------
-    trials : rows with the columns ``names`` and ``score``.
-    logarithmic : which of the names have a logarithmic axis.
-    metric : what the score is.
+    trials : pd.DataFrame
+        Rows with the columns ``names`` and ``score``.
+    logarithmic : Collection of str
+        Which of the names have a logarithmic axis.
+    metric : str
+        What the score is.
     """
     import matplotlib
 

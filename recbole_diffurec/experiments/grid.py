@@ -80,8 +80,10 @@ def plan(
 
     Parameters
     ----------
-    models : entries as ``Entry.parse`` takes them.
-    parameters : for every run; weaker than an entry's own. One that a model does not have is left out for that model.
+    models : Sequence of str
+        Entries as ``Entry.parse`` takes them.
+    parameters : Mapping of str to object
+        Parameters of every run; weaker than an entry's own. One that a model does not have is left out for that model.
 
     Raises
     ------

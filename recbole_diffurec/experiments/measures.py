@@ -38,8 +38,10 @@ class RankCollector:
 
     Parameters
     ----------
-    topk : list lengths.
-    user_field : the column with the user's number.
+    topk : Sequence of int
+        List lengths.
+    user_field : str
+        The column with the user's number.
     """
 
     def __init__(self, topk: Sequence[int], user_field: str):
@@ -119,7 +121,8 @@ def relative_spread(spread: np.ndarray) -> float:
 
     Parameters
     ----------
-    spread : [users, seeds, d].
+    spread : np.ndarray
+        [users, seeds, d].
     """
     centres = spread.mean(axis=1)
     within = np.linalg.norm(spread - centres[:, None], axis=-1).mean()
@@ -145,8 +148,9 @@ def diffusion_measures(run: TrainedRun) -> dict[str, np.ndarray]:
 
     Returns
     -------
-    dict with ``reconstructions`` [n, d] of test users, ``spread`` [users, seeds, d] of the same users under different
-    noise, ``steps`` and ``steps_ndcg`` (validation NDCG@10 of a sample of users, by sampling steps).
+    dict of str to np.ndarray
+        With ``reconstructions`` [n, d] of test users, ``spread`` [users, seeds, d] of the same users under different
+        noise, ``steps`` and ``steps_ndcg`` (validation NDCG@10 of a sample of users, by sampling steps).
     """
     network = run.network
     if not isinstance(network, DiffusionRecommender):

@@ -20,7 +20,8 @@ def seed_test(model: np.ndarray, baseline: np.ndarray) -> float:
 
     Parameters
     ----------
-    model, baseline : [seeds], one metric, seed by seed.
+    model, baseline : np.ndarray
+        [seeds], one metric, seed by seed.
     """
     difference = model - baseline
     if len(difference) < 2:
@@ -36,7 +37,8 @@ def user_test(model: np.ndarray, baseline: np.ndarray) -> float:
 
     Parameters
     ----------
-    model, baseline : [users], one metric, user by user; means over seeds where there are several.
+    model, baseline : np.ndarray
+        [users], one metric, user by user; means over seeds where there are several.
     """
     if np.array_equal(model, baseline):
         return 0.5
@@ -70,13 +72,16 @@ def compare_to(
 
     Parameters
     ----------
-    by_seed : {label: metric indexed by seed}.
-    by_user : {label: metric indexed by user}.
+    by_seed : Mapping of str to pd.Series
+        {label: metric indexed by seed}.
+    by_user : Mapping of str to pd.Series
+        {label: metric indexed by user}.
 
     Returns
     -------
-    One row per other label: difference of the means, p over seeds and users, raw and corrected, and the interval of
-    the difference over users. Seeds or users that only one of the two has are left out.
+    pd.DataFrame
+        One row per other label: difference of the means, p over seeds and users, raw and corrected, and the interval of
+        the difference over users. Seeds or users that only one of the two has are left out.
     """
     rows = []
     for label in by_seed:

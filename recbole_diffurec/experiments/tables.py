@@ -37,9 +37,12 @@ class Results:
 
     Parameters
     ----------
-    jobs : finished runs, in the order in which tables list them.
-    store : where they are.
-    baseline : label to test against, or None to choose one by validation.
+    jobs : Sequence of Job
+        Finished runs, in the order in which tables list them.
+    store : RunStore
+        Where the runs are.
+    baseline : str or None
+        Label to test against, or None to choose one by validation.
     """
 
     def __init__(self, jobs: Sequence[Job], store: RunStore, baseline: str | None):

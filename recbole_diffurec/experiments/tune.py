@@ -41,15 +41,26 @@ class SearchOptions:
 
     Parameters
     ----------
-    num_trials : how many configurations; ``search="grid"`` tries all choices instead.
-    max_epochs : of a trial; by default the parameter ``epochs``.
-    search : random, grid, or optuna (Bayesian, needs the extra ``tune``).
-    scheduler : asha, hyperband or none; stops poor trials early by their validation metric.
-    grace_epochs : validated epochs that asha leaves every trial.
-    concurrent_trials, cpus_per_trial, gpus_per_trial : trials at a time and what each is given; fractions share.
-    time_budget : seconds after which no trial goes on; those that had not ended start again with ``resume``.
-    final_seeds : seeds to train the best configuration with at the end, and to test; 0 for none.
-    ray_address : a Ray cluster; ``auto`` finds a local one.
+    num_trials : int
+        How many configurations; ``search="grid"`` tries all choices instead.
+    max_epochs : int or None
+        Epochs of a trial; by default the parameter ``epochs``.
+    search : str
+        ``random``, ``grid``, or ``optuna`` (Bayesian, needs the extra ``tune``).
+    scheduler : str
+        ``asha``, ``hyperband`` or ``none``; stops poor trials early by their validation metric.
+    grace_epochs : int
+        Validated epochs that asha leaves every trial.
+    concurrent_trials : int or None
+        Trials at a time.
+    cpus_per_trial, gpus_per_trial : float
+        What each trial is given; fractions share.
+    time_budget : float or None
+        Seconds after which no trial goes on; those that had not ended start again with ``resume``.
+    final_seeds : int
+        Seeds to train the best configuration with at the end, and to test; 0 for none.
+    ray_address : str or None
+        A Ray cluster; ``auto`` finds a local one.
     """
 
     num_trials: int = 20
@@ -102,16 +113,25 @@ def tune(
 
     Parameters
     ----------
-    model, dataset : as for ``run``.
-    params_file : the search space, see ``recbole_diffurec.experiments.space``.
-    output_dir : folder of all output.
-    resume : resume the search in ``output_dir``.
-    config_files, experiment : fixed values for every trial, as for ``run``.
-    parameters : the fields of ``SearchOptions``, such as ``num_trials=50``; all others are fixed values.
+    model, dataset : str, optional
+        As for ``run``.
+    params_file : str or Path
+        The search space, see ``recbole_diffurec.experiments.space``.
+    output_dir : str or Path, optional
+        Folder of all output.
+    resume : bool, optional
+        resume the search in ``output_dir``.
+    config_files : Sequence of (str or Path), optional
+        Fixed values for every trial, as for ``run``.
+    experiment : str, optional
+        Fixed values for every trial, as for ``run``.
+    **parameters : object
+        The fields of ``SearchOptions``, such as ``num_trials=50``; all others are fixed values.
 
     Returns
     -------
-    dict with ``best`` (parameters), ``valid_score``, ``trials`` (DataFrame) and ``final`` (results of the last runs).
+    dict of str to object
+        With ``best`` (parameters), ``valid_score``, ``trials`` (DataFrame) and ``final`` (results of the last runs).
 
     Raises
     ------
@@ -301,7 +321,8 @@ def objective_function(
 
     Returns
     -------
-    dict with the keys that ``HyperTuning`` reads.
+    dict of str to object
+        With the keys that ``HyperTuning`` reads.
     """
     config = RunConfig(model, dataset, config_dict, config_file_list or ())
     config.refuse_without("validation", "a search judges by it")

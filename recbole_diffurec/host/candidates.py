@@ -35,6 +35,7 @@ class Candidates:
     weights : numpy.ndarray
         float64 [I], how likely each item is drawn; 0 for padding.
     seed : int
+        Of the draws.
     phase : str
         ``valid`` or ``test``.
     """
@@ -96,8 +97,9 @@ class SampledEvalLoader(NegSampleEvalDataLoader):
 
     Attributes
     ----------
-    as_rows : whether batches hold each row once, with its candidates beside, for models that score all items at once;
-        or else every candidate as a row of its own, as RecBole has it.
+    as_rows : bool
+        Whether batches hold each row once, with its candidates beside, for models that score all items at once; or else
+        every candidate as a row of its own, as RecBole has it.
     """
 
     def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False):
@@ -116,7 +118,8 @@ class SampledEvalLoader(NegSampleEvalDataLoader):
     def user_lengths(self) -> Tensor:
         """The length of each user's longest history: int [U]."""
         lengths = self._dataset.inter_feat[self._dataset.item_list_length_field]
-        return torch.stack([lengths[self.uid2index[user]].max() for user in self.uid_list])
+        longest = [int(lengths[self.uid2index[user]].max()) for user in self.uid_list]
+        return torch.tensor(longest, dtype=torch.long)
 
     def check(self) -> None:
         """Raise ``UserError`` where a user leaves no item to sample, which an evaluation would find out half-way."""

@@ -55,6 +55,7 @@ def plain_values(config: Any) -> dict[str, Any]:
     Parameters
     ----------
     config : RunConfig or Config
+        Ours, or RecBole's own.
     """
     if hasattr(config, "plain"):
         return config.plain()

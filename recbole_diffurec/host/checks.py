@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recbole.evaluator import metric_types
-from recbole.utils import EvaluatorType, InputType, ModelType
+from recbole.utils import EvaluatorType, ModelType
 
 from recbole_diffurec.config.protocol import PARTS, Protocol
 from recbole_diffurec.config.rules import INTERVALS, Rule, nearest
@@ -26,16 +26,15 @@ _FILE_NAME = re.compile(r"[^/\\\0]+")
 _ALL = ("[0,inf)", "[1,inf)", None)
 
 
-def check_data_and_evaluation(final: Mapping[str, Any], given: Mapping[str, Any], model_class: type) -> Protocol:
+def check_data_and_evaluation(final: Mapping[str, Any], model_class: type) -> Protocol:
     """Raise ``UserError`` where data, split or metrics cannot be as they are asked for.
 
     Parameters
     ----------
     final : Mapping of str to object
         All parameters.
-    given : Mapping of str to object
-        Those of the user.
     model_class : type
+        The model's class.
 
     Returns
     -------
@@ -57,12 +56,6 @@ def check_data_and_evaluation(final: Mapping[str, Any], given: Mapping[str, Any]
     if split_already:
         _check_split_files(final)
     _check_values_of_columns(final)
-    if "threshold" in given and final["threshold"] and not protocol.labeled and not _reads_labels(final, model_class):
-        (name, value), *_ = final["threshold"].items()
-        raise UserError(
-            f"threshold makes labels, of which {model_class.__name__} reads none in this run: to keep interactions by "
-            f"their {name} alone, give --val_interval='{{{name}: \"[{value},inf)\"}}'"
-        )
     check_pickles(final)
     return protocol
 
@@ -72,7 +65,8 @@ def check_pickles(values: Any) -> None:
 
     Parameters
     ----------
-    values : mapping of parameters, or RecBole's ``Config``
+    values : object
+        Mapping of parameters, or RecBole's ``Config``
     """
     for name in PICKLES:
         if values[name]:
@@ -131,10 +125,3 @@ def _check_values_of_columns(final: Mapping[str, Any]) -> None:
     threshold = final["threshold"]
     if threshold and (len(threshold) != 1 or not all(Rule("number").accepts(value) for value in threshold.values())):
         raise UserError(f"threshold must give one column a number, such as {{rating: 4}}, got {threshold!r}")
-
-
-def _reads_labels(final: Mapping[str, Any], model_class: type) -> bool:
-    """Whether a model learns from labels in the data, rather than from items that it samples as negatives."""
-    negatives = final["train_neg_sample_args"]
-    sampled = isinstance(negatives, dict) and negatives.get("distribution") not in (None, "None", "none")
-    return getattr(model_class, "input_type", None) == InputType.POINTWISE and not sampled

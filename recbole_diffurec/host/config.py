@@ -73,11 +73,14 @@ class RunConfig(Config):
 
     Parameters
     ----------
-    model, dataset : names; where they are None, ``model`` and ``dataset`` of the layers count, or else DiffuRecSys
-        and ml-100k.
-    overrides : the strongest layer, parameter -> value of its proper type.
-    config_files : YAML files, later ones stronger.
-    experiment : name under ``properties/experiment``, or None.
+    model, dataset : str or None
+        Names; where they are None, ``model`` and ``dataset`` of the layers count, or else DiffuRecSys and ml-100k.
+    overrides : Mapping of str to object, optional
+        The strongest layer, parameter -> value of its proper type.
+    config_files : Sequence of (str or Path), optional
+        YAML files, later ones stronger.
+    experiment : str, optional
+        Name of a file under ``properties/experiment``, or None.
 
     Raises
     ------
@@ -221,7 +224,7 @@ class RunConfig(Config):
         for name in ("user_inter_num_interval", "item_inter_num_interval"):
             if final[name] is not None and not INTERVALS.fullmatch(final[name]):
                 raise UserError(f"{name} must be an interval such as [5,inf), got '{final[name]}'")
-        self.protocol = check_data_and_evaluation(final, given, self.model_class)
+        self.protocol = check_data_and_evaluation(final, self.model_class)
         self._check_counts(final)
         if {"hidden_size", "n_heads"} <= final.keys() and final["hidden_size"] % final["n_heads"]:
             divisors = [str(n) for n in range(1, 65) if final["hidden_size"] % n == 0]  # more heads nobody has

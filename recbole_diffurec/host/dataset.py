@@ -63,7 +63,8 @@ class Chronological(FilteredColumns, Splits):
 
     Attributes
     ----------
-    n_time_ties : interactions whose user has another one at the same time.
+    n_time_ties : int
+        Interactions whose user has another one at the same time.
     """
 
     n_time_ties: int = 0
@@ -172,10 +173,14 @@ class PrefixRows(Interaction):
 
     Parameters
     ----------
-    columns : tensors [R].
-    flat : {list column: values of all n interactions}, ordered by user and time.
-    first, target : int [R], positions in ``flat`` of the user's first item and of the row's target.
-    max_length : L, how many of the items between them a history keeps.
+    columns : dict of str to Tensor
+        Tensors [R].
+    flat : dict of str to Tensor
+        {list column: values of all n interactions}, ordered by user and time.
+    first, target : Tensor
+        int [R], positions in ``flat`` of the user's first item and of the row's target.
+    max_length : int
+        L, how many of the items between them a history keeps.
     """
 
     def __init__(
@@ -238,7 +243,8 @@ class PrefixRows(Interaction):
 
         Parameters
         ----------
-        trim : pad to the longest history among the rows rather than to L.
+        trim : bool, optional
+            Pad to the longest history among the rows rather than to L.
         """
         width = min(self.max_length, int((self.target - self.first).max())) if trim and len(self) else None
         lists = {name: self._pad(values, width) for name, values in self.flat.items()}
@@ -297,11 +303,15 @@ class SequenceDataset(SplitFiles, Chronological, SequentialDataset):
 
         Parameters
         ----------
-        interaction : rows of this data set, prepared with ``mask_seen``.
+        interaction : Interaction
+            Rows of this data set, prepared with ``mask_seen``.
 
         Returns
         -------
-        (row, item), each int [number of pairs].
+        row : Tensor
+            int [number of pairs].
+        item : Tensor
+            int [number of pairs].
         """
         start, end = interaction[SEEN_FROM], interaction[SEEN_TO]
         counts = end - start

@@ -128,9 +128,9 @@ def _metrics(module: ModuleType) -> Iterator[None]:
 def _collector(module: ModuleType) -> Iterator[None]:
     """What those metrics are computed from."""
     yield
-    from recbole_diffurec.host.collector import ListCollector
+    from recbole_diffurec.host.collector import list_collector
 
-    replace(module, "Collector", ListCollector)
+    replace(module, "Collector", list_collector(module.Collector))
 
 
 @contextlib.contextmanager

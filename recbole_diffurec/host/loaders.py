@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, Iterator
+from typing import Any, Iterator, Mapping
 
 import numpy as np
 import psutil
 import torch
+from recbole.data.interaction import Interaction
+from recbole.data.utils import data_preparation
 from torch import Tensor
 from torch.utils.data import Sampler
 
@@ -34,9 +36,12 @@ class LengthGroupedSampler(Sampler[int]):
 
     Parameters
     ----------
-    lengths : int [R].
-    batch_size : rows in a batch.
-    generator : the source of the order; torch's global one where it is None.
+    lengths : Tensor
+        int [R].
+    batch_size : int
+        Rows in a batch.
+    generator : torch.Generator, optional
+        The source of the order; torch's global one where it is None.
     """
 
     def __init__(self, lengths: Tensor, batch_size: int, generator: torch.Generator | None = None):
@@ -151,3 +156,18 @@ def subset_loader(loader: Any, n: int) -> Any:
 def dataset_of(loader: Any) -> Any:
     """The data set that a loader of RecBole goes through."""
     return loader._dataset
+
+
+def split_loaders(config: Any, dataset: Any) -> list[Any]:
+    """RecBole's loaders of the training, the validation and the test part of a data set."""
+    return list(data_preparation(config, dataset))
+
+
+def batch_of(columns: Mapping[str, Tensor], device: torch.device) -> Interaction:
+    """A batch as RecBole's models read it, of columns [B, ...]."""
+    return Interaction(dict(columns)).to(device)
+
+
+def training_batch(loader: Any, rows: Any) -> Any:
+    """A batch as a training loader of RecBole hands it out: transformed, and with negatives where it draws them."""
+    return loader._neg_sampling(loader.transform(dataset_of(loader), rows))

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from recbole.evaluator.base_metric import AbstractMetric
 from recbole.utils import EvaluatorType
 
 __all__ = ["LIST_METRICS", "evaluator_classes", "list_metrics"]
@@ -102,16 +101,17 @@ def _ratio(tail_ratio: float | None) -> float:
     return tail_ratio if tail_ratio and tail_ratio > 0 else TAIL_RATIO
 
 
-class _ListMetric(AbstractMetric):
-    """One of them, as RecBole's evaluator asks for it; subclasses say which."""
+class _ListMetric:
+    """One of them, as RecBole's evaluator asks for it; subclasses say which, and are its ``AbstractMetric``."""
 
     metric_type = EvaluatorType.RANKING
     metric_need = ("rec.items", "data.num_items", "data.count_items")
     name: str
     measure: Callable[[np.ndarray, np.ndarray, float], float]
+    decimal_place: int
 
     def __init__(self, config: Any):
-        super().__init__(config)
+        self.decimal_place = config["metric_decimal_place"]
         self._topk, self._tail_ratio = config["topk"], config["tail_ratio"]
 
     def calculate_metric(self, dataobject: Any) -> dict[str, float]:
@@ -124,9 +124,14 @@ class _ListMetric(AbstractMetric):
 
 def evaluator_classes() -> dict[str, type]:
     """A class of RecBole's kind for each of these metrics, by its name in RecBole's results."""
+    # Not at the top of this module, which RecBole's evaluator asks for while it is imported.
+    from recbole.evaluator.base_metric import AbstractMetric
+
     return {
         name.lower(): type(
-            name, (_ListMetric,), {"name": name.lower(), "measure": staticmethod(measure), "smaller": smaller}
+            name,
+            (_ListMetric, AbstractMetric),
+            {"name": name.lower(), "measure": staticmethod(measure), "smaller": smaller},
         )
         for name, (measure, smaller) in LIST_METRICS.items()
     }

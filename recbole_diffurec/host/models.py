@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import io
 import logging
 import sys
 from collections.abc import Iterator
@@ -75,8 +76,8 @@ def apply() -> None:
     HOOKS.when_imported(_SEQUENTIAL + "ksr", precision_of_relations)
     HOOKS.when_imported(_GENERAL + "pop", count_of_items)
     HOOKS.when_imported(_GENERAL + "ract", words_of_ract)
-    HOOKS.when_imported(_GENERAL + "ldiffrec", silent)
-    HOOKS.when_imported(_SEQUENTIAL + "fearec", silent)
+    HOOKS.when_imported(_GENERAL + "ldiffrec", functools.partial(silent, "LDiffRec"))
+    HOOKS.when_imported(_SEQUENTIAL + "fearec", functools.partial(silent, "FEARec"))
 
 
 @contextlib.contextmanager
@@ -315,11 +316,20 @@ def words_of_ract(module: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def silent(module: ModuleType) -> Iterator[None]:
+def silent(cls: str, module: ModuleType) -> Iterator[None]:
     """FEARec and LDiffRec print what they choose while they are built, 1.2.0 and 1.2.1.
 
-    It comes before a command's own output (fearec.py:454, 506; ldiffrec.py:84). It goes to the log as a debugging
-    message now. Can go with those lines.
+    It comes before a command's own output (fearec.py:454, 506; ldiffrec.py:84, and the clustering that it calls). It
+    goes to the log as a debugging message now. Can go with those lines.
     """
     yield
-    vars(module)["print"] = lambda *words: logger.debug("%s", " ".join(map(str, words)))
+    talking = getattr(module, cls)
+    build = talking.__init__
+
+    @functools.wraps(build)
+    def build_silently(self: Any, config: Any, dataset: Any) -> None:
+        with contextlib.redirect_stdout(io.StringIO()) as words:
+            build(self, config, dataset)
+        logger.debug("%s", words.getvalue())
+
+    talking.__init__ = build_silently

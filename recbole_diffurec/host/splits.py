@@ -25,8 +25,10 @@ class Splits(Dataset):
 
     Attributes
     ----------
-    popularity : interactions with each item in the training part, by number; of the parts that ``build`` makes.
-    fingerprint : of all interactions, see ``host.fingerprint``; of these parts as well.
+    popularity : np.ndarray
+        Interactions with each item in the training part, by number; of the parts that ``build`` makes.
+    fingerprint : dict of str to object
+        What identifies all interactions, see ``host.fingerprint``, and these parts.
     """
 
     popularity: np.ndarray

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_diffurec.data.histories import writing
+import pandas as pd
+
+from recbole_diffurec.data.histories import HistoryBatch, writing
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.inference.recommender import Recommender
 from recbole_diffurec.runtime import files
@@ -48,7 +50,7 @@ def recommend(
         A text file with one item id a line, to recommend these alone.
     samples, diversity : int and float
         See ``Recommender.recommend``; the output gets the columns frequency and spread.
-    **parameters
+    **parameters : object
         For inference, such as ``sampling_steps=4``.
 
     Returns
@@ -72,11 +74,24 @@ def recommend(
         among.add([allowed])
         among.check()
     batches = training_histories(recommender.config) if input is None else recommender.histories(input)
+
+    def lists(users: list[str], sequences: list[list[str]]) -> pd.DataFrame:
+        return recommender.recommend(sequences, k, exclude_seen, allowed, users, samples, diversity)
+
+    return _write(output, batches, lists, KnownIds(recommender, f"item ids in input '{input}'"))
+
+
+def _write(
+    output: str | Path,
+    batches: Iterable[HistoryBatch],
+    lists: Callable[[list[str], list[list[str]]], pd.DataFrame],
+    known: KnownIds,
+) -> dict[str, int]:
+    """Write the lists of all batches; returns what ``recommend`` does."""
     counts = {"users": 0, "rows": 0, "unknown_items": 0, "popular_users": 0}
-    known = KnownIds(recommender, f"item ids in input '{input}'")
     with writing(output) as append:
         for users, sequences in batches:
-            table = recommender.recommend(sequences, k, exclude_seen, allowed, users, samples, diversity)
+            table = lists(users, sequences)
             append(table)
             counts["users"] += len(users)
             counts["rows"] += len(table)
@@ -96,6 +111,7 @@ class KnownIds:
     Parameters
     ----------
     recommender : Recommender
+        Knows the ids.
     what : str
         How messages call the ids.
     """

@@ -266,7 +266,7 @@ def as_json(recommender: Recommender, histories: Sequence[list[str]], options: L
     )
     ends = np.searchsorted(table["user_id"].to_numpy(dtype=int), np.arange(len(histories)), side="right")
     columns = ["item_id", "score", "frequency"] if "frequency" in table else ["item_id", "score"]
-    items = table[columns].to_dict("records")
+    items = [dict(zip(columns, row)) for row in zip(*(table[column].tolist() for column in columns))]
     lists = []
     for history, start, end in zip(histories, (0, *ends), ends):
         if start == end:

@@ -47,18 +47,24 @@ def export(
 
     Parameters
     ----------
-    checkpoint_file : a ``.pth`` file of ``run``, of a model that is ``Exportable`` (``safetensors``: of every model
-        that ``recommend`` takes).
-    output : the file; by default the checkpoint's name with the format's ending.
-    format : ``onnx``, ``torch`` (torch.export), ``safetensors`` (the weights), ``faiss`` (an index of item vectors).
-    input : with ``faiss``, a file of histories to measure the recall on (see ``recbole_diffurec.data.histories``); the
+    checkpoint_file : str or Path
+        A ``.pth`` file of ``run``, of a model that is ``Exportable`` (``safetensors``: of every model that
+        ``recommend`` takes).
+    output : str or Path, optional
+        The file; by default the checkpoint's name with the format's ending.
+    format : str, optional
+        ``onnx``, ``torch`` (torch.export), ``safetensors`` (the weights), ``faiss`` (an index of item vectors).
+    input : str or Path, optional
+        With ``faiss``, a file of histories to measure the recall on (see ``recbole_diffurec.data.histories``); the
         first thousand users of the training data by default.
-    parameters : for inference, such as ``sampling_steps=4``; the program's reverse process has that many steps.
+    **parameters : object
+        Parameters for inference, such as ``sampling_steps=4``; the program's reverse process has that many steps.
 
     Returns
     -------
-    dict with ``output``, ``description`` (both paths), and for programs ``difference`` (the largest from PyTorch's
-    scores, relative to the largest score), for ``faiss`` ``recall`` (of the exact top 20).
+    dict of str to object
+        With ``output``, ``description`` (both paths), and for programs ``difference`` (the largest from PyTorch's
+        scores, relative to the largest score), for ``faiss`` ``recall`` (of the exact top 20).
 
     Raises
     ------
@@ -76,29 +82,38 @@ def export(
             f"vectors what they are: --format=safetensors takes its weights"
         )
     path = Path(checkpoint_file).with_suffix(SUFFIXES[format]) if output is None else Path(output)
+    content, about, measured = _content(recommender, format, input)
     description = {
         "model": spec.name,
         "format": format,
         "recbole_diffurec": __version__,
         "items": [None, *recommender.items[1:]],
         "max_length": recommender.config["MAX_ITEM_LIST_LENGTH"],
+        **about,
     }
-    result: dict[str, Any] = {"output": str(path), "description": f"{path}.json"}
+    with files.atomic_write(path) as file:
+        file.write(content)
+    files.write_text(f"{path}.json", json.dumps(description, indent=1, ensure_ascii=False))
+    return {"output": str(path), "description": f"{path}.json", **measured}
+
+
+def _content(
+    recommender: Recommender, format: str, input: str | Path | None
+) -> tuple[bytes, dict[str, Any], dict[str, float]]:
+    """The file's content, what its description adds to that of any format, and what was measured of it."""
+    network = recommender.network
     if format == "safetensors":
         safetensors = _library("safetensors.torch", "safetensors", format)
         tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-        content = safetensors.save(tensors, metadata={"model": description["model"], "format": "pt"})
-    elif format == "faiss":
-        content, result["recall"] = _index(recommender, input)
-        description |= {"metric": "inner product", "neighbour_0_is_item": 1, "recall_at_20": result["recall"]}
-    else:
-        program = network.program().eval()
-        description |= program.describe()
-        content, result["difference"] = _serialised(program, recommender, format)
-    with files.atomic_write(path) as file:
-        file.write(content)
-    files.write_text(result["description"], json.dumps(description, indent=1, ensure_ascii=False))
-    return result
+        metadata = {"model": recommender.config.spec.name, "format": "pt"}
+        return safetensors.save(tensors, metadata=metadata), {}, {}
+    if format == "faiss":
+        content, recall = _index(recommender, input)
+        about = {"metric": "inner product", "neighbour_0_is_item": 1, "recall_at_20": recall}
+        return content, about, {"recall": recall}
+    program = network.program().eval()
+    content, difference = _serialised(program, recommender, format)
+    return content, program.describe(), {"difference": difference}
 
 
 def _check_request(

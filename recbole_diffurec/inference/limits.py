@@ -143,8 +143,8 @@ class Guard:
 
     Parameters
     ----------
-    app : ASGI application
-        Finds the request's ``Share`` in its scope, as ``share``.
+    app : ASGIApp
+        ASGI application Finds the request's ``Share`` in its scope, as ``share``.
     limits : Limits
         What clients are allowed.
     count : callable

@@ -21,11 +21,16 @@ class ListOptions:
 
     Parameters
     ----------
-    k : length of the lists.
-    exclude_seen : leave out the items of the history itself.
-    candidates : ids of the items to choose from; None for all.
-    samples : draw so many reconstructions of each history's next item; None for the one of the configuration.
-    diversity : with samples, from 0 (the order of the scores) to 1 (cover as many samples' own lists as possible).
+    k : int
+        Length of the lists.
+    exclude_seen : bool
+        Leave out the items of the history itself.
+    candidates : Iterable of object or None
+        Ids of the items to choose from; None for all.
+    samples : int or None
+        Draw so many reconstructions of each history's next item; None for the one of the configuration.
+    diversity : float
+        With samples, from 0 (the order of the scores) to 1 (cover as many samples' own lists as possible).
 
     Raises
     ------
@@ -56,8 +61,10 @@ class Lists:
 
     Parameters
     ----------
-    items, scores : item numbers [B, k] and their scores, of which those of minus infinity end a list.
-    extra : further columns of the result, [B, k] each.
+    items, scores : np.ndarray
+        Item numbers [B, k] and their scores, of which those of minus infinity end a list.
+    extra : dict of str to np.ndarray
+        Further columns of the result, [B, k] each.
     """
 
     items: np.ndarray
@@ -70,10 +77,14 @@ def lists_of_samples(own: np.ndarray, scores: Tensor, spread: np.ndarray, divers
 
     Parameters
     ----------
-    own : int [S, B, k], the samples' own lists.
-    scores : [B, I], of the samples' mean.
-    spread : [B], how far a history's samples lie apart.
-    diversity : see ``ListOptions``.
+    own : np.ndarray
+        int [S, B, k], the samples' own lists.
+    scores : Tensor
+        [B, I], of the samples' mean.
+    spread : np.ndarray
+        [B], how far a history's samples lie apart.
+    diversity : float
+        See ``ListOptions``.
     """
     k, values = own.shape[-1], scores.numpy()
     items = spread_over(own, values, diversity) if diversity else scores.topk(k).indices.numpy()
@@ -94,8 +105,10 @@ def spread_over(own: np.ndarray, scores: np.ndarray, diversity: float) -> np.nda
 
     Parameters
     ----------
-    own : int [S, B, k], the samples' own lists.
-    scores : [B, I].
+    own : np.ndarray
+        int [S, B, k], the samples' own lists.
+    scores : np.ndarray
+        [B, I].
     """
     n_samples, n_rows, k = own.shape
     lists = np.zeros((n_rows, k), dtype=own.dtype)  # padding, whose score of minus infinity ends a list

@@ -6,13 +6,13 @@ Shapes: B histories, I items with padding row 0, L the longest history that the 
 from __future__ import annotations
 
 import copy
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
-from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from recbole_diffurec.data.tables import Frame, Table
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, compat
 from recbole_diffurec.host.config import RunConfig
-from recbole_diffurec.host.loaders import fitting_users
+from recbole_diffurec.host.loaders import batch_of, fitting_users
 from recbole_diffurec.inference.lists import ListOptions, Lists, lists_of_samples
 from recbole_diffurec.models.base import DiffusionRecommender
 from recbole_diffurec.runtime import checkpoint
@@ -65,7 +65,8 @@ class Recommender:
 
     Attributes
     ----------
-    items : the ids that the model knows, by number; index 0 is padding.
+    items : np.ndarray
+        The ids that the model knows, by number; index 0 is padding.
     """
 
     def __init__(self, network: Any, config: RunConfig, items: Sequence[str], popularity: Tensor):
@@ -79,9 +80,11 @@ class Recommender:
 
         Parameters
         ----------
-        path : the ``.pth`` file.
-        parameters : what to change for inference, such as ``sampling_steps=4``, ``ensemble_seeds=[1, 2]``,
-            ``enable_amp=True`` or ``gpu_id=""``.
+        path : str or Path
+            The ``.pth`` file.
+        **parameters : object
+            What to change for inference, such as ``sampling_steps=4``, ``ensemble_seeds=[1, 2]``, ``enable_amp=True``
+            or ``gpu_id=""``.
 
         Raises
         ------
@@ -152,19 +155,28 @@ class Recommender:
 
         Parameters
         ----------
-        sequences : B histories of item ids, or a DataFrame that ``histories`` reads.
-        k : length of the lists.
-        exclude_seen : leave out the items of the history itself.
-        candidates : recommend these items alone.
-        users : names for the histories, their places by default.
-        samples : draw so many reconstructions of each history's next item (diffusion models); the score is their mean.
-        diversity : with samples, from 0 (the order of the scores) to 1 (cover as many samples' own lists as possible).
+        sequences : Sequence of Sequence of object or pd.DataFrame
+            B histories of item ids, or a DataFrame that ``histories`` reads.
+        k : int, optional
+            Length of the lists.
+        exclude_seen : bool, optional
+            Leave out the items of the history itself.
+        candidates : Iterable of object, optional
+            Recommend these items alone.
+        users : Sequence of object, optional
+            Names for the histories, their places by default.
+        samples : int, optional
+            Draw so many reconstructions of each history's next item (diffusion models); the score is their mean.
+        diversity : float, optional
+            With samples, from 0 (the order of the scores) to 1 (cover as many samples' own lists as possible).
 
         Returns
         -------
-        DataFrame with ``user_id``, ``rank`` (from 1), ``item_id``, ``score``, ``popular``; with ``samples`` also
-        ``frequency``, the share of samples with the item in their own top k, and ``spread``, how far the user's samples
-        lie from their mean, relative to its length. Fewer than ``k`` rows for a history that leaves fewer items.
+        pd.DataFrame
+            With ``user_id``, ``rank`` (from 1), ``item_id``, ``score``, ``popular``; with ``samples`` also
+            ``frequency``, the share of samples with the item in their own top k, and ``spread``, how far the user's
+            samples lie from their mean, relative to its length. Fewer than ``k`` rows for a history that leaves fewer
+            items.
 
         Raises
         ------
@@ -258,7 +270,9 @@ class Recommender:
     def _allowed(self, candidates: Iterable[Any] | None) -> Tensor | None:
         if candidates is None:
             return None
-        numbers = [self._number[item] for item in as_ids(candidates, "candidates") if item in self._number]
+        # Their order does not matter, so that a set will do, other than for a history.
+        listed = list(candidates) if isinstance(candidates, Set) else candidates
+        numbers = [self._number[item] for item in as_ids(listed, "candidates") if item in self._number]
         if not numbers:
             raise UserError("none of the candidates is an item that the model knows: give items of its training data")
         allowed = torch.zeros(len(self.items), dtype=torch.bool)
@@ -321,7 +335,7 @@ class Recommender:
         spread[known] = ((x_0 - centre).norm(dim=-1).mean(dim=0) / centre.norm(dim=-1)).cpu()
         return lists_of_samples(own, scores, spread, options.diversity)
 
-    def _interaction(self, histories: list[list[int]]) -> Interaction:
+    def _interaction(self, histories: list[list[int]]) -> Any:
         """What the model reads: the most recent items of each history, padded on the right, on its device."""
         longest = self.config["MAX_ITEM_LIST_LENGTH"]
         lengths = torch.tensor([min(len(history), longest) for history in histories])
@@ -329,4 +343,4 @@ class Recommender:
         for row, history in enumerate(histories):
             padded[row, : lengths[row]] = torch.tensor(history[-longest:])
         columns = {self.network.ITEM_SEQ: padded, self.network.ITEM_SEQ_LEN: lengths}
-        return Interaction(columns).to(self.config["device"])
+        return batch_of(columns, self.config["device"])

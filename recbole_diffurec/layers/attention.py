@@ -67,13 +67,17 @@ class MultiHeadAttention(nn.Module):
 
         Parameters
         ----------
-        query : [N, d], one query a token, or [B, d], one a history in sorted order.
-        keys_values : from ``keys_values``.
-        batch : the layout of the tokens.
+        query : Tensor
+            [N, d], one query a token, or [B, d], one a history in sorted order.
+        keys_values : list of Tensor
+            What ``keys_values`` returned.
+        batch : RaggedBatch
+            The layout of the tokens.
 
         Returns
         -------
-        Shaped like ``query``.
+        Tensor
+            Shaped like ``query``.
         """
         queries = self._project([self.query], query, batch)
         slabs = zip(queries, keys_values, batch.slabs)

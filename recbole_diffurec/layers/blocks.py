@@ -33,13 +33,20 @@ class BlockShape:
 
     Parameters
     ----------
-    hidden_size, n_heads, inner_size : d, heads, width of the feed-forward layer.
-    hidden_act : name of its activation, one of ``ACTIVATIONS``.
-    hidden_dropout, attn_dropout : probabilities, of sublayers and of attention weights.
-    causal : whether a token sees itself and what is before it alone.
-    cross_attention : whether the block has that sublayer.
-    output_dropout : one more dropout on the block's output, as in DiffuRec's public code.
-    checkpointing : keep only what enters a sublayer for the backward pass, and compute the rest of it again there.
+    hidden_size, n_heads, inner_size : int
+        d, heads, width of the feed-forward layer.
+    hidden_act : str
+        Name of the feed-forward layer's activation, one of ``ACTIVATIONS``.
+    hidden_dropout, attn_dropout : float
+        Probabilities, of sublayers and of attention weights.
+    causal : bool
+        Whether a token sees itself and what is before it alone.
+    cross_attention : bool
+        Whether the block has that sublayer.
+    output_dropout : bool
+        One more dropout on the block's output, as in DiffuRec's public code.
+    checkpointing : bool
+        Keep only what enters a sublayer for the backward pass, and compute the rest of it again there.
     """
 
     hidden_size: int
@@ -62,7 +69,8 @@ class Block(nn.Module):
 
     Parameters
     ----------
-    shape : sizes and switches.
+    shape : BlockShape
+        Sizes and switches.
     """
 
     def __init__(self, shape: BlockShape):
@@ -97,16 +105,21 @@ class Block(nn.Module):
 
         Parameters
         ----------
-        x : [N, d], states.
-        injected : [N, d], lambda * (x_s + d_s), the queries of the cross-attention; None without that sublayer.
-        batch : layout of the tokens.
-        last_only : compute the most recent position of each history alone, which is all that the last block's
-            reader needs.
-        cross_keys_values : those of ``x`` where they are already known.
+        x : Tensor
+            [N, d], states.
+        injected : Tensor or None
+            [N, d], lambda * (x_s + d_s), the queries of the cross-attention; None without that sublayer.
+        batch : RaggedBatch
+            Layout of the tokens.
+        last_only : bool
+            Compute the most recent position of each history alone, which is all that the last block's reader needs.
+        cross_keys_values : list of Tensor, optional
+            Keys and values of ``x``, where they are already known.
 
         Returns
         -------
-        [N, d], or [B, d] in sorted order with ``last_only``.
+        Tensor
+            [N, d], or [B, d] in sorted order with ``last_only``.
         """
         if self.has_cross_attention:
             x = self._sublayer(self._cross_attend, x, injected, batch, cross_keys_values)
@@ -143,7 +156,8 @@ class PostNormBlock(Block):
 
     Parameters
     ----------
-    shape : sizes and switches.
+    shape : BlockShape
+        Sizes and switches.
     """
 
     def _attend(self, x: Tensor, batch: RaggedBatch, last_only: bool) -> Tensor:

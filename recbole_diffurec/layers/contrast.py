@@ -55,8 +55,12 @@ def info_nce(
 
     Parameters
     ----------
-    z_i, z_j, temperature, similarity
-        As in ``similarities``.
+    z_i, z_j : Tensor
+        [B, d] each, the two views.
+    temperature : float, optional
+        Divides the similarities.
+    similarity : str, optional
+        "dot" or "cos", see ``similarities``.
     others : Tensor or None
         [M, d], negatives of every row beside those.
 

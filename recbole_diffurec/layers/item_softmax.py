@@ -95,15 +95,23 @@ def full_cross_entropy(
 
     Parameters
     ----------
-    x : [B, d].
-    items : [I, d], E; row 0 is left out of the softmax.
-    target : int [B], from 1.
-    weight : [B].
-    added : to the logits.
+    x : Tensor
+        [B, d].
+    items : Tensor
+        [I, d], E; row 0 is left out of the softmax.
+    target : Tensor
+        int [B], from 1.
+    weight : Tensor
+        [B].
+    added : LogitBias, optional
+        What is added to the logits.
 
     Returns
     -------
-    (sum_b weight_b CE_b, CE [B]); only the first carries gradients, of ``x``, ``items`` and ``added.scores``.
+    loss : Tensor
+        sum_b weight_b CE_b; it alone carries gradients, of ``x``, ``items`` and ``added.scores``.
+    cross_entropy : Tensor
+        CE, [B].
     """
     return _FullCrossEntropy.apply(x, items, target, weight.to(items.dtype), *(added or (None, None)))
 
@@ -117,9 +125,12 @@ class SampledCrossEntropy(nn.Module):
 
     Parameters
     ----------
-    counts : int [I], how often each item occurs in training; ranks the items for ``log_uniform``.
-    n_negatives : S, drawn with replacement.
-    distribution : ``uniform`` over the items, or ``log_uniform`` over their popularity ranks r = 0, 1, ..., with
+    counts : Tensor
+        int [I], how often each item occurs in training; ranks the items for ``log_uniform``.
+    n_negatives : int
+        S, drawn with replacement.
+    distribution : str
+        ``uniform`` over the items, or ``log_uniform`` over their popularity ranks r = 0, 1, ..., with
         P(r) = log((r + 2) / (r + 1)) / log(I).
     """
 

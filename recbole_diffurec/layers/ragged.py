@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from recbole_diffurec.layers.device import device_type
@@ -48,12 +49,15 @@ def plan_slabs(lengths: np.ndarray, overhead: int) -> list[tuple[int, int]]:
 
     Parameters
     ----------
-    lengths : ascending int [B].
-    overhead : cost of one slab in tokens.
+    lengths : np.ndarray
+        Ascending int [B].
+    overhead : int
+        Cost of one slab in tokens.
 
     Returns
     -------
-    (first row, end row) of each slab, in order.
+    list of (int, int)
+        (first row, end row) of each slab, in order.
     """
     distinct, first = np.unique(lengths, return_index=True)
     ends = np.append(first[1:], len(lengths))
@@ -77,17 +81,25 @@ class RaggedBatch:
 
     Parameters
     ----------
-    item_seq : int [B, L], right-padded item ids.
-    lengths : int [B], number of real positions, at least 1 each.
+    item_seq : Tensor
+        int [B, L], right-padded item ids.
+    lengths : Tensor
+        int [B], number of real positions, at least 1 each.
 
     Attributes
     ----------
-    items : int [N], item ids; 0 at the positions that pad a slab.
-    row : int [N], the row of the given batch that each token belongs to.
-    age : int [N], 0 for the most recent item of a history, 1 for the one before, ...
-    real : bool [N], or None when every token is real.
-    last : int [B], token of the most recent item, in sorted order (see ``restore``).
-    slabs : the slabs, in order.
+    items : Tensor
+        int [N], item ids; 0 at the positions that pad a slab.
+    row : Tensor
+        int [N], the row of the given batch that each token belongs to.
+    age : Tensor
+        int [N], 0 for the most recent item of a history, 1 for the one before, ...
+    real : Tensor or None
+        bool [N], or None when every token is real.
+    last : Tensor
+        int [B], token of the most recent item, in sorted order (see ``restore``).
+    slabs : list of Slab
+        The slabs, in order.
     """
 
     def __init__(self, item_seq: Tensor, lengths: Tensor):
@@ -145,7 +157,8 @@ class PaddedBatch(RaggedBatch):
 
     Parameters
     ----------
-    item_seq : int [B, L], right-padded item ids; a row without any is read as one padding item.
+    item_seq : Tensor
+        int [B, L], right-padded item ids; a row without any is read as one padding item.
     """
 
     def __init__(self, item_seq: Tensor):
@@ -167,3 +180,53 @@ class PaddedBatch(RaggedBatch):
     def restore(self, x: Tensor) -> Tensor:
         """The order is that of the given batch already."""
         return x
+
+
+class LedBatch(RaggedBatch):
+    """The layout of a batch with one more token in front of each history, which is the one that is read of it.
+
+    For attention in both directions, to which the place of a token says nothing.
+
+    Parameters
+    ----------
+    histories : RaggedBatch
+        Of any layout.
+    """
+
+    def __init__(self, histories: RaggedBatch):
+        self._histories = histories
+        self.n_sequences = histories.n_sequences
+        self.slabs = [
+            Slab(
+                slab.first_row,
+                slab.n,
+                slab.first_token + slab.first_row,
+                slab.length + 1,
+                None if slab.key_bias is None else F.pad(slab.key_bias, (1, 0)),
+            )
+            for slab in histories.slabs
+        ]
+        device = histories.last.device
+        first = [slab.first_token + torch.arange(slab.n, device=device) * slab.length for slab in self.slabs]
+        self.last = torch.cat(first)
+
+    def join(self, leading: Tensor, tokens: Tensor) -> Tensor:
+        """The tokens of the longer sequences, [B + N, d].
+
+        Parameters
+        ----------
+        leading : Tensor
+            [B, d], what stands in front, in the order of the given batch.
+        tokens : Tensor
+            [N, d], of the histories.
+        """
+        histories = self._histories
+        leading = leading.index_select(0, histories.row.index_select(0, histories.last)).unsqueeze(1)
+        slabs = histories.slabs
+        parts = zip(slabs, leading.split([slab.n for slab in slabs]), tokens.split([s.n * s.length for s in slabs]))
+        joined = [torch.cat([front, part.view(slab.n, slab.length, -1)], dim=1) for slab, front, part in parts]
+        return torch.cat([sequences.flatten(0, 1) for sequences in joined])
+
+    def restore(self, x: Tensor) -> Tensor:
+        """``RaggedBatch.restore``."""
+        return self._histories.restore(x)

@@ -42,3 +42,31 @@ class StepEmbedding(nn.Module):
     def forward(self) -> Tensor:
         features = self.features.to(self.inner.weight.dtype)
         return self.outer(nn.functional.silu(self.inner(features)))
+
+
+class SinusoidalSteps(nn.Module):
+    """Interleaved sinusoids of every diffusion step, without a network after them (Vaswani et al. 2017).
+
+    Those of the 0-based step t are of n = t + 1: z[2j] = sin(n / 10000^(2j/d)), z[2j + 1] = cos(n / 10000^(2j/d)).
+
+    Parameters
+    ----------
+    hidden_size : int
+        d.
+    n_steps : int
+        T.
+    """
+
+    features: Tensor
+
+    def __init__(self, hidden_size: int, n_steps: int):
+        super().__init__()
+        numbers = torch.arange(1, n_steps + 1, dtype=torch.float64).unsqueeze(1)
+        even = torch.arange(0, hidden_size, 2, dtype=torch.float64)
+        angles = numbers * MAX_PERIOD ** (-even / hidden_size)
+        interleaved = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :hidden_size]
+        self.register_buffer("features", interleaved.contiguous(), persistent=False)
+
+    def forward(self) -> Tensor:
+        """The embeddings of all steps, [T, d]."""
+        return self.features

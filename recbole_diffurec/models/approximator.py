@@ -35,9 +35,12 @@ class Approximator(nn.Module):
 
     Parameters
     ----------
-    shape : of the blocks.
-    n_layers : how many.
-    embedding_dropout : probability, for item embeddings.
+    shape : BlockShape
+        Sizes and switches of the blocks.
+    n_layers : int
+        How many blocks.
+    embedding_dropout : float
+        Probability, for item embeddings.
     """
 
     def __init__(self, shape: BlockShape, n_layers: int, embedding_dropout: float):
@@ -63,7 +66,8 @@ class Approximator(nn.Module):
 
         Parameters
         ----------
-        embeddings : [N, d], of the tokens of ``batch``.
+        embeddings : Tensor
+            [N, d], of the tokens of ``batch``.
         """
         states = self.embedding_norm(self.embedding_dropout(embeddings).to(self.embedding_norm.weight.dtype))
         first_block = cast(Block, self.blocks[0])
@@ -76,14 +80,19 @@ class Approximator(nn.Module):
 
         Parameters
         ----------
-        history : from ``encode``.
-        x_s : [B, d], the noised target.
-        step_embedding : [B, d] or [1, d], d_s.
-        uncertainty : [N, d], lambda.
+        history : EncodedHistory
+            What ``encode`` returned.
+        x_s : Tensor
+            [B, d], the noised target.
+        step_embedding : Tensor
+            [B, d] or [1, d], d_s.
+        uncertainty : Tensor
+            [N, d], lambda.
 
         Returns
         -------
-        x_0 hat, [B, d], in the precision of ``x_s``.
+        Tensor
+            x_0 hat, [B, d], in the precision of ``x_s``.
         """
         batch, x = history.batch, history.states
         # The backward pass of x[row] adds in another order each time when it has several threads; this one's does not.

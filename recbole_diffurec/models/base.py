@@ -93,7 +93,8 @@ class Program(nn.Module, ABC):
 
     Attributes
     ----------
-    inputs : names of the inputs, ``item_seq`` first: int64 [B, L], the oldest item first, 0 after the most recent.
+    inputs : tuple of str
+        Names of the inputs, ``item_seq`` first: int64 [B, L], the oldest item first, 0 after the most recent.
     """
 
     inputs: tuple[str, ...]
@@ -104,8 +105,10 @@ class Program(nn.Module, ABC):
 
         Parameters
         ----------
-        item_seq : int64 [B, L], right-padded.
-        seed : of the draws; the configuration's by default.
+        item_seq : Tensor
+            int64 [B, L], right-padded.
+        seed : int, optional
+            Seed of the draws; the configuration's by default.
         """
 
     @abstractmethod

@@ -76,7 +76,7 @@ class CL4SRec(ContrastiveModel):
 
         Parameters
         ----------
-        item_seq, lengths
+        item_seq, lengths : Tensor
             As in ``views``.
         operator : Tensor
             int [B], places in ``OPERATORS``.

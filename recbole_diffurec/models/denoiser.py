@@ -22,7 +22,8 @@ class Denoiser(Protocol):
 
     Attributes
     ----------
-    token_noise : mean and standard deviation of what it draws for each token at each step.
+    token_noise : tuple of (float, float)
+        Mean and standard deviation of what it draws for each token at each step.
     """
 
     token_noise: tuple[float, float]
@@ -53,8 +54,12 @@ class UncertainDenoiser:
 
     Parameters
     ----------
-    approximator, step_embedding : the networks.
-    delta : mean and standard deviation of lambda.
+    approximator : Approximator
+        The network.
+    step_embedding : StepEmbedding
+        The embeddings of the diffusion steps.
+    delta : float
+        Mean and standard deviation of lambda.
     """
 
     def __init__(self, approximator: Approximator, step_embedding: StepEmbedding, delta: float):

@@ -19,8 +19,18 @@ if TYPE_CHECKING:
     from recbole_diffurec.models.diffurec import DiffuRecFamily
 
 
-class _GivenDraws:
-    """Draws that are a program's inputs, in the order of the reverse process; runtimes draw differently."""
+class GivenDraws:
+    """Draws that are a program's inputs, in the order of the reverse process; runtimes draw differently.
+
+    Parameters
+    ----------
+    noise : Tensor
+        [S, B, d], x_T and what each reverse step but the last adds.
+    uncertainty : Tensor
+        [S, B, L, d], what each visited step draws for each token; of any size for a denoiser that draws none.
+    visits : Sequence of int
+        The 0-based steps.
+    """
 
     def __init__(self, noise: Tensor, uncertainty: Tensor, visits: Sequence[int]):
         self._noise, self._uncertainty = noise, uncertainty
@@ -57,14 +67,17 @@ class DiffuRecProgram(Program):
 
         Parameters
         ----------
-        item_seq : int64 [B, L], item numbers, the oldest first, 0 after the most recent.
-        noise : [S, B, d] of N(0, 1): x_T, then what each reverse step but the last adds.
-        uncertainty : [S, B, L, d], lambda of each visited step, N(delta, delta^2).
+        item_seq : Tensor
+            int64 [B, L], item numbers, the oldest first, 0 after the most recent.
+        noise : Tensor
+            [S, B, d] of N(0, 1): x_T, then what each reverse step but the last adds.
+        uncertainty : Tensor
+            [S, B, L, d], lambda of each visited step, N(delta, delta^2).
         """
         network = self.network
         batch = PaddedBatch(item_seq)
         condition = network.condition(batch, network.denoiser)
-        draws = _GivenDraws(noise, uncertainty, network.visits)
+        draws = GivenDraws(noise, uncertainty, network.visits)
         x_0 = network.reverse(condition, batch.items[batch.last], draws, network.denoiser)
         return network.logits(x_0, item_seq)
 

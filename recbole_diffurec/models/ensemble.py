@@ -20,7 +20,8 @@ class Ensemble(nn.Module):
 
     Parameters
     ----------
-    members : RecBole models over the same items, I with the padding row 0, that score all of them at once.
+    members : Sequence of object
+        RecBole models over the same items, I with the padding row 0, that score all of them at once.
     """
 
     def __init__(self, members: Sequence[Any]):

@@ -24,10 +24,14 @@ class Objective(Protocol):
 
         Parameters
         ----------
-        x_0_hat, x_0 : [B, d], the estimate and what was noised.
-        target : int [B], the items.
-        weight : [B].
-        bias : of the items' scores.
+        x_0_hat, x_0 : Tensor
+            [B, d], the estimate and what was noised.
+        target : Tensor
+            int [B], the items.
+        weight : Tensor
+            [B], of the losses.
+        bias : LogitBias or None
+            What is added to the items' scores.
         """
 
 
@@ -36,8 +40,10 @@ class CrossEntropyObjective(nn.Module):
 
     Parameters
     ----------
-    scores : of items.
-    cross_entropy : ``full_cross_entropy`` or a ``SampledCrossEntropy``.
+    scores : ItemScores
+        How items are scored.
+    cross_entropy : callable, optional
+        ``full_cross_entropy`` or a ``SampledCrossEntropy``.
     """
 
     def __init__(self, scores: ItemScores, cross_entropy: Callable[..., tuple[Tensor, Tensor]] = full_cross_entropy):

@@ -23,9 +23,12 @@ class ItemScores:
 
     Parameters
     ----------
-    item_embedding : E, [I, d].
-    cosine_temperature : tau, with which scores are cosines over tau; None for inner products.
-    repeat_bias : b [longest history], see ``bias``; None without it.
+    item_embedding : nn.Embedding
+        E, [I, d].
+    cosine_temperature : float, optional
+        Tau, with which scores are cosines over tau; None for inner products.
+    repeat_bias : nn.Parameter, optional
+        b [longest history], see ``bias``; None without it.
     """
 
     def __init__(
@@ -42,7 +45,8 @@ class ItemScores:
 
         Parameters
         ----------
-        items : int [n], whose vectors [n, d]; all of them by default.
+        items : Tensor, optional
+            int [n], whose vectors [n, d]; all of them by default.
         """
         vectors = self.item_embedding.weight if items is None else self.item_embedding(items)
         return vectors if self.cosine_temperature is None else F.normalize(vectors, dim=-1)
@@ -60,7 +64,8 @@ class ItemScores:
 
         Parameters
         ----------
-        item_seq : int [B, L], right-padded.
+        item_seq : Tensor
+            int [B, L], right-padded.
         """
         if self.repeat_bias is None:
             return None

@@ -79,7 +79,7 @@ class SequentialModel(SequentialRecommender, Exportable):
 
         Parameters
         ----------
-        config, dataset
+        config, dataset : object
             Those of the constructor.
         """
         shape = BlockShape(

@@ -30,6 +30,8 @@ BUILTIN = {
     "DiffuRecSys": "recbole_diffurec.models.diffurec:DIFFURECSYS",
     "DuoRec": "recbole_diffurec.models.duorec:DUOREC",
     "CL4SRec": "recbole_diffurec.models.cl4srec:CL4SREC",
+    "DiffRecDNR": "recbole_diffurec.models.diffrec_dnr:DIFFREC_DNR",
+    "STOSA": "recbole_diffurec.models.stosa:STOSA_SPEC",
 }
 
 # What a model may be unable to do; ``ModelSpec.cannot`` gives the reason.

@@ -72,8 +72,8 @@ def check(path: str | Path) -> int:
         It is cut short or altered, or its records would be larger than the file.
     ForeignError
         Its pickle asks for anything but tensors and plain values.
-    OSError, zipfile.BadZipFile and what else the library raises
-        The file cannot be read, or is no archive.
+    OSError
+        The file cannot be read; ``zipfile`` has further errors for what is no archive.
     """
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)

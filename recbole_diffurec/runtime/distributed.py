@@ -173,10 +173,14 @@ class SynchronisedLoss:
 
     Parameters
     ----------
-    model : whose parameters are trained.
-    loss_func : its loss.
-    device : of the model.
-    unused_parameters : whether some parameters may have no gradient in a step.
+    model : nn.Module
+        The model whose parameters are trained.
+    loss_func : callable
+        The model's loss.
+    device : torch.device
+        Where the model is.
+    unused_parameters : bool
+        Whether some parameters may have no gradient in a step.
     """
 
     def __init__(
@@ -222,14 +226,21 @@ def launch(arguments: list[str], nproc: int, world_size: int | None, group_offse
 
     Parameters
     ----------
-    nproc : processes here.
-    world_size : processes everywhere, ``nproc`` by default; a multiple of it.
-    group_offset : the number of the first process here.
-    ip, port : of process 0's machine, where there are several machines.
+    nproc : int
+        Processes here.
+    world_size : int or None
+        Processes everywhere, ``nproc`` by default; a multiple of it.
+    group_offset : int
+        The number of the first process here.
+    ip : str
+        Address of process 0's machine, where there are several machines.
+    port : int
+        Port there.
 
     Returns
     -------
-    0, 2 after a user's mistake, or else the exit code of the first process that failed.
+    int
+        0, 2 after a user's mistake, or else the exit code of the first process that failed.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

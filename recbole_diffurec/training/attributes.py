@@ -39,18 +39,18 @@ class PlainAttributes:
         self._model = model
         self._at_first = {place: _mark(value) for place, value in self._all() if _is_plain(value)}
 
-    def changed(self) -> tuple[dict[str, Any], list[str]]:
+    def changed(self) -> dict[str, Any]:
         """What is other than at first.
 
         Returns
         -------
-        kept : dict
-            ``layer.attribute`` to a dict of its plain ``value`` and ``with_model``, whether it lies on the model's
-            device rather than with the CPU.
-        lost : list of str
-            The attributes that hold by now what a file of plain values cannot.
+        dict
+            ``kept``, of ``layer.attribute`` to a dict of its plain ``value`` and ``with_model``, whether it lies on the
+            model's device rather than with the CPU; ``lost``, the attributes that hold by now what a file of plain
+            values cannot.
         """
-        kept, lost = {}, []
+        kept: dict[str, Any] = {}
+        lost: list[str] = []
         for place, value in self._all():
             followed = place in self._at_first
             if _is_plain(value):
@@ -58,10 +58,10 @@ class PlainAttributes:
                     kept[place] = {"value": _with_tensors(_off_the_graph, value), "with_model": _on_device(value)}
             elif followed:
                 lost.append(place)
-        return kept, lost
+        return {"kept": kept, "lost": lost}
 
     def put_back(self, kept: dict[str, Any], device: torch.device) -> None:
-        """Set the attributes to what ``changed`` found, from memory or from a file; ``device`` is the model's.
+        """Set the attributes to what ``changed`` kept, from memory or from a file; ``device`` is the model's.
 
         Raises
         ------

@@ -19,13 +19,17 @@ class WeightAverage:
 
     Parameters
     ----------
-    model : whose parameters are averaged; buffers are not.
-    optimizer : every step of it updates the average.
-    decay : in (0, 1); about 1 / (1 - decay) steps count.
+    model : nn.Module
+        The model whose parameters are averaged; buffers are not.
+    optimizer : torch.optim.Optimizer
+        The optimizer; every step of it updates the average.
+    decay : float
+        Weight of the old average, in (0, 1); about 1 / (1 - decay) steps count.
 
     Attributes
     ----------
-    n_steps : how many steps have been averaged.
+    n_steps : int
+        How many steps have been averaged.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, decay: float):

@@ -17,9 +17,12 @@ class Epoch:
 
     Parameters
     ----------
-    loader : of RecBole; everything but iteration is the loader's.
-    before_batch : called with this object before each batch is fetched, and once after the last.
-    start : the part of an interrupted epoch that is done already, from ``state``.
+    loader : object
+        RecBole's loader; everything but iteration is the loader's.
+    before_batch : callable
+        Called with this object before each batch is fetched, and once after the last.
+    start : object
+        The part of an interrupted epoch that is done already, from ``state``.
     """
 
     def __init__(self, loader: Any, description: str, show: bool, before_batch: Callable[[Epoch], None], start: Any):

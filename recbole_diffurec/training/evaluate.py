@@ -31,15 +31,20 @@ def evaluate(
 
     Parameters
     ----------
-    checkpoint_file : a ``.pth`` file of ``run``.
-    more : others, of sequential models on the same data; the mean of all their softmax probabilities is tested.
-    result_file : where to write the result as JSON.
-    parameters : what to change, for every checkpoint, such as ``sampling_steps=1`` or ``mask_seen=True``.
+    checkpoint_file : str or Path
+        A ``.pth`` file of ``run``.
+    *more : str or Path
+        Others, of sequential models on the same data; the mean of all their softmax probabilities is tested.
+    result_file : str or Path, optional
+        Where to write the result as JSON.
+    **parameters : object
+        What to change, for every checkpoint, such as ``sampling_steps=1`` or ``mask_seen=True``.
 
     Returns
     -------
-    As ``run``, without what only training knows; of several checkpoints, what is said about one is about the first,
-    but for ``n_parameters`` and the list ``checkpoints``.
+    dict of str to object
+        As ``run``, without what only training knows; of several checkpoints, what is said about one is about the first,
+        but for ``n_parameters`` and the list ``checkpoints``.
 
     Raises
     ------
@@ -67,7 +72,6 @@ def evaluate(
         check_same_data(data, first.state, first.path, parameters)
         built = [member.build(data, log, parameters) for member in members]
         network, trainer = built[0]
-        trainer.eval_collector.data_collect(data.loaders[0])
         if more:
             network = trainer.model = _ensemble([network for network, _ in built], members)
         with explained(f"testing model '{first.state['model']}'", log):
@@ -103,8 +107,7 @@ class _Member:
 
     def build(self, data: PreparedData, log: str, parameters: Mapping[str, Any]) -> tuple[Any, Any]:
         """The network with its weights, and a trainer."""
-        values = {name: data.config[name] for name in ("eval_batch_size", "dataloaders_save_path")}
-        values.update(WITHOUT_FIRST_WEIGHTS.get(self.state["model"], {}))
+        values = {**data.changes, **WITHOUT_FIRST_WEIGHTS.get(self.state["model"], {})}
         with explained(f"building model '{self.state['model']}'", log):
             room = room_for(self.state, self.path)
             network, trainer = build(self.config.with_values(**values), dataset_of(data.loaders[0]), room)

@@ -19,6 +19,8 @@ from recbole_diffurec.training.scoring import ScoringTrainer
 from recbole_diffurec.training.state import EXTENSION, TrainingState, check_fits, misfit, random_states
 from recbole_diffurec.training.weights import load_weights, not_finite
 
+_NO_ATTRIBUTES: Any = {"kept": {}, "lost": []}
+
 
 class KeepingTrainer(ScoringTrainer):
     """RecBole's trainer with our schedule, average, checkpoints and states.
@@ -41,6 +43,8 @@ class KeepingTrainer(ScoringTrainer):
         self._resumed_state_file: str | None = None
         self._unfinished: dict[str, Any] | None = None
         self._attributes = PlainAttributes(model)
+        if getattr(model, "train_stage", "finetune") != "finetune":  # see pretrain
+            self.epochs = self.pretrain_epochs
         self.history: list[dict[str, Any]] = []
         step = config["lr_decay_step"]
         self.lr_scheduler = StepLR(self.optimizer, step, config["lr_decay_gamma"]) if step else None
@@ -106,7 +110,6 @@ class KeepingTrainer(ScoringTrainer):
 
         The last epoch's weights are kept under the run's own name too, whatever ``save_step`` is.
         """
-        self.epochs = self.pretrain_epochs
         super().pretrain(train_data, verbose, show_progress)
         self._save_checkpoint(self.epochs - 1)
         return self.best_valid_score, {}
@@ -122,11 +125,10 @@ class KeepingTrainer(ScoringTrainer):
         return self._resumed_state_file or own
 
     def _save_state(self, epoch: Epoch, epoch_idx: int) -> None:
-        random = distributed.all_gather(random_states())
+        random, attributes = (distributed.all_gather(own) for own in (random_states(), self._attributes.changed()))
         if distributed.rank() > 0:
             return
         self._check_weights()
-        kept, lost = self._attributes.changed()
         checkpoint.save(
             self.state_file,
             {
@@ -137,8 +139,7 @@ class KeepingTrainer(ScoringTrainer):
                 "checkpoint": os.path.basename(self.saved_model_file),
                 "epoch": epoch_idx,
                 "unfinished": epoch.state(),
-                "attributes": kept,
-                "lost_attributes": lost,
+                "attributes": attributes,
                 "random": random,
                 **self._progress(),
                 "best_valid_result": dict(self.best_valid_result) if self.best_valid_result else None,
@@ -153,10 +154,12 @@ class KeepingTrainer(ScoringTrainer):
                 f"the training in '{state['state_file']}' ran in {len(state['random'])} processes, not in "
                 f"{distributed.world_size()}: start as many, or leave out --resume to start afresh"
             )
-        if state.get("lost_attributes"):  # which older states do not tell
+        # States of version 0.1.0 do not tell.
+        attributes = state["attributes"][distributed.rank()] if "attributes" in state else _NO_ATTRIBUTES
+        if attributes["lost"]:
             raise UserError(
                 f"the training in '{state['state_file']}' cannot go on as it was, because model "
-                f"'{self.config['model']}' keeps what no file holds ({', '.join(state['lost_attributes'])}): leave out "
+                f"'{self.config['model']}' keeps what no file holds ({', '.join(attributes['lost'])}): leave out "
                 f"--resume to start afresh"
             )
         self._resumed_state_file = state["state_file"]
@@ -175,7 +178,7 @@ class KeepingTrainer(ScoringTrainer):
         self.start_epoch, self.cur_step = state["epoch"], state["cur_step"]
         self.best_valid_score, self.best_valid_result = state["best_valid_score"], state["best_valid_result"]
         self.history = [dict(epoch) for epoch in state["history"]]
-        put_back = functools.partial(self._attributes.put_back, state.get("attributes", {}), self.device)
+        put_back = functools.partial(self._attributes.put_back, attributes["kept"], self.device)
         self._unfinished = {**state["unfinished"], "random": state["random"], "put_back": put_back}
 
     def load_best(self, path: str | None = None) -> None:

@@ -8,11 +8,11 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from recbole.data.utils import data_preparation
-from recbole.utils import ModelType, get_trainer, init_seed
+from recbole.utils import EvaluatorType, ModelType, get_trainer, init_seed
 
 from recbole_diffurec.config.protocol import PARTS
 from recbole_diffurec.data.histories import HISTORIES_PER_BATCH, HistoryBatch
@@ -20,7 +20,7 @@ from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.candidates import SampledEvalLoader
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.dataset import SequenceDataset, dataset_class
-from recbole_diffurec.host.loaders import dataset_of, fitting_users, group_by_length, order_by_length
+from recbole_diffurec.host.loaders import dataset_of, fitting_users, group_by_length, order_by_length, split_loaders
 from recbole_diffurec.training.trainer import trainer_class
 from recbole_diffurec.training.weights import room_for_training
 
@@ -50,13 +50,22 @@ class PreparedData:
 
     Attributes
     ----------
-    config : the configuration with the batch sizes that fit these data; the one that was given stays as it is.
-    n_users, n_items, n_interactions : after filtering, without padding.
-    loaders : training, validation and test data.
-    id_tokens : {"users": [...], "items": [...]}, the original ids in order of their numbers, padding first.
-    fingerprint : what tells these data from others, see ``host.fingerprint``.
-    user_counts : interactions of each user, by number.
-    popularity : interactions with each item in the training part, by number.
+    config : RunConfig
+        The configuration with the batch sizes that fit these data; the one that was given stays as it is.
+    changes : dict of str to object
+        What ``config`` has otherwise than that one: the sizes, and how RecBole's transforms call their columns.
+    n_users, n_items, n_interactions : int
+        Their numbers after filtering, without padding.
+    loaders : tuple
+        Training, validation and test data.
+    id_tokens : dict of str to list of str
+        {"users": [...], "items": [...]}, the original ids in order of their numbers, padding first.
+    fingerprint : dict of str to object
+        What tells these data from others, see ``host.fingerprint``.
+    user_counts : np.ndarray
+        Interactions of each user, by number.
+    popularity : np.ndarray
+        Interactions with each item in the training part, by number.
     """
 
     def __init__(self, config: RunConfig, dataset: Any = None):
@@ -69,7 +78,7 @@ class PreparedData:
             "users": [str(token) for token in dataset.field2id_token[dataset.uid_field]],
             "items": [str(token) for token in dataset.field2id_token[dataset.iid_field]],
         }
-        if self.n_items < max(config["topk"]):
+        if config["eval_type"] == EvaluatorType.RANKING and self.n_items < max(config["topk"]):
             raise UserError(
                 f"topk must not exceed the {self.n_items} items of data set '{config['dataset']}', "
                 f"got {config['topk']}: give a shorter list with --topk"
@@ -84,7 +93,9 @@ class PreparedData:
             dataloaders_save_path=os.path.join(os.devnull, "none"),
         )
         with _explained_splits(config):
-            self.loaders = data_preparation(self.config, dataset)
+            self.loaders = split_loaders(self.config, dataset)
+        given = config.final_config_dict
+        self.changes = {k: v for k, v in self.config.final_config_dict.items() if k not in given or v != given[k]}
         trained_on = dataset_of(self.loaders[0])
         self.popularity, self.fingerprint = trained_on.popularity, trained_on.fingerprint
         _check_parts(config, self.loaders)
@@ -199,7 +210,7 @@ def expected_counts(config: RunConfig) -> tuple[int, ...] | None:
 def build(
     config: RunConfig, train_dataset: Any, room: contextlib.AbstractContextManager[Any] | None = None
 ) -> tuple[Any, Any]:
-    """The model on its device, and its trainer.
+    """The model on its device, and its trainer, who knows the data that it is to train on.
 
     Parameters
     ----------
@@ -207,8 +218,9 @@ def build(
         Of the run.
     train_dataset : recbole.data.dataset.Dataset
         What the model is built for.
-    room : context manager, optional
-        Refuses a model that is too large; by default one that cannot be trained with the memory that is free.
+    room : AbstractContextManager of object, optional
+        Context manager, optional Refuses a model that is too large; by default one that cannot be trained with the
+        memory that is free.
     """
     init_seed(config["seed"], config["reproducibility"])
     with room or room_for_training(config["model"]):
@@ -216,15 +228,22 @@ def build(
     network = network.to(config["device"])
     _check_labels(network, config, train_dataset)
     trainer = trainer_class(config.spec.trainer or get_trainer(config["MODEL_TYPE"], config["model"]))(config, network)
+    trainer.eval_collector.data_collect(SimpleNamespace(dataset=train_dataset))  # RecBole does so in ``fit`` alone
     return network, trainer
 
 
 def _check_labels(network: Any, config: RunConfig, train_dataset: Any) -> None:
-    """Refuse a training, or an evaluation, by labels that are not there."""
-    label = config["LABEL_FIELD"]
+    """Refuse labels that nobody reads, and a training, or an evaluation, by labels that are not there."""
+    label, threshold, judged = config["LABEL_FIELD"], config["threshold"], config.protocol.labeled
     sampled = config["train_neg_sample_args"]["distribution"] != "none"
     learns = not sampled and any(isinstance(value, str) and value == label for value in vars(network).values())
-    if (learns or config.protocol.labeled) and label not in train_dataset.inter_feat:
+    if threshold and threshold != config.internal_config_dict.get("threshold") and not (learns or judged):
+        (name, value), *_ = threshold.items()
+        raise UserError(
+            f"threshold makes labels, of which model {config['model']} reads none in this run: to keep interactions by "
+            f"their {name} alone, give --val_interval='{{{name}: \"[{value},inf)\"}}'"
+        )
+    if (learns or judged) and label not in train_dataset.inter_feat:
         negatives = "{distribution: uniform, sample_num: 1}"
         others = f", or --train_neg_sample_args='{negatives}' to learn from items that it samples" if learns else ""
         raise UserError(

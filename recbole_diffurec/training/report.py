@@ -101,12 +101,15 @@ def log_file(config: RunConfig, required: bool = True) -> Iterator[str]:
 
     Parameters
     ----------
-    config : of the run.
-    required : False does without a file where none can be written.
+    config : RunConfig
+        Configuration of the run.
+    required : bool, optional
+        False does without a file where none can be written.
 
     Yields
     ------
-    The path of the file.
+    str
+        The path of the file.
     """
     if distributed.rank() > 0:
         yield os.devnull

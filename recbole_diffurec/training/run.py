@@ -39,21 +39,28 @@ def run(
 
     Parameters
     ----------
-    model, dataset : names; any model of RecBole, any known data set or ``data_path/NAME/NAME.inter``. By default what
+    model, dataset : str, optional
+        Names; any model of RecBole, any known data set or ``data_path/NAME/NAME.inter``. By default what
         ``config_files`` or the experiment say, or else DiffuRecSys and ml-100k.
-    config_files : YAML files, later ones stronger.
-    experiment : name under ``properties/experiment``.
-    result_file : where to write the result as JSON; its folder is made when missing.
-    resume : continue an interrupted run of the same configuration, which left its state in ``checkpoint_dir``.
-    parameters : the strongest layer, such as ``epochs=5``.
+    config_files : Sequence of (str or Path), optional
+        YAML files, later ones stronger.
+    experiment : str, optional
+        Name of a file under ``properties/experiment``.
+    result_file : str or Path, optional
+        Where to write the result as JSON; its folder is made when missing.
+    resume : bool, optional
+        Continue an interrupted run of the same configuration, which left its state in ``checkpoint_dir``.
+    **parameters : object
+        The strongest layer, such as ``epochs=5``.
 
     Returns
     -------
-    dict with ``model``, ``dataset``, ``seed``, ``n_users``, ``n_items``, ``n_interactions`` (after filtering, without
-    padding), ``best_epoch`` (0-based, as RecBole counts), ``best_valid_result`` and ``test_result`` (empty where the
-    split has no such part; without validation every epoch is trained and the last one counts), ``train_seconds``
-    (training epochs alone), ``eval_seconds`` (the final test), ``n_parameters``, ``checkpoint``, ``log``, ``history``
-    (per epoch), ``config``, ``versions``.
+    dict of str to object
+        With ``model``, ``dataset``, ``seed``, ``n_users``, ``n_items``, ``n_interactions`` (after filtering, without
+        padding), ``best_epoch`` (0-based, as RecBole counts), ``best_valid_result`` and ``test_result`` (empty where
+        the split has no such part; without validation every epoch is trained and the last one counts),
+        ``train_seconds`` (training epochs alone), ``eval_seconds`` (the final test), ``n_parameters``, ``checkpoint``,
+        ``log``, ``history`` (per epoch), ``config``, ``versions``.
 
     Raises
     ------
@@ -94,10 +101,14 @@ def train(
 
     Parameters
     ----------
-    config : checked.
-    datasets : data sets that runs share.
-    on_scores : called in the final test as in ``PluginTrainer.telling``.
-    state : of an interrupted training, from ``find_state``, to resume.
+    config : RunConfig
+        Checked.
+    datasets : DatasetCache, optional
+        Data sets that runs share.
+    on_scores : callable, optional
+        Called in the final test as in ``PluginTrainer.telling``.
+    state : TrainingState, optional
+        State of an interrupted training, from ``find_state``, to resume.
     """
     model, dataset = config["model"], config["dataset"]
     files.make_folder(config["checkpoint_dir"], "checkpoint_dir")
@@ -107,7 +118,6 @@ def train(
         with explained(f"building model '{model}'", log):
             network, trainer = build(data.config, dataset_of(data.loaders[0]))
         _share(data, trainer)
-        trainer.eval_collector.data_collect(data.loaders[0])
         if state is not None:
             check_data(state, data)
             done = f"{state['unfinished']['done']} batches of epoch {state['epoch'] + 1}"

@@ -177,6 +177,12 @@ class _Attribute(TypedDict):
 
 
 @with_config(checkpoint.SCHEMA)
+class _Attributes(TypedDict):
+    kept: dict[str, _Attribute]
+    lost: list[str]
+
+
+@with_config(checkpoint.SCHEMA)
 class TrainingState(TypedDict):
     """What a state holds; ``find_state`` adds ``state_file``, where it was found."""
 
@@ -184,8 +190,7 @@ class TrainingState(TypedDict):
     model: NotRequired[str]
     dataset: NotRequired[str]
     data: NotRequired[dict[str, Any]]
-    attributes: NotRequired[dict[str, _Attribute]]
-    lost_attributes: NotRequired[list[str]]
+    attributes: NotRequired[list[_Attributes]]  # of every process
 
     config: checkpoint.Parameters
     checkpoint: Annotated[str, AfterValidator(_bare)]

@@ -31,9 +31,12 @@ class PluginTrainer(KeepingTrainer):
 
     Attributes
     ----------
-    train_seconds : time in training epochs, without validation.
-    stop_request : whether a signal has asked the training to stop.
-    keeps_state : whether the training leaves a state to resume from.
+    train_seconds : float
+        Time in training epochs, without validation.
+    stop_request : StopRequest
+        Whether a signal has asked the training to stop.
+    keeps_state : bool
+        Whether the training leaves a state to resume from.
     """
 
     model: Any  # in validation it may be another form of the one that is trained
@@ -76,12 +79,15 @@ class PluginTrainer(KeepingTrainer):
 
         Parameters
         ----------
-        train_data, valid_data : loaders; without validation data every epoch is trained, and the last one is kept.
-        on_validation : called with the newest entry of ``history`` after each validation, or else after each epoch.
+        train_data, valid_data : object
+            Loaders; without validation data every epoch is trained, and the last one is kept.
+        on_validation : callable
+            Called with the newest entry of ``history`` after each validation, or else after each epoch.
 
         Returns
         -------
-        The best validation result, or None.
+        dict of str to float or None
+            The best validation result, or None.
         """
         self._on_validation = on_validation
         self._validates = bool(valid_data)

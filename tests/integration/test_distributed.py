@@ -33,6 +33,8 @@ MODELS = {
         *TINY, "--inner_size=32", "--MAX_ITEM_LIST_LENGTH=8", "--crop_rate=1.0", "--mask_rate=0", "--reorder_rate=0",
         "--sim=cos", "--lmd=0.5", "--tau=0.3",
     ],
+    "DiffRecDNR": [*OURS, "--step_sampler=uniform"],
+    "STOSA": [*TINY, "--MAX_ITEM_LIST_LENGTH=8", "--loss_type=CE", "--pvn_weight=0"],
 }  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 
@@ -120,9 +122,19 @@ def test_tensors_freed_late_do_not_abort_a_program(workdir):
     finished(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(program))
 
 
-def test_interrupted_and_resumed(workdir):
-    arguments = command("DiffuRecSys", "--nproc=2", "--keyed_noise=False", "--hidden_dropout_prob=0.1", "--epochs=6")
-    arguments = [a for a in arguments if a not in ("--keyed_noise=True", "--hidden_dropout_prob=0", "--epochs=2")]
+# With draws of their own in each process, and DiffRec with losses that each process remembers.
+RESUMED = {
+    "DiffuRecSys": [
+        *(a for a in OURS if a not in ("--keyed_noise=True", "--hidden_dropout_prob=0", "--epochs=2")),
+        "--keyed_noise=False", "--hidden_dropout_prob=0.1", "--epochs=6",
+    ],
+    "DiffRec": ["--epochs=40", "--user_inter_num_interval=[5,30]", "--gpu_id=", "--train_batch_size=64"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", RESUMED)
+def test_interrupted_and_resumed(model, workdir):
+    arguments = [sys.executable, "-m", "recbole_diffurec", f"--model={model}", "--nproc=2", *RESUMED[model]]
     finished(*arguments, "--result_file=whole.json")
     process = started(*arguments, "--result_file=resumed.json", "--checkpoint_dir=again")
     while not list(Path("again").glob("*.state")):
@@ -130,7 +142,7 @@ def test_interrupted_and_resumed(workdir):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=200)
-    assert process.returncode == 128 + signal.SIGTERM and errors.count("--resume goes on") == 1, errors
+    assert process.returncode == 128 + signal.SIGTERM and errors.count("--resume resumes from") == 1, errors
     assert "Traceback" not in errors
     finished(*arguments, "--result_file=resumed.json", "--checkpoint_dir=again", "--resume")
     whole, resumed = (json.loads(Path(name).read_text()) for name in ("whole.json", "resumed.json"))

@@ -54,8 +54,8 @@ OF_MODEL: dict[str, dict[str, Any]] = {
     "GRU4RecKG": VECTORS,
     "KSR": {**VECTORS, "kg_embedding_size": 8},
     "NCL": {"num_clusters": 3},
-    "RaCT": {"pretrain_epochs": 2, "save_step": 1, "metrics_k": 5},
-    "S3Rec": {"load_col": FEATURES, "item_attribute": "class", "pretrain_epochs": 2, "save_step": 1},
+    "RaCT": {"epochs": 1, "pretrain_epochs": 2, "save_step": 1, "metrics_k": 5},
+    "S3Rec": {"load_col": FEATURES, "item_attribute": "class", "epochs": 1, "pretrain_epochs": 2, "save_step": 1},
 }
 
 

@@ -95,8 +95,17 @@ def test_checkpoints_that_cannot_be_tested_as_one(workdir):
         recbole_diffurec.evaluate(path, longer)
     with pytest.raises(UserError, match="trained on different data"):
         recbole_diffurec.evaluate(path, other)
-    with pytest.raises(UserError, match=r"'.*BPR.*' is of BPR, which cannot be tested together"):
+    with pytest.raises(UserError, match=r"'.*BPR.*' is of BPR, which cannot be tested with others"):
         recbole_diffurec.evaluate(general, general)
+
+
+def test_a_checkpoints_model_knows_the_columns_that_transforms_add(workdir):
+    """RecBole's SHAN scores single items by a reversed history, whose column its transform names."""
+    labels = {"threshold": {"rating": 4}, "load_col": {"inter": ["user_id", "item_id", "rating", "timestamp"]}}
+    judged = {"eval_args": {"mode": "labeled"}, "metrics": ["AUC"], "valid_metric": "AUC"}
+    result = run("SHAN", embedding_size=8, MAX_ITEM_LIST_LENGTH=8, **GENERAL, **labels, **judged)
+    again = recbole_diffurec.evaluate(result["checkpoint"], show_progress=False)
+    assert again["test_result"] == result["test_result"]
 
 
 def test_figures_do_not_depend_on_the_evaluation_batch(workdir):

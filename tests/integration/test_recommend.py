@@ -51,6 +51,7 @@ def test_seen_items_and_candidates(recommender):
         known = {item for item in history if item in recommender.items[1:]}
         assert len(got) == len(recommender.items) - 1 - len(known) and not known & set(got)
     few = recommender.recommend(HISTORIES[:2], k=10, candidates=["50", "100", "no such item"], exclude_seen=True)
+    assert recommender.recommend(HISTORIES[:2], k=10, candidates={"50", "100"}, exclude_seen=True).equals(few)
     assert few["item_id"].tolist()[:1] == ["100"] and set(few[few["user_id"] == 1]["item_id"]) == {"50", "100"}
 
 

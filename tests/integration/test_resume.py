@@ -28,7 +28,7 @@ class Killed(BaseException):
 def interrupted_run(monkeypatch, at: int, minutes: float, **arguments) -> None:
     """A run that dies before its ``at``-th batch, keeping its state every ``minutes``."""
     calls = iter(range(10**6))
-    between = PluginTrainer._between
+    between = PluginTrainer.between
 
     def dying(self, *args):
         between(self, *args)
@@ -36,7 +36,7 @@ def interrupted_run(monkeypatch, at: int, minutes: float, **arguments) -> None:
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(PluginTrainer, "_between", dying)
+        patch.setattr(PluginTrainer, "between", dying)
         run(**arguments, checkpoint_minutes=minutes)
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 
 import contrastive_checks  # noqa: F401  registers its checks
+import dnr_checks  # noqa: F401
 import pytest
+import stosa_checks  # noqa: F401
 import torch
 from reference_files import FILES, PATTERN, VARIABLE, Arrays, Check, cases
 

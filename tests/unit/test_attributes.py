@@ -67,15 +67,16 @@ def test_what_nothing_changed_is_not_kept() -> None:
     model.weight.data += 1
     model.buffer += 1
     model.eval()
-    assert attributes.changed() == ({}, [])
+    assert attributes.changed() == {"kept": {}, "lost": []}
 
 
 def test_what_training_changes_is_kept_and_put_back(tmp_path: Path) -> None:
     model = Model()
     attributes = PlainAttributes(model)
     train(model)
-    kept, lost = attributes.changed()
-    assert lost == []
+    changed = attributes.changed()
+    kept = changed["kept"]
+    assert changed["lost"] == []
     names = ["update", "history", "order", "graph", "matrix", "parts", "counts", "clusters", "drawn"]
     assert set(kept) == {*(f".{name}" for name in names), "layer.steps", "layer.seen"}
 
@@ -98,10 +99,10 @@ def test_what_was_put_back_is_kept_again() -> None:
     model, fresh = Model(), Model()
     attributes = PlainAttributes(model)
     train(model)
-    kept, _ = attributes.changed()
+    kept = attributes.changed()["kept"]
     again = PlainAttributes(fresh)
     again.put_back(kept, torch.device("cpu"))
-    assert set(again.changed()[0]) == set(kept)
+    assert set(again.changed()["kept"]) == set(kept)
 
 
 def test_what_no_file_can_hold_is_named() -> None:
@@ -109,14 +110,14 @@ def test_what_no_file_can_hold_is_named() -> None:
     attributes = PlainAttributes(model)
     model.clusters = object()
     model.layer.seen = {(1, 2): torch.zeros(1)}
-    assert attributes.changed() == ({}, [".clusters", "layer.seen"])
+    assert attributes.changed() == {"kept": {}, "lost": [".clusters", "layer.seen"]}
 
 
 def test_tensors_go_where_the_model_computes() -> None:
     model = Model()
     attributes = PlainAttributes(model)
     model.history, model.parts = torch.ones(2, device="meta"), [torch.ones(2), 1]
-    kept, _ = attributes.changed()
+    kept = attributes.changed()["kept"]
     assert (kept[".history"]["with_model"], kept[".parts"]["with_model"]) == (True, False)
     kept[".history"]["value"] = torch.ones(2)  # as a state file gives it
     attributes.put_back(kept, torch.device("meta"))
@@ -129,7 +130,7 @@ def test_a_value_set_again_is_no_change(value: Any) -> None:
     model.clusters = value
     attributes = PlainAttributes(model)
     model.clusters = value if isinstance(value, (str, type(None))) else type(value)(value)
-    assert attributes.changed() == ({}, [])
+    assert attributes.changed() == {"kept": {}, "lost": []}
 
 
 @pytest.mark.parametrize("place", [".forward", "layer.forward", ".__class__", "other.steps"])

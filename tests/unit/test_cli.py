@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from recbole_diffurec.cli import main
-from recbole_diffurec.cli.parsers import parse_parameters
+from recbole_diffurec.cli.parsers import PARSERS, parse, parse_parameters
 from recbole_diffurec.config.rules import RULES
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.config import RunConfig
@@ -282,7 +282,7 @@ def test_run_gets_what_was_given(calls: list, capsys: pytest.CaptureFixture[str]
             "show_progress": False,
         },
     )
-    assert bare[1] == ("DiffuRecSys", "ml-100k")
+    assert bare[1] == (None, None)  # a file may say them
     untold = {"config_files": [], "experiment": None, "result_file": None, "resume": False}
     assert bare[2] == {**untold, "show_progress": False}
     out, err = capsys.readouterr()
@@ -297,6 +297,17 @@ def test_evaluate_gets_what_was_given(calls: list, capsys: pytest.CaptureFixture
     assert calls[1:] == [("evaluate", ("a.pth", "b.pth", "c.pth"), parameters)]
 
 
+@pytest.mark.parametrize("given", [["--topk=[5, 10]"], ["--topk", "[5, 10]"]])
+@pytest.mark.parametrize("command", PARSERS)
+def test_a_value_may_have_spaces_in_every_command(command: str, given: list[str]) -> None:
+    """``argparse`` takes an argument with a space for a file."""
+    needed = {"tune": ["--params_file=x"], "recommend": ["a.pth", "--output=x"]}
+    needed |= {name: ["a.pth"] for name in ("evaluate", "export", "serve")}
+    options, parameters = parse(command, [*given, *needed.get(command, [])])
+    assert parameters == {"topk": [5, 10]}
+    assert getattr(options, "checkpoints", ["a.pth"]) == ["a.pth"]
+
+
 def test_progress_is_left_as_it_is_on_a_terminal(calls: list, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert main(["--show_progress=False"]) == main([]) == 0
@@ -306,7 +317,7 @@ def test_progress_is_left_as_it_is_on_a_terminal(calls: list, monkeypatch: pytes
 def test_arguments_come_from_the_process_by_default(calls: list, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["recbole-diffurec", "--dataset=mine"])
     assert main() == 0
-    assert calls[0][1] == ("DiffuRecSys", "mine")
+    assert calls[0][1] == (None, "mine")
 
 
 def test_interruption_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

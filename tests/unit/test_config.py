@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import recbole.utils
 import torch
 import yaml
 from conftest import ROOT
+from recbole.config import Config
 
 from recbole_diffurec.config import layers
 from recbole_diffurec.config.layers import parse_value
@@ -157,7 +159,7 @@ def test_recipes_are_accepted(path: Path) -> None:
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     for name in [model] if model in known_models() else OURS:
         built = RunConfig(name, "amazon-beauty", {"gpu_id": ""}, (), f"best/{path.stem}")
-        assert {key: built[key] for key in given} == given
+        assert {key: built.plain()[key] for key in given} == given  # enable_amp is decided by the machine
 
 
 def test_arguments_of_the_process_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +182,13 @@ def test_arguments_of_the_process_are_ignored(monkeypatch: pytest.MonkeyPatch) -
         ("config_file", "config_files"),
         ("eval_arg", "eval_args"),
         ("USER_FIELD", "USER_ID_FIELD"),
+        # What parameters are called elsewhere.
+        ("batch_size", "train_batch_size"),
+        ("lr", "learning_rate"),
+        ("top_k", "topk"),
+        ("dropout", "hidden_dropout_prob"),
+        ("max_len", "MAX_ITEM_LIST_LENGTH"),
+        ("Embedding-Dim", "hidden_size"),  # of two names, the one that the model has
     ],
 )
 def test_unknown_parameter_suggests_the_nearest(given: str, meant: str, properties: Path) -> None:
@@ -223,10 +232,10 @@ def test_unknown_model_like_no_other_points_to_the_list(given: str) -> None:
 
 def test_model_whose_package_is_missing_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> type:
-        raise ModuleNotFoundError("No module named 'lightgbm'", name="lightgbm")
+        raise ModuleNotFoundError("No module named 'kmeans_pytorch'", name="kmeans_pytorch")
 
     monkeypatch.setattr(recbole.utils, "get_model", missing)
-    assert "model 'lightgbm' needs the Python package 'lightgbm'" in refusal("lightgbm")
+    assert "model 'BPR' needs the Python package 'kmeans_pytorch'" in refusal("BPR")
 
 
 def test_known_models_start_with_ours() -> None:
@@ -244,10 +253,20 @@ def test_unknown_experiment_lists_the_known(name: str) -> None:
     assert message.startswith(f"unknown experiment '{name}': choose one of {', '.join(known)}")
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../ml-100k", "a/b", "/etc", "a\\b", ".hidden", "a\0b", None, 5])
+@pytest.mark.parametrize("name", ["", ".", "..", "../ml-100k", "a/b", "/etc", "a\\b", ".hidden", "a\0b", 5])
 def test_data_set_name_that_is_no_folder_name_is_refused(name: Any) -> None:
     message = refusal("DiffuRecSys", name)
     assert f"dataset name {name!r} is not a plain folder name" in message
+
+
+def test_model_and_data_set_may_stand_in_a_file_alone(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.yaml", model="SASRec", dataset="shop")
+    for built in (RunConfig(None, None, {}, [file]), RunConfig(None, None, {"model": "SASRec", "dataset": "shop"})):
+        assert (built["model"], built["dataset"]) == ("SASRec", "shop")
+    built = RunConfig(None, None)
+    assert (built["model"], built["dataset"]) == ("DiffuRecSys", "ml-100k")
+    with pytest.raises(UserError, match="model must be one name, got 5"):
+        RunConfig(None, None, {}, [write(tmp_path / "a.yaml", model=5)])
 
 
 @pytest.mark.parametrize(("name", "used", "other"), [("model", "DiffuRecSys", "BPR"), ("dataset", "mine", "ml-1m")])
@@ -451,7 +470,6 @@ def test_valid_metric_must_be_among_the_metrics_and_cutoffs_given() -> None:
 @pytest.mark.parametrize(
     ("model", "overrides", "thing"),
     [
-        ("DiffuRecSys", {"eval_args": {"mode": "xyz"}}, "xyz"),
         ("DiffuRecSys", {"repeatable": False}, "repeatable"),
         ("BPR", {"train_neg_sample_args": {"distribution": "normal"}}, "normal"),
         ("SASRec", {"train_neg_sample_args": {"distribution": "uniform"}}, "train_neg_sample_args"),
@@ -679,10 +697,46 @@ def test_models_that_read_more_columns_get_the_time_as_well(model: str, dataset:
 
 @pytest.mark.parametrize("parameters", [{"use_gpu": False}, {"gpu_id": ""}, {"gpu_id": None}])
 def test_gpu_can_be_left_alone(parameters: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    visible(4, monkeypatch)
     assert RunConfig("DiffuRecSys", "mine", parameters)["device"] == torch.device("cpu")
-    assert RunConfig("DiffuRecSys", "mine")["device"] == torch.device("cuda")
+    assert RunConfig("DiffuRecSys", "mine")["device"] == torch.device("cuda", 0)
+
+
+def visible(n_gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: n_gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+
+
+@pytest.mark.parametrize("assigned", [None, "", "2,3"])
+@pytest.mark.parametrize("gpu_id", ["", "0", "1"])
+@pytest.mark.parametrize("build", [RunConfig, Config], ids=["ours", "RecBole's"])
+def test_the_gpus_that_are_visible_stay_so(
+    build: Any, gpu_id: str, assigned: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the whole process and its children: Ray, SLURM and users assign GPUs in this way."""
+    visible(2, monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["test"])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if assigned is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", assigned)
+    arguments = {"overrides" if build is RunConfig else "config_dict": {"gpu_id": gpu_id}}
+    device = build(model="BPR", dataset="mine", **arguments)["device"]
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == assigned
+    assert device == (torch.device("cuda", int(gpu_id)) if gpu_id else torch.device("cpu"))
+
+
+@pytest.mark.parametrize("gpu_id", ["banana", "-1", "0;1", "cuda:0", "0,"])
+def test_gpu_that_is_no_number_is_refused(gpu_id: str) -> None:
+    message = refusal(overrides={"gpu_id": gpu_id})
+    assert message.startswith("gpu_id must be the number of a GPU such as 0") and message.endswith(f"got {gpu_id!r}")
+
+
+def test_gpu_that_is_not_there_is_refused_where_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    visible(2, monkeypatch)
+    message = refusal(overrides={"gpu_id": "2"})
+    assert "gpu_id is 2, and 2 GPUs are visible, with the numbers from 0 to 1" in message
+    visible(0, monkeypatch)  # a checkpoint of another machine
+    assert RunConfig("BPR", "mine", {"gpu_id": "2"})["device"] == torch.device("cpu")
 
 
 # plain()

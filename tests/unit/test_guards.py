@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from recbole_diffurec import UserError, cli, evaluate, run
-from recbole_diffurec.host import guards
+from recbole_diffurec.host import catalogue, guards
 from recbole_diffurec.runtime import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,8 +147,11 @@ def test_a_checkpoint_sets_a_models_own_parameters_alone(model: str, name: str) 
     state = checkpoint.load(path)
     state["other_parameter"][name] = 1
     checkpoint.save(path, state)
-    with pytest.raises(UserError, match=f"holds {name} for a {model}, which has no such parameter"):
+    with pytest.raises(UserError, match="do not fit its own configuration"):
         evaluate(path)
+    network = catalogue.model_class(model)
+    with pytest.raises(UserError, match=f"holds {name} for a {model}, which has no such parameter"):
+        network.load_other_parameter(torch.nn.Module.__new__(network), {name: 1})
 
 
 # LDiffRec's vectors
@@ -156,9 +159,10 @@ def test_a_checkpoint_sets_a_models_own_parameters_alone(model: str, name: str) 
 CLUSTERS = {**TINY, "model": "LDiffRec", "n_cate": 2, "in_dims": [8], "dims_dnn": [8]}
 
 
-def test_vectors_of_items_are_read_as_numbers() -> None:
+def test_vectors_of_items_are_read_as_numbers(capsys: pytest.CaptureFixture) -> None:
     np.save("tiny/item_emb.npy", np.random.default_rng(0).normal(size=(8, 4)))
     assert run(**CLUSTERS)["n_items"] == 8
+    assert capsys.readouterr().out == ""
 
 
 def test_vectors_of_items_are_not_unpickled() -> None:

@@ -208,3 +208,12 @@ def test_a_checkpoint_is_tested_without_the_weights_its_training_began_with(mode
     result = run(model, **common, **begin.get(model, {"pretrain_path": str(start)}))
     start.unlink()
     assert evaluate(result["checkpoint"])["test_result"] == result["test_result"]
+
+
+def test_a_training_that_cannot_be_resumed_exactly_is_refused() -> None:
+    _, _, trainer = made("DiffRec")
+    state = {"state_file": "a.state", "random": [{}], "attributes": [{"kept": {}, "lost": [".Lt_history"]}]}
+    with pytest.raises(
+        UserError, match=r"'a\.state' cannot go on as it was, because model 'DiffRec' keeps what no file"
+    ):
+        trainer.resume(state)

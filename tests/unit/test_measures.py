@@ -8,17 +8,18 @@ from hypothesis import strategies as st
 from recbole.data.interaction import Interaction
 
 from recbole_diffurec.experiments import measures
+from recbole_diffurec.host.metrics import list_metrics
 
 
-def test_ranks_and_exposure_of_scores():
+def test_ranks_and_lists_of_scores():
     scores = torch.tensor([[-np.inf, 4.0, 3.0, 2.0, 1.0], [-np.inf, 1.0, 2.0, 3.0, 4.0], [-np.inf, 9.0, 1.0, 5.0, 4.0]])
-    collector = measures.RankCollector([1, 3], 5, "user_id")
+    scores[1, :3] = -np.inf
+    collector = measures.RankCollector([1, 3], "user_id")
     users = Interaction({"user_id": torch.tensor([7, 8, 9])})
     collector(users, scores, torch.arange(3), torch.tensor([2, 4, 2]))
     assert collector.users.tolist() == [7, 8, 9] and collector.targets.tolist() == [2, 4, 2]
     assert collector.ranks.tolist() == [2, 1, 0]
-    assert collector.exposure[1].tolist() == [0, 2, 0, 0, 1]
-    assert collector.exposure[3].sum() == 9 and collector.exposure[3][0] == 0
+    assert collector.lists.tolist() == [[1, 2, 3], [4, 3, 0], [1, 3, 4]]  # of user 8 two items can be recommended
 
 
 def test_gains_are_those_of_the_textbook():
@@ -32,23 +33,11 @@ def test_the_head_is_a_fifth_of_the_items_without_padding():
     assert head.tolist() == [False, False, True, False, False, True] + [False] * 5
 
 
-@pytest.mark.parametrize("exposure,expected", [([3, 3, 3, 3], 0.0), ([0, 0, 0, 8], 0.75), ([0, 0], 0.0)])
-def test_gini(exposure, expected):
-    assert measures.gini(np.array(exposure)) == pytest.approx(expected)
-
-
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=30))
-def test_gini_equals_its_definition_by_mean_differences(exposure):
-    x = np.array(exposure, dtype=float)
-    if x.sum():
-        expected = np.abs(x[:, None] - x).mean() / (2 * x.mean())
-        assert measures.gini(x) == pytest.approx(expected, abs=1e-12)
-
-
-def test_list_measures():
-    found = measures.list_measures(np.array([0, 6, 2, 0, 0, 0]), np.array([0, 10, 4, 3, 2, 1]))
-    assert found["coverage"] == pytest.approx(0.4) and found["average_popularity"] == pytest.approx(68 / 8)
-    assert found["tail_share"] == pytest.approx(0.25)
+def test_list_measures_are_the_metrics_of_a_run():
+    lists, popularity = np.array([[1, 2], [1, 0]]), np.array([0, 10, 4, 3, 2, 1])
+    found, metrics = measures.list_measures(lists, popularity, 0.8), list_metrics(lists, popularity, 0.8)
+    assert sorted(found.values()) == sorted(metrics.values())
+    assert found["tail_share"] == metrics["tailpercentage"] == 0.25
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=200))

@@ -10,10 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_diffurec.data.rows import ROW, RowHistories, SameTarget, right_padded
-from recbole_diffurec.host.config import RunConfig
-from recbole_diffurec.host.dataset import PrefixRows
-from recbole_diffurec.training.prepare import PreparedData
+from recbole_diffurec.data.rows import SameTarget, right_padded
 
 # What happened, in order of user and time, and which of it are targets of training rows.
 HAPPENED = st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=40).filter(
@@ -69,21 +66,3 @@ def test_stretches_are_padded_on_the_right(spans):
     padded = right_padded(values, start, end, 6)
     for row, first, last in zip(padded.tolist(), start.tolist(), end.tolist()):
         assert row == [*range(100 + first, 100 + last), *[0] * (6 - last + first)]
-
-
-def test_histories_of_rows_are_those_of_the_training_data(workdir):
-    values = {"MAX_ITEM_LIST_LENGTH": 7, "gpu_id": "", "show_progress": False, "user_inter_num_interval": "[5,30]"}
-    loader, valid, _ = PreparedData(RunConfig("SASRec", "ml-100k", values)).loaders
-    dataset = loader._dataset
-    rows: PrefixRows = dataset.inter_feat
-    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:200]
-    batch = dataset[chosen.numpy()]
-    item_seq, lengths = RowHistories(rows, "item_id_list")(batch[ROW])
-    assert torch.equal(lengths, batch["item_length"])
-    assert torch.equal(item_seq[:, : batch["item_id_list"].shape[1]], batch["item_id_list"])
-    assert torch.equal(rows.flat["item_id_list"][batch[ROW]], batch["item_id"])
-    # A number is the row's own in every split.
-    assert not set(batch[ROW].tolist()) & set(valid._dataset[:50][ROW].tolist())
-    # A drawn row is a training row, whose target is never one of validation or test.
-    drawn = SameTarget(rows.target, rows.flat["item_id_list"])(rows.target)
-    assert set(drawn.tolist()) <= set(rows.target.tolist())

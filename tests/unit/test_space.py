@@ -14,6 +14,7 @@ from recbole.trainer.hyper_tuning import HyperTuning
 
 from recbole_diffurec import UserError
 from recbole_diffurec.experiments.space import read_space
+from recbole_diffurec.experiments.tune import _parameter
 from recbole_diffurec.host.config import RunConfig
 
 SPACE = ROOT / "hyper.test"
@@ -42,6 +43,18 @@ def test_every_type(tmp_path):
     assert space["n_heads"].corners() == [1, 4]
     assert space["noise_schedule"].values == ("linear", "cosine")
     assert space["use_position"].values == (True, False)
+
+
+def test_lists_may_stand_in_quotes(tmp_path):
+    """RecBole's own form of lists, which its reader takes for texts, and its configuration for lists again."""
+    text = """dropout_probs choice ['[0.25,0.5]','[0.2, 0.3]']"""
+    (dimension,) = read_space(write(tmp_path, text), "NARM")
+    assert dimension.values == ([0.25, 0.5], [0.2, 0.3])
+    (plain,) = read_space(write(tmp_path, "dropout_probs choice [[0.25,0.5],[0.2,0.3]]"), "NARM")
+    assert plain.values == dimension.values
+    (texts,) = read_space(write(tmp_path, "init choice ['[a','b]']"), "DiffuRec")
+    assert texts.values == ("[a", "b]")
+    assert _parameter(str(dimension.values[1]), dimension) == [0.2, 0.3]  # out of trials.csv
 
 
 @pytest.mark.parametrize(
