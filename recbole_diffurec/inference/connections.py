@@ -146,7 +146,7 @@ def hosts(listening_on: str, allowed: Sequence[str] = ()) -> list[str]:
         addresses = [address for each in psutil.net_if_addrs().values() for address in each]
         internet = (socket.AF_INET, socket.AF_INET6)
         mine = [address.address.partition("%")[0] for address in addresses if address.family in internet]
-        own = {*LOOPBACK, socket.gethostname(), *filter(None, map(_as_in_url, mine))}
+        own = {*LOOPBACK, *filter(None, map(_as_in_url, (socket.gethostname(), *mine)))}
     elif _as_in_url(listening_on) in LOOPBACK or _is_loopback(listening_on):
         own |= {*LOOPBACK}
     for name in allowed:
@@ -165,7 +165,7 @@ def _as_in_url(host: str) -> str | None:
     try:
         address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
     except ValueError:
-        return host if re.fullmatch(r"[\w.-]+", host, re.ASCII) else None
+        return host.lower() if re.fullmatch(r"[\w.-]+", host, re.ASCII) else None
     return f"[{address}]" if address.version == 6 else str(address)
 
 

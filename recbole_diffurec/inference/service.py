@@ -100,7 +100,6 @@ def _add_refusals(app: FastAPI) -> None:
 
 def _add_recommend(app: FastAPI, recommender: Recommender, metrics: Metrics) -> None:
     own_steps = recommender.network.sampling_steps if isinstance(recommender.network, DiffusionRecommender) else 1
-    known_items = frozenset(recommender.items[1:].tolist())
     form = schema.request_for(recommender)
 
     # FastAPI evaluates annotations, and this one only exists here: those of this file are no strings.
@@ -113,10 +112,10 @@ def _add_recommend(app: FastAPI, recommender: Recommender, metrics: Metrics) -> 
         steps = wanted.pop("sampling_steps", None) or own_steps
         candidates, end = wanted.pop("candidates"), b"]}"
         if candidates is not None:
-            wanted["candidates"] = known_items.intersection(map(str, candidates))
+            wanted["candidates"] = tuple(sorted(filter(recommender.knows, set(map(str, candidates)))))
             end = b'],"unknown_candidates":%d}' % recommender.unknown([candidates])
         share: Share = request.scope["share"]
-        share.take(len(histories) * min(wanted["k"], len(known_items)) * ITEM_BYTES)
+        share.take(len(histories) * min(wanted["k"], len(recommender.items)) * ITEM_BYTES)
         if candidates is None or wanted["candidates"]:
             lists = await app.state.lanes.submit(Wanted(ListOptions(**wanted), steps), histories)
         else:

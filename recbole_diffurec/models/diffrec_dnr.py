@@ -23,11 +23,11 @@ from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.encoder import TransformerEncoder
 from recbole_diffurec.layers.ragged import LedBatch, PaddedBatch, RaggedBatch
 from recbole_diffurec.layers.step_embedding import SinusoidalSteps
-from recbole_diffurec.models import diffurec
 from recbole_diffurec.models.base import ITEM_SEQ_INPUT, SCORES_OUTPUT, Program
 from recbole_diffurec.models.denoiser import Denoiser
 from recbole_diffurec.models.diffurec import DiffuRecFamily
 from recbole_diffurec.models.diffurec_program import GivenDraws
+from recbole_diffurec.models.diffurec_rules import FAMILY_RULES, check_family
 from recbole_diffurec.models.objectives import SquaredErrorObjective
 from recbole_diffurec.models.scores import ItemScores
 from recbole_diffurec.models.spec import ModelSpec
@@ -321,11 +321,11 @@ DIFFREC_DNR = ModelSpec(
     DiffRecDNR,
     "denoises the target at the end of its history by a Transformer, classifies by an output layer (Du et al. 2023)",
     rules={
-        **{name: rule for name, rule in diffurec.RULES.items() if name not in _NOT_HERE},
+        **{name: rule for name, rule in FAMILY_RULES.items() if name not in _NOT_HERE},
         "initial_variance": Rule("number", 0),
         "rec_on": Rule("str", choices=["noised", "predicted"]),
     },
-    check=diffurec.check,
+    check=check_family,
     trims_padding=True,
     for_inference={"sampled_softmax": None},
 )

@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from recbole.utils import InputType
 from torch import Tensor, nn
 
-from recbole_diffurec.config.rules import COUNT, Rule
 from recbole_diffurec.diffusion import schedules
 from recbole_diffurec.diffusion.noise import Draws, FreshNoise, NoiseTable, history_keys, uniforms
 from recbole_diffurec.diffusion.process import DiffusionProcess
 from recbole_diffurec.diffusion.samplers import SAMPLERS, Sampler
 from recbole_diffurec.diffusion.step_samplers import STEP_SAMPLERS
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.layers.blocks import ACTIVATIONS, BlockShape
+from recbole_diffurec.layers.blocks import BlockShape
 from recbole_diffurec.layers.device import device_type
 from recbole_diffurec.layers.item_softmax import SampledCrossEntropy, full_cross_entropy
 from recbole_diffurec.layers.ragged import RaggedBatch
@@ -33,6 +32,7 @@ from recbole_diffurec.models.approximator import Approximator
 from recbole_diffurec.models.base import DiffusionRecommender, Program
 from recbole_diffurec.models.denoiser import Denoiser, UncertainDenoiser
 from recbole_diffurec.models.diffurec_program import DiffuRecProgram
+from recbole_diffurec.models.diffurec_rules import FAMILY_RULES, check_family
 from recbole_diffurec.models.objectives import CrossEntropyObjective, Objective
 from recbole_diffurec.models.scores import ItemScores
 from recbole_diffurec.models.spec import ModelSpec
@@ -338,49 +338,9 @@ class DiffuRecSys(DiffuRecFamily):
     """
 
 
-RULES = {
-    "hidden_act": Rule("str", choices=list(ACTIVATIONS)),
-    "diffusion_steps": COUNT,
-    "sampling_steps": Rule("int", 1, optional=True),
-    "valid_sampling_steps": Rule("int", 1, optional=True),
-    "noise_schedule": Rule("str", choices=list(schedules.SCHEDULES)),
-    "sampler": Rule("str", choices=list(SAMPLERS)),
-    "ddim_eta": Rule("number", 0, 1),
-    "step_sampler": Rule("str", choices=list(STEP_SAMPLERS)),
-    "lambda_uncertainty": Rule("number", 0),
-    "offset_noise": Rule("bool"),
-    "offset_scale": Rule("number"),
-    "reverse_start": Rule("str", choices=["noise", "last_item"]),
-    "noise_seed": Rule("int", 0, 2**63 - 1),
-    "ensemble_seeds": Rule("list", optional=True),
-    "sampled_softmax": Rule("int", 1, optional=True),
-    "negative_distribution": Rule("str", choices=["log_uniform", "uniform"]),
-    "compile": Rule("bool"),
-    "gradient_checkpointing": Rule("bool"),
-    "keyed_noise": Rule("bool"),
-    "cosine_temperature": Rule("number", 0, 1, open_low=True, optional=True),
-    "repeat_bias": Rule("bool"),
-}
-
-
-def check(values: Mapping[str, Any]) -> None:
-    """Raise ``UserError`` where parameters of the family do not fit together."""
-    steps = values["diffusion_steps"]
-    for name in ("sampling_steps", "valid_sampling_steps"):
-        if values[name] is not None and values[name] > steps:
-            raise UserError(f"{name} must be from 1 to diffusion_steps ({steps}), got {values[name]}")
-    seeds = values["ensemble_seeds"]
-    if seeds is not None and not (seeds and all(RULES["noise_seed"].accepts(seed) for seed in seeds)):
-        raise UserError(f"ensemble_seeds must be a list of integers of at least 0, such as [1,2,3], got {seeds!r}")
-    try:
-        schedules.betas(values["noise_schedule"], steps)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
 _FAMILY: dict[str, Any] = {
-    "rules": RULES,
-    "check": check,
+    "rules": FAMILY_RULES,
+    "check": check_family,
     "method": True,
     "trims_padding": True,
     # Sampled softmax is a matter of training, and wants the training data's counts.

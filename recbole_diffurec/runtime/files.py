@@ -204,7 +204,7 @@ def check_writable(path: str | Path | None, what: str) -> Path | None:
             if not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             return Path(path)
-        real = Path(os.path.realpath(path))
+        real = Path(os.path.realpath(path) if os.path.islink(path) else path)
         make_folder(str(real.parent), f"the folder of {what},")
         os.stat(real)
     except FileNotFoundError:

@@ -33,6 +33,8 @@ MODELS = {
         *TINY, "--inner_size=32", "--MAX_ITEM_LIST_LENGTH=8", "--crop_rate=1.0", "--mask_rate=0", "--reorder_rate=0",
         "--sim=cos", "--lmd=0.5", "--tau=0.3",
     ],
+    "DiffRecDNR": [*OURS, "--step_sampler=uniform"],
+    "STOSA": [*TINY, "--MAX_ITEM_LIST_LENGTH=8", "--loss_type=CE", "--pvn_weight=0"],
 }  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 

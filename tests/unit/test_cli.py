@@ -141,7 +141,8 @@ def surroundings(workdir: Path) -> Path:
     kept = RunConfig("DiffuRec", "mine", {"gpu_id": ""}).plain()
     state = {"model": "DiffuRec", "dataset": "mine", "config": kept}
     checkpoint.save("partial.pth", state)
-    rest = {"epoch": 0, "id_tokens": {}, "popularity": torch.zeros(0), "state_dict": {}, "other_parameter": None}
+    data = {"id_tokens": {"users": ["[PAD]", "u"], "items": ["[PAD]", "i"]}, "popularity": torch.tensor([0, 1])}
+    rest = {"epoch": 0, **data, "state_dict": {}, "other_parameter": None}
     checkpoint.save("mine.pth", {**state, **rest})
     (workdir / "cut.pth").write_bytes((workdir / "mine.pth").read_bytes()[:-100])
     layer = torch.nn.Linear(2, 2)

@@ -30,6 +30,8 @@ config.configurator.Config
 data.dataloader.abstract_dataloader.AbstractDataLoader
     _dataset
     _sampler
+data.dataloader.abstract_dataloader.NegSampleDataLoader
+    _neg_sampling(self, inter_feat)
 data.dataloader.general_dataloader.NegSampleEvalDataLoader
     __init__(self, config, dataset, sampler, shuffle=False)
     collate_fn(self, index)

@@ -253,11 +253,11 @@ def test_it_stops_whatever_clients_do(running):
 @pytest.mark.parametrize(
     ("listening_on", "own", "foreign"),
     [
-        ("127.0.0.1", ["localhost", "127.0.0.1", "[::1]"], ["0.0.0.0", socket.gethostname()]),
+        ("127.0.0.1", ["localhost", "127.0.0.1", "[::1]"], ["0.0.0.0", socket.gethostname().lower()]),
         ("localhost", ["localhost", "127.0.0.1", "[::1]"], []),
         ("::1", ["localhost", "127.0.0.1", "[::1]"], []),
         ("127.0.0.2", ["127.0.0.2", "localhost"], []),
-        ("0.0.0.0", ["localhost", "127.0.0.1", socket.gethostname()], ["0.0.0.0", "*"]),
+        ("0.0.0.0", ["localhost", "127.0.0.1", socket.gethostname().lower()], ["0.0.0.0", "*"]),
         ("192.0.2.7", ["192.0.2.7"], ["localhost", "127.0.0.1"]),
         ("2001:db8:0::7", ["[2001:db8::7]"], ["2001:db8:0::7"]),
         ("shop.example", ["shop.example"], ["localhost"]),
@@ -269,7 +269,7 @@ def test_hosts(listening_on, own, foreign):
 
 
 def test_allowed_hosts():
-    hosts = connections.hosts("127.0.0.1", ["shop.example", "*.shop.example", "192.0.2.7", "2001:DB8::1", "[::2]"])
+    hosts = connections.hosts("127.0.0.1", ["Shop.example", "*.shop.example", "192.0.2.7", "2001:DB8::1", "[::2]"])
     assert {"shop.example", "*.shop.example", "192.0.2.7", "[2001:db8::1]", "[::2]"} < set(hosts)
     assert "*" in connections.hosts("127.0.0.1", ["*"])
     for wrong in ("shop.example:80", "http://shop.example", "a*.example", "*example", "**", "", "[::1]:80", "a b"):

@@ -10,7 +10,8 @@ from torch import nn
 from recbole_diffurec import ModelSpec
 from recbole_diffurec.config.rules import Rule
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.models.diffurec import RULES, DiffuRecFamily, check
+from recbole_diffurec.models.diffurec import DiffuRecFamily
+from recbole_diffurec.models.diffurec_rules import FAMILY_RULES, check_family
 from recbole_diffurec.models.objectives import SquaredErrorObjective
 
 HERE = Path(__file__).parent
@@ -93,8 +94,8 @@ TINY_DIFFUSION = ModelSpec(
     TinyDiffusion,
     "a diffusion model with parts of its own",
     defaults=HERE / "TinyDiffusion.yaml",
-    rules=RULES,
-    check=check,
+    rules=FAMILY_RULES,
+    check=check_family,
     method=True,
     trims_padding=True,
     variants={"TinyNoise": {"sampler": "ddpm"}},

@@ -1,0 +1,52 @@
+"""What the parameters of DiffuRec's family may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from recbole_diffurec.config.rules import COUNT, Rule
+from recbole_diffurec.diffusion import schedules
+from recbole_diffurec.diffusion.samplers import SAMPLERS
+from recbole_diffurec.diffusion.step_samplers import STEP_SAMPLERS
+from recbole_diffurec.errors import UserError
+from recbole_diffurec.layers.blocks import ACTIVATIONS
+
+FAMILY_RULES = {
+    "hidden_act": Rule("str", choices=list(ACTIVATIONS)),
+    "diffusion_steps": COUNT,
+    "sampling_steps": Rule("int", 1, optional=True),
+    "valid_sampling_steps": Rule("int", 1, optional=True),
+    "noise_schedule": Rule("str", choices=list(schedules.SCHEDULES)),
+    "sampler": Rule("str", choices=list(SAMPLERS)),
+    "ddim_eta": Rule("number", 0, 1),
+    "step_sampler": Rule("str", choices=list(STEP_SAMPLERS)),
+    "lambda_uncertainty": Rule("number", 0),
+    "offset_noise": Rule("bool"),
+    "offset_scale": Rule("number"),
+    "reverse_start": Rule("str", choices=["noise", "last_item"]),
+    "noise_seed": Rule("int", 0, 2**63 - 1),
+    "ensemble_seeds": Rule("list", optional=True),
+    "sampled_softmax": Rule("int", 1, optional=True),
+    "negative_distribution": Rule("str", choices=["log_uniform", "uniform"]),
+    "compile": Rule("bool"),
+    "gradient_checkpointing": Rule("bool"),
+    "keyed_noise": Rule("bool"),
+    "cosine_temperature": Rule("number", 0, 1, open_low=True, optional=True),
+    "repeat_bias": Rule("bool"),
+}
+
+
+def check_family(values: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` where parameters of the family do not fit together."""
+    steps = values["diffusion_steps"]
+    for name in ("sampling_steps", "valid_sampling_steps"):
+        if values[name] is not None and values[name] > steps:
+            raise UserError(f"{name} must be from 1 to diffusion_steps ({steps}), got {values[name]}")
+    seeds = values["ensemble_seeds"]
+    if seeds is not None and not (seeds and all(FAMILY_RULES["noise_seed"].accepts(seed) for seed in seeds)):
+        raise UserError(f"ensemble_seeds must be a list of integers of at least 0, such as [1,2,3], got {seeds!r}")
+    try:
+        schedules.betas(values["noise_schedule"], steps)
+    except ValueError as error:
+        raise UserError(str(error)) from None
