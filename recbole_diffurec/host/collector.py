@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,9 @@ def list_collector(host: Any) -> type:
         training_data: Any = None  # the data set that was trained on, once that is known
 
         def data_collect(self, train_data: Any) -> None:
-            super().data_collect(train_data)
-            self.training_data = train_data.dataset
+            # Loaders of knowledge-aware models, which are made of two, have no ``dataset``.
+            self.training_data = train_data.dataset if hasattr(train_data, "dataset") else train_data._dataset
+            super().data_collect(SimpleNamespace(dataset=self.training_data))
             if self.register.need("data.count_items") and hasattr(self.training_data, "popularity"):
                 counts = self.training_data.popularity
                 popular = Counter({int(i): int(counts[i]) for i in np.flatnonzero(counts)})

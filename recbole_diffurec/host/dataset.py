@@ -254,7 +254,7 @@ class PrefixRows(Interaction):
 class SequenceDataset(SplitFiles, Chronological, SequentialDataset):
     """RecBole's sequential data set without a padded copy of every prefix.
 
-    Its rows, their order and what a data loader gets are those of ``SequentialDataset``.
+    Its rows, their order and what a data loader gets are those of ``SequentialDataset``, with the rows' numbers.
     """
 
     def data_augmentation(self) -> None:

@@ -147,6 +147,13 @@ class KeepingTrainer(ScoringTrainer):
             },
         )
 
+    def resume_checkpoint(self, resume_file: str) -> None:
+        """RecBole's way to go on, from the best epoch and with other random draws, is none of ours."""
+        raise UserError(
+            f"a training of model '{self.config['model']}' goes on from its state, not from a checkpoint such as "
+            f"'{resume_file}': give --resume to 'recbole-diffurec run', or resume=True to run()"
+        )
+
     def resume(self, state: TrainingState) -> None:
         """Go on from a state of ``find_state`` with the next call of ``fit``, to the same weights and figures."""
         if len(state["random"]) != distributed.world_size():

@@ -68,10 +68,7 @@ def load_weights(
         network.load_state_dict(state["state_dict"])
     except RuntimeError:
         raise _misfit(path, parameters or {}) from None
-    other = checkpoint.from_plain(state["other_parameter"] or {})
-    if other.keys() - network.other_parameter().keys():
-        raise _misfit(path, {})
-    network.load_other_parameter(other)
+    network.load_other_parameter(checkpoint.from_plain(state["other_parameter"]))
     problem = not_finite(network)
     if problem:
         raise UserError(f"checkpoint '{path}' is of no use, since {problem}: use another one")

@@ -14,6 +14,7 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.utils import data_preparation
 from recbole.utils import init_seed
 
+from recbole_diffurec.data.rows import ROW
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.dataset import SequenceDataset, dataset_class
@@ -133,7 +134,7 @@ def test_rows_are_those_of_recboles_own_data_set(tmp_path):
         assert len(dataset_of(ours)) == len(dataset_of(theirs)) > 0
         for a, b in zip(ours, theirs):
             a, b = (batch[0] if isinstance(batch, tuple) else batch for batch in (a, b))
-            assert set(a.columns) == set(b.columns)
+            assert set(a.columns) == {*b.columns, ROW}
             for column in b.columns:
                 assert torch.equal(a[column], b[column]), column
     ours, theirs = (dataset_of(split[0]).inter_matrix(form="csr") for split in loaders)

@@ -21,6 +21,7 @@ import recbole_diffurec
 from recbole_diffurec import Recommender, UserError, run
 from recbole_diffurec.experiments.tune import objective_function
 from recbole_diffurec.runtime import checkpoint
+from recbole_diffurec.training.trainer import trainer_class
 
 pytest.importorskip("ray")
 
@@ -109,7 +110,7 @@ def test_load_data_and_model_of_a_run(model: str) -> None:
     given = {name: value for name, value in PARAMETERS[model].items() if name != "eval_args"}
     result = run(model, "toy", epochs=1, data_path=".", gpu_id="", show_progress=False, **TOPK, **OURS, **given)
     config, network, _, train_data, _, test_data = load_data_and_model(result["checkpoint"])
-    trainer = recbole_diffurec.training.trainer.trainer_class(Trainer)(config, network)
+    trainer = trainer_class(Trainer)(config, network)
     trainer.eval_collector.data_collect(train_data)
     assert trainer.evaluate(test_data, load_best_model=False) == pytest.approx(result["test_result"])
 
@@ -140,6 +141,8 @@ def test_a_trainer_made_by_hand_goes_on_from_its_file() -> None:
     other = Trainer(config, get_model("BPR")(config, train_data.dataset))
     other.resume_checkpoint(trainer.saved_model_file)
     assert other.start_epoch == 1 and other.evaluate(test_data, load_best_model=False) == figures
+    with pytest.raises(UserError, match="goes on from its state"):
+        trainer_class(Trainer)(config, trainer.model).resume_checkpoint(trainer.saved_model_file)
 
 
 def test_a_general_model_has_recboles_own_figures() -> None:
