@@ -21,11 +21,10 @@ import requests
 import torch
 
 from recbole_diffurec import Recommender
-from recbole_diffurec.inference.export import program_inputs
-from recbole_diffurec.training.run import training_histories
+from recbole_diffurec.training.prepare import training_histories
 
 K = 20
-COMMAND = [sys.executable, "-m", "recbole_diffurec.cli"]
+COMMAND = [sys.executable, "-m", "recbole_diffurec"]
 Lists = tuple[np.ndarray, np.ndarray]  # item ids and scores, [users, K]
 
 
@@ -81,7 +80,7 @@ def from_program(checkpoint: str, histories: list[list[str]], steps: int, folder
         for row, history in zip(item_seq, part):
             row[: len(history)] = torch.tensor([number[item] for item in history])
         with torch.no_grad():
-            inputs = program_inputs(network, item_seq)
+            inputs = network.program().draws(item_seq)
         (scores,) = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
         best = np.argsort(-scores, axis=1, kind="stable")[:, :K]
         found.append((ids[best], np.take_along_axis(scores, best, axis=1)))

@@ -19,9 +19,9 @@ import pandas as pd
 import torch
 
 import recbole_diffurec  # noqa: F401  mends RecBole
-from recbole_diffurec.experiments.measures import subset_loader
 from recbole_diffurec.host.config import RunConfig
-from recbole_diffurec.training.run import PreparedData, build
+from recbole_diffurec.host.loaders import dataset_of, subset_loader
+from recbole_diffurec.training.prepare import PreparedData, build
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -80,8 +80,8 @@ def prepare(model: str, source: Mapping[str, str], **parameters: Any) -> tuple[R
 
 def model_on(model: str, source: Mapping[str, str], **parameters: Any) -> tuple[Any, Any, PreparedData]:
     """(network, trainer, data) of one configuration."""
-    config, data = prepare(model, source, **parameters)
-    return (*build(config, data.loaders[0]._dataset), data)
+    _, data = prepare(model, source, **parameters)
+    return (*build(data.config, dataset_of(data.loaders[0])), data)
 
 
 def batches(loader: Any, n: int, device: torch.device) -> list[Any]:
@@ -101,7 +101,7 @@ def user_batch(loader: Any, device: torch.device) -> Any:
 
 def padded_batches(loader: Any, n: int, device: torch.device) -> list[Any]:
     """``n`` batches of random rows, padded to the full length L as RecBole's own data set has them."""
-    rows = loader._dataset.inter_feat
+    rows = dataset_of(loader).inter_feat
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     return [rows[index].padded().to(device) for index in order.split(SETTING["train_batch_size"])[:n]]
 

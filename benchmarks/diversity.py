@@ -13,7 +13,8 @@ import numpy as np
 
 from recbole_diffurec import Recommender
 from recbole_diffurec.experiments.measures import gains
-from recbole_diffurec.training.run import PreparedData
+from recbole_diffurec.host.loaders import dataset_of
+from recbole_diffurec.training.prepare import PreparedData
 
 K = 10
 SETTINGS = ((None, 0.0), (20, 0.0), (20, 0.25), (20, 0.5), (20, 0.75), (20, 1.0))  # samples, diversity
@@ -21,7 +22,7 @@ SETTINGS = ((None, 0.0), (20, 0.0), (20, 0.25), (20, 0.5), (20, 0.75), (20, 1.0)
 
 def test_users(recommender: Recommender, n: int) -> tuple[list[list[str]], np.ndarray]:
     """Histories and targets, as ids, of ``n`` test users, evenly spaced over all."""
-    dataset = PreparedData(recommender.config).loaders[2]._dataset
+    dataset = dataset_of(PreparedData(recommender.config).loaders[2])
     rows = dataset[np.linspace(0, len(dataset) - 1, min(n, len(dataset))).astype(int)]
     network, items = recommender.network, recommender.items
     histories = [

@@ -29,7 +29,7 @@ import recbole_diffurec
 from recbole_diffurec.config import layers
 from recbole_diffurec.experiments.measures import gains
 from recbole_diffurec.layers.ragged import RaggedBatch
-from recbole_diffurec.models import base
+from recbole_diffurec.models import diffurec
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -60,7 +60,7 @@ class BatchWithPadding(RaggedBatch):
 
 @contextlib.contextmanager
 def padding_attended() -> Iterator[None]:
-    with mock.patch.object(base, "RaggedBatch", BatchWithPadding):
+    with mock.patch.object(diffurec, "RaggedBatch", BatchWithPadding):
         yield
 
 
@@ -79,11 +79,11 @@ def row_0_a_class() -> Iterator[None]:
         losses = F.cross_entropy((x @ items.T).to(items.dtype), target, reduction="none")
         return (weight * losses).sum(), losses.detach()
 
-    drawn = base.DiffusionRecommender._initialise
+    drawn = diffurec.DiffuRecFamily._initialise
     with (
         padding_attended(),
-        mock.patch.object(base.DiffusionRecommender, "_initialise", initialise),
-        mock.patch.object(base, "full_cross_entropy", cross_entropy),
+        mock.patch.object(diffurec.DiffuRecFamily, "_initialise", initialise),
+        mock.patch.object(diffurec, "full_cross_entropy", cross_entropy),
     ):
         yield
 

@@ -19,7 +19,7 @@ from recbole.data.utils import data_preparation
 from recbole.utils import init_seed
 
 from recbole_diffurec.host.config import RunConfig
-from recbole_diffurec.training.run import PreparedData, build
+from recbole_diffurec.training.prepare import PreparedData, build
 
 STEPS = 5  # training steps; the peak is reached in the first ones
 MILLION = "million-items"
@@ -53,7 +53,7 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
         with torch.no_grad():
             trainer.tot_item_num = loaders[2]._dataset.item_num
             trainer.item_tensor = loaders[2]._dataset.get_item_feature().to(trainer.device)
-            trainer._evaluated = loaders[2]._dataset
+            trainer._evaluated = loaders[2]
             interaction, scores, users, items = trainer._full_sort_batch_eval(batch)
             trainer.eval_collector.eval_batch_collect(scores, interaction, users, items)
         if i == 1:
