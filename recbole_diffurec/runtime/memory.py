@@ -11,6 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_diffurec.errors import UserError
 
+# What a tensor of a model costs beside its numbers, in bytes: the objects of Python around it. A million layers of a few
+# numbers each would fill a machine with them.
+PER_TENSOR = 2**14
+
 
 class MemoryLimit(TorchDispatchMode):
     """A context in which new tensors may come to so many bytes and no more.
@@ -44,7 +48,7 @@ class MemoryLimit(TorchDispatchMode):
         parameters = func._schema.arguments
         if parameters and parameters[0].name == "size":
             dtype = kwargs.get("dtype") or torch.get_default_dtype()
-            self._asked += math.prod(args[0]) * dtype.itemsize
+            self._asked += math.prod(args[0]) * dtype.itemsize + PER_TENSOR
             if self._asked > self._limit:
                 raise UserError(
                     f"{self._what} would take more than {self._asked / 1e9:,.1f} GB for its parameters, and "
