@@ -147,7 +147,7 @@ def test_a_checkpoint_sets_a_models_own_parameters_alone(model: str, name: str) 
     state = checkpoint.load(path)
     state["other_parameter"][name] = 1
     checkpoint.save(path, state)
-    with pytest.raises(UserError, match="do not fit its own configuration"):
+    with pytest.raises(UserError, match=f"holds {name} for a {model}, which has no such parameter"):
         evaluate(path)
     network = catalogue.model_class(model)
     with pytest.raises(UserError, match=f"holds {name} for a {model}, which has no such parameter"):

@@ -120,6 +120,7 @@ trainer.trainer.Trainer
     _valid_epoch(self, valid_data, show_progress=False)
     evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False)
     fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None)
+    resume_checkpoint(self, resume_file)
 utils.utils
     get_model(model_name)
     get_trainer(model_type, model_name)
