@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_diffurec.errors import UserError
 
-# What a tensor of a model costs beside its numbers, in bytes: the objects of Python around it. A million layers of a few
+# What a tensor of a model costs beside its numbers, in bytes: the objects of Python around it. A million layers of few
 # numbers each would fill a machine with them.
 PER_TENSOR = 2**14
 
