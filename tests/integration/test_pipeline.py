@@ -19,6 +19,7 @@ from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.loaders import dataset_of
 from recbole_diffurec.runtime import checkpoint
 from recbole_diffurec.training.prepare import build, prepare_data
+from recbole_diffurec.training.weights import load_weights
 
 # On all users, for their known number.
 SMALL = {name: value for name, value in TINY.items() if name != "user_inter_num_interval"}
@@ -73,8 +74,8 @@ def test_checkpoints_tested_as_one(workdir, capsys):
     data = prepare_data(configs[0])
     networks = []
     for state, config in zip(states, configs):
-        network, trainer = build(config, dataset_of(data.loaders[0]))
-        trainer.load_weights(state)
+        network, _ = build(config, dataset_of(data.loaders[0]))
+        load_weights(network, state, "a checkpoint")
         networks.append(network.eval())
     hits, n_users = 0, 0
     with torch.no_grad():
