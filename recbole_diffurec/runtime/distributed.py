@@ -314,13 +314,12 @@ def _environment_of_children(nproc: int) -> Iterator[None]:
         # They say themselves what went wrong; DDP's advice on models without unused parameters is for developers.
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
     }
-    before = {name: os.environ.get(name) for name in changed}
+    before = dict(os.environ)
     os.environ.update(changed)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        # PyTorch leaves names of its own as well.
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
