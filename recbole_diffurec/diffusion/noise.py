@@ -65,9 +65,9 @@ class Draws(Protocol):
         """One draw of N(mean, std^2) for each token and dimension, [N, d]."""
 
 
-def _affine(normal: Tensor, mean: float, std: float) -> Tensor:
-    """std (normal + mean / std): exact where mean and std are equal, as those of lambda are."""
-    return normal.add(mean / std if std else 0.0).mul_(std)
+def _affine(normal: Tensor, mean: float, std: float, out: Tensor | None = None) -> Tensor:
+    """std (normal + mean / std), in ``out`` where it is given: exact where mean and std are equal, as lambda's are."""
+    return torch.add(normal, mean / std if std else 0.0, out=out).mul_(std)
 
 
 class FreshNoise:
@@ -95,7 +95,8 @@ class FreshNoise:
 
     def per_token(self, t: int, mean: float, std: float, dtype: torch.dtype) -> Tensor:
         """``Draws.per_token``."""
-        return _affine(self._draw(self._token_shape), mean, std).to(dtype)
+        drawn = self._draw(self._token_shape)
+        return _affine(drawn, mean, std, out=drawn).to(dtype)
 
     def _draw(self, shape: tuple[int, int]) -> Tensor:
         return torch.randn(shape, device=self._like.device, dtype=self._like.dtype)

@@ -73,7 +73,7 @@ def test_a_state_of_another_data_set_under_this_ones_name_is_refused(inter: Path
         find_state(config())
 
 
-@pytest.mark.parametrize("name", ["../outside.pth", "/tmp/outside.pth", "other/x.pth", "..", "outside.state", ""])
+@pytest.mark.parametrize("name", ["../outside.pth", "/outside.pth", "other/x.pth", "..", "outside.state", ""])
 def test_a_state_leads_nowhere_else(name: str, inter: Path) -> None:
     path = put_state(checkpoint=name)
     with pytest.raises(UserError, match=r"checkpoint: Value error, must be the bare name of a .pth file"):
