@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from recbole_diffurec.config.rules import Rule
-from recbole_diffurec.diffusion.noise import Draws, history_keys
+from recbole_diffurec.diffusion.noise import Draws
 from recbole_diffurec.layers.blocks import BlockShape
 from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.encoder import TransformerEncoder
-from recbole_diffurec.layers.ragged import LedBatch, PaddedBatch, RaggedBatch
+from recbole_diffurec.layers.ragged import LedBatch, RaggedBatch
 from recbole_diffurec.layers.step_embedding import SinusoidalSteps
 from recbole_diffurec.models.base import ITEM_SEQ_INPUT, SCORES_OUTPUT, Program
 from recbole_diffurec.models.denoiser import Denoiser
 from recbole_diffurec.models.diffurec import DiffuRecFamily
-from recbole_diffurec.models.diffurec_program import GivenDraws
+from recbole_diffurec.models.diffurec_program import ReverseProgram
 from recbole_diffurec.models.diffurec_rules import FAMILY_RULES, check_family
 from recbole_diffurec.models.objectives import SquaredErrorObjective
 from recbole_diffurec.models.scores import ItemScores
@@ -255,7 +255,7 @@ class DiffRecDNR(DiffuRecFamily):
         return DiffRecDNRProgram(self)
 
 
-class DiffRecDNRProgram(Program):
+class DiffRecDNRProgram(ReverseProgram):
     """Inference of one model, the reverse process included.
 
     Parameters
@@ -265,10 +265,6 @@ class DiffRecDNRProgram(Program):
     """
 
     inputs = ("item_seq", "noise")
-
-    def __init__(self, network: DiffRecDNR):
-        super().__init__()
-        self.network = network
 
     def forward(self, item_seq: Tensor, noise: Tensor) -> Tensor:
         """Scores of all items, [B, I]; the padding row scores minus infinity.
@@ -280,23 +276,11 @@ class DiffRecDNRProgram(Program):
         noise : Tensor
             [S, B, d] of N(0, 1): x_T, then what each reverse step but the last adds.
         """
-        network = self.network
-        batch = PaddedBatch(item_seq)
-        condition = network.condition(batch, network.denoiser)
-        draws = GivenDraws(noise, noise, network.visits)
-        x_0 = network.reverse(condition, batch.items[batch.last], draws, network.denoiser)
-        return network.logits(x_0, item_seq)
+        return self.scores(item_seq, noise, noise)  # nothing is drawn for tokens
 
     def draws(self, item_seq: Tensor, seed: int | None = None) -> dict[str, Tensor]:
         """``Program.draws``."""
-        network = self.network
-        batch = PaddedBatch(item_seq)
-        keys = history_keys(batch.items, batch.age, batch.real, batch.row, batch.n_sequences)
-        seed = network.inference_seeds[0] if seed is None else seed
-        dtype = network.item_embedding.weight.dtype
-        source = network.noise_table.for_batch(seed, keys, batch.row, batch.age, dtype)
-        noise = torch.stack([source.start(), *(source.step(t) for t in network.visits[:-1])])
-        return {"item_seq": item_seq, "noise": noise}
+        return {"item_seq": item_seq, "noise": self.noise_of(self.source(item_seq, seed))}
 
     def dynamic_shapes(self, rows: Any, length: Any) -> dict[str, dict[int, Any]]:
         """``Program.dynamic_shapes``."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from recbole_diffurec.diffusion.noise import history_keys
+from recbole_diffurec.diffusion.noise import TableNoise, history_keys
 from recbole_diffurec.layers.ragged import PaddedBatch
 from recbole_diffurec.models.base import ITEM_SEQ_INPUT, SCORES_OUTPUT, Program
 
@@ -47,7 +47,43 @@ class GivenDraws:
         return given.reshape(-1, given.shape[-1])
 
 
-class DiffuRecProgram(Program):
+class ReverseProgram(Program):
+    """What the programs of the family's models share: the reverse process on a batch that is laid out as it came.
+
+    Parameters
+    ----------
+    network : DiffuRecFamily
+        The model; its parts are used as they are.
+    """
+
+    def __init__(self, network: DiffuRecFamily):
+        super().__init__()
+        self.network = network
+
+    def scores(self, item_seq: Tensor, noise: Tensor, uncertainty: Tensor) -> Tensor:
+        """Scores of all items, [B, I], for the draws of each visited step; see ``DiffuRecProgram.forward``."""
+        network = self.network
+        batch = PaddedBatch(item_seq)
+        condition = network.condition(batch, network.denoiser)
+        draws = GivenDraws(noise, uncertainty, network.visits)
+        x_0 = network.reverse(condition, batch.items[batch.last], draws, network.denoiser)
+        return network.logits(x_0, item_seq)
+
+    def source(self, item_seq: Tensor, seed: int | None) -> TableNoise:
+        """The source of the draws that ``full_sort_predict`` makes for these histories."""
+        network = self.network
+        batch = PaddedBatch(item_seq)
+        keys = history_keys(batch.items, batch.age, batch.real, batch.row, batch.n_sequences)
+        seed = network.inference_seeds[0] if seed is None else seed
+        dtype = network.item_embedding.weight.dtype
+        return network.noise_table.for_batch(seed, keys, batch.row, batch.age, dtype)
+
+    def noise_of(self, source: TableNoise) -> Tensor:
+        """x_T and what each reverse step but the last adds, [S, B, d]."""
+        return torch.stack([source.start(), *(source.step(t) for t in self.network.visits[:-1])])
+
+
+class DiffuRecProgram(ReverseProgram):
     """Inference of one model, the reverse process included.
 
     Parameters
@@ -57,10 +93,6 @@ class DiffuRecProgram(Program):
     """
 
     inputs = ("item_seq", "noise", "uncertainty")
-
-    def __init__(self, network: DiffuRecFamily):
-        super().__init__()
-        self.network = network
 
     def forward(self, item_seq: Tensor, noise: Tensor, uncertainty: Tensor) -> Tensor:
         """Scores of all items, [B, I]; the padding row scores minus infinity.
@@ -74,25 +106,16 @@ class DiffuRecProgram(Program):
         uncertainty : Tensor
             [S, B, L, d], lambda of each visited step, N(delta, delta^2).
         """
-        network = self.network
-        batch = PaddedBatch(item_seq)
-        condition = network.condition(batch, network.denoiser)
-        draws = GivenDraws(noise, uncertainty, network.visits)
-        x_0 = network.reverse(condition, batch.items[batch.last], draws, network.denoiser)
-        return network.logits(x_0, item_seq)
+        return self.scores(item_seq, noise, uncertainty)
 
     def draws(self, item_seq: Tensor, seed: int | None = None) -> dict[str, Tensor]:
         """``Program.draws``."""
-        network = self.network
-        batch = PaddedBatch(item_seq)
-        keys = history_keys(batch.items, batch.age, batch.real, batch.row, batch.n_sequences)
+        network, source = self.network, self.source(item_seq, seed)
         dtype = network.item_embedding.weight.dtype
-        seed = network.inference_seeds[0] if seed is None else seed
-        source = network.noise_table.for_batch(seed, keys, batch.row, batch.age, dtype)
         shape = (*item_seq.shape, network.hidden_size)
         return {
             "item_seq": item_seq,
-            "noise": torch.stack([source.start(), *(source.step(t) for t in network.visits[:-1])]),
+            "noise": self.noise_of(source),
             "uncertainty": torch.stack(
                 [source.per_token(t, *network.denoiser.token_noise, dtype).view(shape) for t in network.visits]
             ),
