@@ -24,7 +24,7 @@ class FreshDraws:
 def oracle_scores(network, batch):
     item_seq, length = batch["item_id_list"][:ORACLE_USERS], batch["item_length"][:ORACLE_USERS]
     n, d = len(length), network.item_embedding.weight.shape[1]
-    delta = network.lambda_uncertainty
+    delta = network.denoiser.token_noise[0]
     uncertainty = FreshDraws((*item_seq.shape, d), delta, delta)
     x_0 = oracle.reverse(network, item_seq, length, torch.randn(n, d), FreshDraws((n, d)), uncertainty)
     return x_0.float() @ network.item_embedding.weight.T

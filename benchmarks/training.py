@@ -18,7 +18,7 @@ def oracle_loss(network):
         n, d = len(target), network.item_embedding.weight.shape[1]
         t = torch.randint(network.process.n_steps, (n,))
         noise = torch.randn(n, d) + network.offset
-        delta = network.lambda_uncertainty
+        delta = network.denoiser.token_noise[0]
         return oracle.loss(network, item_seq, length, target, t, noise, delta + delta * torch.randn(*item_seq.shape, d))
 
     return loss
