@@ -1,4 +1,4 @@
-"""Training rows by their numbers: their histories, and others with the same target.
+"""Training rows by their numbers: their histories, the items after them, and others with the same target.
 
 A row is a target and the items before it. Its number, which a batch carries in the column ``ROW``, is the place of the
 target among all interactions in order of user and time; it stays the row's own however rows are selected or shuffled.
@@ -66,6 +66,47 @@ class RowHistories(nn.Module):
         """
         start = torch.maximum(self.first[rows].long(), rows - self.max_length)
         return right_padded(self.items, start, rows, self.max_length), rows - start
+
+
+class FollowingItems(nn.Module):
+    """The targets of rows and the items after them, as far as each is the target of a training row of the same user.
+
+    So nothing is read of validation or test, and nothing behind it either: where a split leaves holes in a user's
+    training rows, the items stop at the first.
+
+    Parameters
+    ----------
+    rows : PrefixRows
+        The training rows.
+    items : str
+        Which of their list columns holds the items.
+    """
+
+    items: Tensor
+    end: Tensor
+
+    def __init__(self, rows: Any, items: str):
+        super().__init__()
+        first = torch.full((len(rows.flat[items]),), -1, dtype=torch.long)
+        first[rows.target] = rows.first
+        # Where a stretch of rows of one user begins, or of what is no row.
+        begins = torch.nonzero((first[1:] != first[:-1]) | (first[1:] < 0)).flatten() + 1
+        begins = torch.cat([begins, begins.new_tensor([len(first)])])
+        end = begins[torch.searchsorted(begins, torch.arange(len(first)), right=True)]
+        self.register_buffer("items", rows.flat[items], persistent=False)
+        self.register_buffer("end", end.int(), persistent=False)
+
+    def forward(self, rows: Tensor, n: int) -> Tensor:
+        """Up to ``n`` items of each row, its target first, int [B, n] with 0 after the last.
+
+        Parameters
+        ----------
+        rows : Tensor
+            int [B], numbers of training rows.
+        n : int
+            How many.
+        """
+        return right_padded(self.items, rows, torch.minimum(rows + n, self.end[rows].long()), n)
 
 
 class SameTarget(nn.Module):

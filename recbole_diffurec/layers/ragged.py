@@ -183,7 +183,7 @@ class PaddedBatch(RaggedBatch):
 
 
 class LedBatch(RaggedBatch):
-    """The layout of a batch with one more token in front of each history, which is the one that is read of it.
+    """The layout of a batch with more tokens in front of each history, the first of which is the one that is read.
 
     For attention in both directions, to which the place of a token says nothing.
 
@@ -191,18 +191,20 @@ class LedBatch(RaggedBatch):
     ----------
     histories : RaggedBatch
         Of any layout.
+    n_leading : int, optional
+        How many tokens stand in front.
     """
 
-    def __init__(self, histories: RaggedBatch):
-        self._histories = histories
+    def __init__(self, histories: RaggedBatch, n_leading: int = 1):
+        self._histories, self.n_leading = histories, n_leading
         self.n_sequences = histories.n_sequences
         self.slabs = [
             Slab(
                 slab.first_row,
                 slab.n,
-                slab.first_token + slab.first_row,
-                slab.length + 1,
-                None if slab.key_bias is None else F.pad(slab.key_bias, (1, 0)),
+                slab.first_token + slab.first_row * n_leading,
+                slab.length + n_leading,
+                None if slab.key_bias is None else F.pad(slab.key_bias, (n_leading, 0)),
             )
             for slab in histories.slabs
         ]
@@ -211,21 +213,28 @@ class LedBatch(RaggedBatch):
         self.last = torch.cat(first)
 
     def join(self, leading: Tensor, tokens: Tensor) -> Tensor:
-        """The tokens of the longer sequences, [B + N, d].
+        """The tokens of the longer sequences, [B n + N, d], for n tokens in front of each.
 
         Parameters
         ----------
         leading : Tensor
-            [B, d], what stands in front, in the order of the given batch.
+            [B, d] or [B, n, d], what stands in front, in the order of the given batch.
         tokens : Tensor
             [N, d], of the histories.
         """
         histories = self._histories
-        leading = leading.index_select(0, histories.row.index_select(0, histories.last)).unsqueeze(1)
+        leading = leading.index_select(0, histories.row.index_select(0, histories.last))
+        leading = leading.reshape(-1, self.n_leading, leading.shape[-1])
         slabs = histories.slabs
         parts = zip(slabs, leading.split([slab.n for slab in slabs]), tokens.split([s.n * s.length for s in slabs]))
         joined = [torch.cat([front, part.view(slab.n, slab.length, -1)], dim=1) for slab, front, part in parts]
         return torch.cat([sequences.flatten(0, 1) for sequences in joined])
+
+    def leading(self, x: Tensor) -> Tensor:
+        """What stands in front, [B, n, d] in the order of the given batch, of tokens ``x`` as ``join`` lays them out."""
+        parts = zip(self.slabs, x.split([slab.n * slab.length for slab in self.slabs]))
+        fronts = [part.view(slab.n, slab.length, -1)[:, : self.n_leading] for slab, part in parts]
+        return self.restore(torch.cat(fronts))
 
     def restore(self, x: Tensor) -> Tensor:
         """``RaggedBatch.restore``."""

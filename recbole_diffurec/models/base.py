@@ -3,13 +3,15 @@
 A model of any kind that reconstructs its target by diffusion subclasses ``DiffusionRecommender``; the family of
 DiffuRec is in ``models.diffurec``. Any model that scores items by inner products can be ``Exportable``.
 
-Shapes: B batch, L padded history length, d size of an item vector, I items with padding row 0.
+Shapes: B batch, L padded history length, d size of an item vector, I items with padding row 0, S samples, k slots of a
+list of which n are filled.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from recbole.model.abstract_recommender import SequentialRecommender
@@ -118,3 +120,50 @@ class Program(nn.Module, ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What the file beside an exported program says: ``inputs`` by name, ``outputs``, and the steps visited."""
+
+
+@dataclass(frozen=True)
+class SampledLists:
+    """Lists of items that may follow histories.
+
+    Parameters
+    ----------
+    items : Tensor
+        int [S, B, n], in their order; 0 where no item was left to draw.
+    log_probability : Tensor
+        [S, B], of each list among all lists of n items, as the model has it before anything is left out or tempered.
+    """
+
+    items: Tensor
+    log_probability: Tensor
+
+
+class ListSampler(ABC):
+    """A model of the next several items together."""
+
+    @property
+    @abstractmethod
+    def n_slots(self) -> int:
+        """k, the longest list."""
+
+    @abstractmethod
+    def sample_lists(
+        self, interaction: Any, n: int, seeds: Sequence[int], allowed: Tensor | None = None
+    ) -> SampledLists:
+        """A list of n different items for each history and each of the S seeds.
+
+        Parameters
+        ----------
+        interaction : Interaction
+            The histories.
+        n : int
+            From 1 to k.
+        seeds : Sequence of int
+            The same seed gives the same list.
+        allowed : Tensor, optional
+            bool [B, I], the items to choose from; all by default.
+        """
+
+    @abstractmethod
+    def log_probability(self, interaction: Any, lists: Tensor) -> Tensor:
+        """Of given lists int [B, n] after the histories, [B]: the log of a distribution over all lists of n items."""

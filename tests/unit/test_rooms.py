@@ -39,7 +39,7 @@ ROOMS = {
         "allocator archive checkpoint distributed files gathering memory precision process ranks",
         imports="errors",
     ),
-    "diffusion": Room("noise process samplers schedules step_samplers"),
+    "diffusion": Room("absorbing noise process samplers schedules step_samplers"),
     "layers": Room(
         "attention blocks contrast device dropout encoder item_softmax linear ragged step_embedding",
     ),
@@ -50,7 +50,7 @@ ROOMS = {
     "config": Room("layers protocol rules", imports="errors"),
     "models": Room(
         "approximator base cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program diffurec_rules duorec "
-        "ensemble objectives scores sequential spec stosa",
+        "ensemble masked_diffusion objectives scores sequential spec stosa",
         imports="errors runtime diffusion layers data config",
     ),
     "host": Room(
