@@ -162,6 +162,12 @@ def _recommend() -> _Parser:
         help=".inter, .csv, .jsonl or .parquet with user_id, item_id, timestamp, or with user_id, items",
     )
     command.add_argument("--k", type=int, default=20, metavar="N", help="items for each user (20)")
+    command.add_argument(
+        "--next",
+        type=int,
+        metavar="N",
+        help="lists of the next N items together: the k most probable of --samples (20)",
+    )
     command.add_argument("--exclude_seen", action="store_true", help="leave out the items of the history")
     command.add_argument("--candidates", metavar="FILE", help="recommend only the items in this file, one a line")
     command.add_argument(

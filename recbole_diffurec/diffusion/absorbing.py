@@ -30,11 +30,11 @@ def mask_slots(present: Tensor, all_masked_share: float = 0.0) -> tuple[Tensor, 
     """Slots to mask in training, and what the cross-entropy of each counts.
 
     MDLM's bound on -log p(list) draws a rate t ~ U(0, 1), masks each of the m slots with probability t, and sums the
-    cross-entropies of the masked ones, times 1 / t (its continuous-time bound with alpha_t = 1 - t). Given how many are masked, their
-    set is uniform whatever t is; and integrated over t, n masked ones come with a total weight of 1 / n, each n from 1
-    to m alike. So n is drawn instead of t, which has the same expectation and no weights without bound (Ou, Nie, Xue,
-    Zhu, Sun, Li, Li 2025, "Your Absorbing Discrete Diffusion Secretly Models the Conditional Distributions of Clean
-    Data", ICLR). With n ~ U{1 .. m} the weight m / n gives the bound, and 1 / n the bound for each slot.
+    cross-entropies of the masked ones, times 1 / t (in continuous time, with alpha_t = 1 - t). Given how many are
+    masked, their set is uniform whatever t is; and integrated over t, n masked ones come with a total weight of 1 / n,
+    for each n from 1 to m. So n is drawn here instead of t, which has the same expectation, and no weights without
+    bound (Ou, Nie, Xue, Zhu, Sun, Li, Li 2025, "Your Absorbing Discrete Diffusion Secretly Models the Conditional
+    Distributions of Clean Data", ICLR): with n ~ U{1 .. m} the weight m / n gives the bound, and 1 / n that of a slot.
 
     Parameters
     ----------

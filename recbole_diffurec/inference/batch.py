@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from recbole_diffurec.config.rules import take_options
 from recbole_diffurec.data.histories import HistoryBatch, writing
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.inference.recommender import Recommender
@@ -51,7 +53,7 @@ def recommend(
     samples, diversity : int and float
         See ``Recommender.recommend``; the output gets the columns frequency and spread.
     **parameters : object
-        For inference, such as ``sampling_steps=4``.
+        ``next``, see ``More``; all others are for inference, such as ``sampling_steps=4``.
 
     Returns
     -------
@@ -64,6 +66,8 @@ def recommend(
         A file cannot be read or written, a parameter is wrong, or the model knows none of the items. Nothing is left
         half-written.
     """
+    more = take_options(More, parameters)
+    more.check(diversity)
     if input is not None and Path(output).resolve() == Path(input).resolve():
         raise UserError(f"output '{output}' is the input as well: give another file")
     recommender = Recommender.load(checkpoint_file, **parameters)
@@ -76,9 +80,33 @@ def recommend(
     batches = training_histories(recommender.config) if input is None else recommender.histories(input)
 
     def lists(users: list[str], sequences: list[list[str]]) -> pd.DataFrame:
+        if more.next is not None:
+            drawn = SAMPLES if samples is None else samples
+            return recommender.next_lists(sequences, more.next, drawn, k, exclude_seen, allowed, users)
         return recommender.recommend(sequences, k, exclude_seen, allowed, users, samples, diversity)
 
     return _write(output, batches, lists, KnownIds(recommender, f"item ids in input '{input}'"))
+
+
+SAMPLES = 20  # lists of several items that are drawn for each user, where nobody says how many
+
+
+@dataclass(frozen=True)
+class More:
+    """What else is asked of lists.
+
+    Parameters
+    ----------
+    next : int, optional
+        Lists of so many items together, see ``Recommender.next_lists``, of which ``k`` are given for each user.
+    """
+
+    next: int | None = None
+
+    def check(self, diversity: float) -> None:
+        """Raise ``UserError`` where options do not fit together."""
+        if self.next is not None and diversity:
+            raise UserError("diversity spreads a list of single items: leave it out with --next, or raise --samples")
 
 
 def _write(

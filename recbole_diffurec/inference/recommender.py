@@ -24,6 +24,7 @@ from recbole_diffurec.host import catalogue, compat
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.loaders import batch_of, fitting_users
 from recbole_diffurec.inference.lists import ListOptions, Lists, lists_of_samples
+from recbole_diffurec.inference.next_lists import NextLists
 from recbole_diffurec.models.base import DiffusionRecommender
 from recbole_diffurec.runtime import checkpoint
 from recbole_diffurec.training.weights import load_weights, room_for
@@ -58,7 +59,7 @@ class _CheckpointData:
         )
 
 
-class Recommender:
+class Recommender(NextLists):
     """A trained sequential model that turns item histories, in the data's own ids, into ranked items.
 
     Several threads may ask at the same time: nothing changes after ``load``.

@@ -231,7 +231,7 @@ class LedBatch(RaggedBatch):
         return torch.cat([sequences.flatten(0, 1) for sequences in joined])
 
     def leading(self, x: Tensor) -> Tensor:
-        """What stands in front, [B, n, d] in the order of the given batch, of tokens ``x`` as ``join`` lays them out."""
+        """What stands in front, [B, n, d] in the order of the given batch, of tokens as ``join`` lays them out."""
         parts = zip(self.slabs, x.split([slab.n * slab.length for slab in self.slabs]))
         fronts = [part.view(slab.n, slab.length, -1)[:, : self.n_leading] for slab, part in parts]
         return self.restore(torch.cat(fronts))

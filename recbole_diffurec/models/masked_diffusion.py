@@ -3,8 +3,8 @@
 The process is that of MDLM (see ``diffusion.absorbing``) with items for tokens and the history as the condition.
 Guidance by a condition that is dropped in training: Ho, Salimans 2021, "Classifier-Free Diffusion Guidance".
 
-Shapes: B batch, M masked slots of a batch, L padded history length, N tokens, d hidden size, k slots, n slots of a list,
-S samples, I items with padding row 0.
+Shapes: B batch, L padded history length, N tokens, d hidden size, k slots of which n are filled, S samples, I items
+with padding row 0.
 """
 
 from __future__ import annotations
@@ -61,11 +61,10 @@ class Histories:
 class MaskedDiffRec(SequentialModel, DiffusionRecommender, ListSampler):
     """Masked diffusion over the next ``n_slots`` items, of whose joint distribution the steps make the difference.
 
-    k slots stand by the history, each an item or a mask; a bidirectional Transformer over both gives every masked slot a
-    distribution over the items. In training a row's slots hold its target and the training items after it, n of them
-    are masked, n uniform and their set too, and the loss is the mean over the masked ones of their cross-entropies: the
-    bound of masked diffusion on -log p(list | history), for each slot. Slots beyond the training part stay masked and
-    count for nothing.
+    k slots stand by the history, each an item or a mask; a bidirectional Transformer over both gives every masked slot
+    a distribution over the items. In training a row's slots hold its target and the training items after it. Of these
+    n are masked, n and their set uniform, and the loss is the mean of their cross-entropies: masked diffusion's bound
+    on -log p(list | history), for each slot. Slots beyond the training part stay masked and count for nothing.
 
     With all slots masked the first one is an ordinary classifier of the next item, by which items are ranked; no
     number of steps changes that. Lists are drawn in ``sampling_steps`` of k steps, each of which fills some slots given
@@ -301,7 +300,7 @@ class MaskedDiffRec(SequentialModel, DiffusionRecommender, ListSampler):
             yield Histories(batch, self.embed(batch), item_seq[rows], rows, keys)
 
     def _fill(self, part: Histories, masks: Tensor, choose: Choose, seed: int, first: int = 0) -> Filled:
-        """Fill n of the k slots, all of them masks int [B, n], from the 0-based ``first`` on; the others stay masked."""
+        """Fill n of the k slots, masks int [B, n], from the 0-based ``first`` on; the others stay masked."""
         n = masks.shape[1]
 
         def denoise(slots: Tensor, chosen: Tensor | None) -> Tensor:

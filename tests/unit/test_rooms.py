@@ -64,8 +64,8 @@ ROOMS = {
     ),
     "plugin": Room("plugin", imports="models host", lazily="training"),
     "inference": Room(
-        "batch batcher connections export limits lists recommender schema service",
-        imports="errors version runtime data models host training",
+        "batch batcher connections export limits lists next_lists recommender schema service",
+        imports="errors version runtime data config models host training",
     ),
     "experiments": Room(
         "cluster compare figures grid measures report space stats store tables trials tune",
