@@ -36,14 +36,14 @@ class NextLists:
     def next_lists(
         self,
         sequences: Sequence[Sequence[Any]] | pd.DataFrame,
-        n: int = 5,
+        n: int | None = None,
         samples: int = 20,
         k: int = 20,
         exclude_seen: bool = False,
         candidates: Iterable[Any] | None = None,
         users: Sequence[Any] | None = None,
     ) -> pd.DataFrame:
-        """The next ``n`` items after each history, together: such as a playlist, a basket, or a session to come.
+        """The next n items after each history, together: such as a playlist, a basket, or a session to come.
 
         ``recommend`` ranks items each for itself; here an item of a list depends on the others. No list holds an item
         twice. A history without any known item gets one list of the most popular items.
@@ -53,7 +53,7 @@ class NextLists:
         sequences : Sequence of Sequence of object or pd.DataFrame
             As for ``recommend``.
         n : int, optional
-            Items of a list, at most the model's ``n_slots``.
+            Items of a list, at most the model's ``n_slots``, which is the default.
         samples : int, optional
             S, how many lists are drawn for each history.
         k : int, optional
@@ -83,6 +83,7 @@ class NextLists:
                 f"model '{self.config['model']}' knows the next item alone and draws no lists of several: leave out "
                 f"--next"
             )
+        n = network.n_slots if n is None else n
         if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= network.n_slots:
             raise UserError(
                 f"next must be an integer from 1 to the {network.n_slots} slots that the model was trained with, got "
