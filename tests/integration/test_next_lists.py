@@ -34,7 +34,7 @@ def prepared(**parameters: Any) -> tuple[RunConfig, PreparedData]:
 
 @pytest.mark.parametrize("split", [{}, {"split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "none"}])
 def test_what_follows_a_row_is_of_its_user_and_of_training(split, workdir):
-    config, data = prepared(eval_args={**RunConfig("MaskedDiffRec", "ml-100k", TINY)["eval_args"], **split})
+    _, data = prepared(eval_args={**RunConfig("MaskedDiffRec", "ml-100k", TINY)["eval_args"], **split})
     rows = dataset_of(data.loaders[0]).inter_feat
     following = FollowingItems(rows, "item_id_list")(rows.target, 3)
     first = dict(zip(rows.target.tolist(), rows.first.tolist()))
@@ -51,7 +51,7 @@ def test_training_reads_nothing_that_is_held_out(workdir):
     """The loss of all rows is the same whatever the items of validation and test are."""
     losses = []
     for change in (False, True):
-        config, data = prepared(user_inter_num_interval="[5,20]", train_batch_size=64)
+        _, data = prepared(user_inter_num_interval="[5,20]", train_batch_size=64)
         dataset = dataset_of(data.loaders[0])
         held_out = torch.cat([dataset_of(loader).inter_feat.target for loader in data.loaders[1:]])
         if change:

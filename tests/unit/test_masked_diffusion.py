@@ -15,7 +15,7 @@ from recbole_diffurec.data.rows import ROW, FollowingItems
 from recbole_diffurec.diffusion.absorbing import MASK, ORDERS
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.config import RunConfig
-from recbole_diffurec.layers.ragged import RaggedBatch
+from recbole_diffurec.layers.ragged import LedBatch, PaddedBatch, RaggedBatch
 
 LENGTHS = [1, 12, 5, 5, 7, 2]
 GUIDED: dict[str, Any] = {"guidance": 1.5, "repeat_bias": True, "cosine_temperature": 0.5}
@@ -65,6 +65,19 @@ def test_states_do_not_depend_on_the_batch(parameters):
     slots = torch.randint(0, 31, (len(LENGTHS), 3), generator=torch.Generator().manual_seed(1))
     alone = [slot_states(model, batch[i : i + 1], slots[i : i + 1]) for i in range(len(LENGTHS))]
     torch.testing.assert_close(torch.cat(alone), slot_states(model, batch, slots))
+
+
+@pytest.mark.parametrize("layout", [RaggedBatch, PaddedBatch])
+def test_tokens_in_front_of_each_history_of_several_slabs(layout):
+    lengths = torch.tensor([1, 12] * 40)
+    item_seq = torch.where(torch.arange(12) < lengths.unsqueeze(1), 1 + torch.arange(80).unsqueeze(1), 0)
+    batch = layout(item_seq, lengths) if layout is RaggedBatch else layout(item_seq)
+    led = LedBatch(batch, 2)
+    assert len(led.slabs) == (2 if layout is RaggedBatch else 1)
+    front = -1.0 - torch.arange(80).view(80, 1, 1) - torch.tensor([0, 0.5]).view(1, 2, 1)
+    joined = led.join(front, batch.items.unsqueeze(1).float())
+    assert torch.equal(led.leading(joined), front)
+    assert torch.equal(led.restore(joined[led.last]), front[:, 0])
 
 
 # Training
