@@ -178,13 +178,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
 
 
-def publish(name: str, title: str, results: Mapping[str, Any], body: str) -> None:
-    """Write ``results/NAME.json`` and the page ``results/NAME.md``, and print the page."""
+def publish(name: str, title: str, results: Mapping[str, Any], body: str, script: str | None = None) -> None:
+    """Write ``results/NAME.json`` and ``results/NAME.md``, and print the page; by default NAME is the script's."""
     about = machine()
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps({**about, **results}, indent=1) + "\n")
     command = " ".join(
-        ["python", f"benchmarks/{name}.py", *(Path(a).name for a in sys.argv[1:] if not a.startswith("--data_path"))]
+        [
+            "python",
+            f"benchmarks/{script or name}.py",
+            *(Path(a).name for a in sys.argv[1:] if not a.startswith("--data_path")),
+        ]
     )
     page = (
         f"# {title}\n\n{about['date']}, {about['processor']}, torch {about['torch']}, Python {about['python']}. "
