@@ -147,6 +147,12 @@ class RaggedBatch:
         device = self.items.device
         return torch.cat([torch.arange(slab.length, device=device).repeat(slab.n) for slab in self.slabs])
 
+    @property
+    def first(self) -> Tensor:
+        """int [B], token of the oldest item of a history, in sorted order."""
+        device = self.last.device
+        return torch.cat([s.first_token + torch.arange(s.n, device=device) * s.length for s in self.slabs])
+
     def restore(self, x: Tensor) -> Tensor:
         """Bring [B, ...] from sorted order back to the order of the given batch."""
         return x.index_select(0, self._inverse)

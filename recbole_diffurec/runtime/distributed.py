@@ -197,17 +197,28 @@ class SynchronisedLoss:
                     _Loss(model, loss_func), broadcast_buffers=False, find_unused_parameters=unused_parameters
                 )
 
-    def __call__(self, interaction: Any) -> tuple[Any, Any]:
-        """The loss to differentiate and the value for the whole batch, each a number or a tuple of parts."""
+    def __call__(self, interaction: Any, row_weight: float | None = None) -> tuple[Any, Any]:
+        """The loss to differentiate and the value for the whole batch, each a number or a tuple of parts.
+
+        Parameters
+        ----------
+        interaction : Interaction
+            This process's rows of the batch.
+        row_weight : float, optional
+            What each row weighs, in every batch; by default a row's share of the batch.
+        """
         losses = self._loss(interaction)
         parts = losses if isinstance(losses, tuple) else (losses,)
         values = tuple(float(part.detach()) for part in parts)
+        n = len(interaction)
+        total = n
         if world_size() > 1:
-            n = len(interaction)
             table = _numbers_of_all([n, *(n * value for value in values)], self._device).sum(dim=0).tolist()
-            values = tuple(value / table[0] for value in table[1:])
-            # The gradients of the processes are averaged, whatever number of rows each had.
-            parts = tuple(part * (n * world_size() / table[0]) for part in parts)
+            total, values = table[0], tuple(value / table[0] for value in table[1:])
+        factor = 1.0 if row_weight is None else row_weight * total
+        values = tuple(factor * value for value in values)
+        # The gradients of the processes are averaged, whatever number of rows each had.
+        parts = tuple(part * (factor * n * world_size() / total) for part in parts)
         return (parts, values) if isinstance(losses, tuple) else (parts[0], values[0])
 
 

@@ -15,6 +15,7 @@ import torch
 from recbole.trainer import NCLTrainer, Trainer
 
 from recbole_diffurec.errors import Interrupted, RankError, UserError
+from recbole_diffurec.host.sequences import target_weight
 from recbole_diffurec.runtime import distributed
 from recbole_diffurec.training.epoch import Epoch
 from recbole_diffurec.training.keeping import KeepingTrainer
@@ -137,7 +138,7 @@ class PluginTrainer(KeepingTrainer):
 
         # RecBole calls the function that it is given, so this one sees every loss.
         def recorded(interaction: Any) -> Any:
-            losses, values = synchronised_loss(interaction)
+            losses, values = synchronised_loss(interaction, target_weight(train_data, epoch.done))
             total = epoch.record(values)
             if not math.isfinite(total):
                 raise UserError(self._describe_divergence(total, epoch_idx, len(epoch.losses)))
