@@ -184,6 +184,28 @@ def test_no_position_sees_its_successor(model, options):
     assert difference[place:6].min() > 1e-6
 
 
+@pytest.mark.parametrize("more", [{}, {"batch_by_length": True, "MAX_ITEM_LIST_LENGTH": 7}])
+def test_every_target_of_an_epoch_weighs_the_same(more):
+    """Steps of unequal numbers of targets, too small to change anything: their mean is that over all targets."""
+    values = {**SMALL, "learner": "sgd", "learning_rate": 1e-20, "hidden_dropout_prob": 0, "attn_dropout_prob": 0, **more}
+    data = PreparedData(RunConfig("CausalRec", "ml-100k", {**values, "rows": "sequences", "train_batch_size": 64}))
+    network, trainer = build(data.config, dataset_of(data.loaders[0]))
+    trainer.time_epoch(data.loaders[0])
+    table = dataset_of(data.loaders[0]).inter_feat
+    whole = table[torch.arange(len(table))]
+    network.eval()
+    with torch.no_grad():
+        expected = float(network.calculate_loss(whole))
+    assert len(data.loaders[0]) > 3
+    assert trainer.history[-1]["train_loss"] == pytest.approx(expected, rel=1e-5)
+    assert trainer.history[-1]["train_loss"] != pytest.approx(_mean_of_batches(network, data), rel=1e-5)
+
+
+def _mean_of_batches(network: Any, data: PreparedData) -> float:
+    with torch.no_grad():
+        return sum(float(network.calculate_loss(batch)) for batch in data.loaders[0]) / len(data.loaders[0])
+
+
 # Distances
 
 
