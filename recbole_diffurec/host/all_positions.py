@@ -1,7 +1,6 @@
 """SASRec and GRU4Rec of RecBole trained over all positions at once, by their own losses.
 
-Line numbers are those of recbole 1.2.0 and 1.2.1. Shapes: B batch, M targets of a batch of sequences, L padded length, d
-hidden size.
+Line numbers are those of recbole 1.2.0 and 1.2.1. Shapes: B batch, M targets of a batch of sequences, d hidden size.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training over all positions at once: a user's history goes through the network once, and every item predicts the next.
+"""Training over all positions at once: a history goes through the network once, and every item predicts the next.
 
 Shapes: R training rows (one a target), W windows, B batch, M targets of a batch.
 """

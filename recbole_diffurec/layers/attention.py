@@ -1,7 +1,7 @@
 """Multi-head attention over ragged batches.
 
-Shapes: B sequences, N tokens, d hidden size, h heads, D distances; a slab holds n sequences of l tokens (l = 1 for queries of
-the last position alone).
+Shapes: B sequences, N tokens, d hidden size, h heads, D distances; a slab holds n sequences of l tokens (l = 1 for
+queries of the last position alone).
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ class MultiHeadAttention(nn.Module):
         return context.reshape(q.shape[0] * q.shape[2], -1)
 
     def _look_back(self, q: Tensor) -> Tensor:
-        """What is added to the scores of keys: minus infinity to later ones, [l, l], and what distances score, [h, l, l]."""
+        """What is added to keys' scores: minus infinity for later ones, [l, l], and scores of distances, [h, l, l]."""
         length = q.shape[2]
         later = torch.full((length, length), -math.inf, device=q.device).triu_(1)
         if self.distance_scores is None:
@@ -206,7 +206,7 @@ class MultiHeadAttention(nn.Module):
     def _of_distances(self, distance: Tensor) -> Tensor:
         """The score of each distance, int [...] to [h, ...]."""
         assert self.distance_scores is not None
-        # The backward pass of indexing adds in another order each time when it has several threads; this one's does not.
+        # With several threads the backward pass of indexing adds in another order each time; this one's does not.
         return self.distance_scores.index_select(1, distance.flatten()).view(self.n_heads, *distance.shape)
 
 

@@ -1,7 +1,7 @@
 """The causal baseline: a Transformer that predicts the next item from those before it, and diffuses nothing.
 
-SASRec (Kang, McAuley 2018, "Self-Attentive Sequential Recommendation", ICDM) with the blocks, the softmax and the scores
-of DiffuRec's family here.
+SASRec (Kang, McAuley 2018, "Self-Attentive Sequential Recommendation", ICDM) with the blocks, the softmax and the
+scores of DiffuRec's family here.
 
 Shapes: B batch, M targets of a batch of sequences, L padded history length, N tokens, d hidden size.
 """
@@ -27,9 +27,9 @@ POSITIONS = ("absolute", "relative", "none")
 class CausalRec(SequentialModel):
     """Pre-norm causal Transformer blocks over the history; the last state is scored against the items.
 
-    What diffusion adds to a recommender is its difference from this one: blocks, cross-entropy, cosines, ``repeat_bias``
-    and dropout are those of DiffuRec, without a noised target. With ``rows: sequences`` a user's history goes through the
-    network once in training, and the state of every item predicts the next.
+    What diffusion adds to a recommender is its difference from this one: blocks, cross-entropy, cosines,
+    ``repeat_bias`` and dropout are those of DiffuRec, without a noised target. With ``rows: sequences`` a history goes
+    through the network once in training, and the state of every item predicts the next.
 
     ``positions: relative`` gives each head a learned score for the distance of a key from its query; ``absolute`` adds
     learned vectors, counted from the oldest item, to those of the items.

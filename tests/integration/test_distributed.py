@@ -37,7 +37,8 @@ MODELS = {
     "STOSA": [*TINY, "--MAX_ITEM_LIST_LENGTH=8", "--loss_type=CE", "--pvn_weight=0"],
     # 787 windows in batches of 131: the last is of a single one, which both processes get.
     "CausalRec": [
-        *(a.replace("=501", "=131") for a in TINY), "--MAX_ITEM_LIST_LENGTH=8", "--rows=sequences", "--repeat_bias=True",
+        *(a.replace("=501", "=131") for a in TINY), "--MAX_ITEM_LIST_LENGTH=8", "--rows=sequences",
+        "--repeat_bias=True",
     ],
 }  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -49,13 +49,13 @@ ROOMS = {
     ),
     "config": Room("layers protocol rules", imports="errors"),
     "models": Room(
-        "approximator base causal cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program diffurec_rules duorec "
-        "ensemble objectives scores sequential spec stosa",
+        "approximator base causal cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program diffurec_rules "
+        "duorec ensemble objectives scores sequential spec stosa",
         imports="errors runtime diffusion layers data config",
     ),
     "host": Room(
-        "all_positions bert4rec candidates catalogue checkpoints checks collector compat config dataset entry_points filters "
-        "fingerprint guards hooks loaders metrics models presplit sequences splits stand_in",
+        "all_positions bert4rec candidates catalogue checkpoints checks collector compat config dataset entry_points "
+        "filters fingerprint guards hooks loaders metrics models presplit sequences splits stand_in",
         imports="errors runtime data config models",
     ),
     "training": Room(

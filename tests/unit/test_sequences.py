@@ -115,7 +115,9 @@ def test_every_training_target_is_in_one_batch_with_its_history(longest):
     assert found == expected
     table = dataset_of(sequences.loaders[0]).inter_feat
     assert isinstance(table, SequenceRows) and table.n_targets == len(expected)
-    assert torch.equal(table["item_id"].sort().values, rows["item_id"].sort().values)  # what counts of items are made of
+    assert torch.equal(
+        table["item_id"].sort().values, rows["item_id"].sort().values
+    )  # what counts of items are made of
     for part in (1, 2):
         assert len(dataset_of(sequences.loaders[part])) == len(dataset_of(prefixes.loaders[part]))
 
@@ -124,7 +126,7 @@ def test_every_training_target_is_in_one_batch_with_its_history(longest):
 
 
 @pytest.mark.parametrize(("model", "options"), NO_WINDOWS)
-def test_loss_and_gradients_are_those_of_the_prefixes(model, options):
+def test_loss_and_gradients_are_those_of_the_prefixes(model, options, workdir):
     prefixes, sequences = (data_of(model, rows, 30, options) for rows in ("prefixes", "sequences"))
     network = network_of(prefixes)
     rows = dataset_of(prefixes.loaders[0])
@@ -147,7 +149,7 @@ def test_loss_and_gradients_are_those_of_the_prefixes(model, options):
 
 
 @pytest.mark.parametrize(("model", "options"), NO_WINDOWS[:5] + NO_WINDOWS[6:7])
-def test_windows_are_histories_of_their_own(model, options):
+def test_windows_are_histories_of_their_own(model, options, workdir):
     """A target has what its window has before it, at the places that it has there."""
     data = data_of(model, "sequences", 6, options)
     batch = dataset_of(data.loaders[0])[torch.arange(60)]
@@ -158,7 +160,7 @@ def test_windows_are_histories_of_their_own(model, options):
 
 
 @pytest.mark.parametrize(("model", "options"), NO_WINDOWS)
-def test_no_position_sees_its_successor(model, options):
+def test_no_position_sees_its_successor(model, options, workdir):
     """Two losses that differ in one target differ by what the state before it scores the two items, and by no other."""
     network = network_of(data_of(model, "sequences", 30, options))
     history = torch.tensor([[3, 9, 4, 7, 5, 6], [8, 6, 2, 0, 0, 0]])
@@ -185,9 +187,16 @@ def test_no_position_sees_its_successor(model, options):
 
 
 @pytest.mark.parametrize("more", [{}, {"batch_by_length": True, "MAX_ITEM_LIST_LENGTH": 7}])
-def test_every_target_of_an_epoch_weighs_the_same(more):
+def test_every_target_of_an_epoch_weighs_the_same(more, workdir):
     """Steps of unequal numbers of targets, too small to change anything: their mean is that over all targets."""
-    values = {**SMALL, "learner": "sgd", "learning_rate": 1e-20, "hidden_dropout_prob": 0, "attn_dropout_prob": 0, **more}
+    values = {
+        **SMALL,
+        "learner": "sgd",
+        "learning_rate": 1e-20,
+        "hidden_dropout_prob": 0,
+        "attn_dropout_prob": 0,
+        **more,
+    }
     data = PreparedData(RunConfig("CausalRec", "ml-100k", {**values, "rows": "sequences", "train_batch_size": 64}))
     network, trainer = build(data.config, dataset_of(data.loaders[0]))
     trainer.time_epoch(data.loaders[0])
@@ -261,7 +270,10 @@ def test_scores_of_distances_equal_the_padded_ones(lengths, seed):
         ("SASRec", {"transform": "crop_itemseq"}, "transform 'crop_itemseq' changes histories"),
         (
             "SASRec",
-            {"loss_type": "BPR", "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1, "dynamic": True}},
+            {
+                "loss_type": "BPR",
+                "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1, "dynamic": True},
+            },
             "dynamic negatives, which a model scores for the end of a history",
         ),
         ("CausalRec", {"rows": "users"}, "rows must be one of prefixes, sequences, got 'users'"),
