@@ -34,7 +34,7 @@ from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, compat
 from recbole_diffurec.host.filters import FilteredColumns
 from recbole_diffurec.host.presplit import SplitFiles
-from recbole_diffurec.host.sequences import SequenceRows, check_rows
+from recbole_diffurec.host.sequences import SequenceRows
 from recbole_diffurec.host.splits import Splits
 
 logger = logging.getLogger("recbole_diffurec")
@@ -262,8 +262,6 @@ class SequenceDataset(SplitFiles, Chronological, SequentialDataset):
         """The parts: training, validation, test; with ``rows: sequences`` training has windows in place of rows."""
         parts = super().build()
         if self.config["rows"] == "sequences":
-            # Asked again for RecBole's own configurations, which nobody has checked.
-            check_rows(self.config, catalogue.find(self.config["model"]))
             parts[0].inter_feat = SequenceRows(parts[0].inter_feat, self.item_list_length_field)
         return parts
 

@@ -210,6 +210,18 @@ def test_every_target_of_an_epoch_weighs_the_same(more, workdir):
     assert trainer.history[-1]["train_loss"] != pytest.approx(_mean_of_batches(network, data), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_bf16_gives_about_the_same_loss(kind, workdir):
+    data = data_of("CausalRec", "sequences", 30, {"repeat_bias": True})
+    network = network_of(data).float()
+    batch = dataset_of(data.loaders[0])[torch.arange(40)]
+    found = []
+    for enabled in (False, True):
+        with assume(kind), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(loss_and_gradients(network, batch)[0])
+    assert found[0] == pytest.approx(float(found[1]), rel=0.02) and found[0].dtype == torch.float32
+
+
 def _mean_of_batches(network: Any, data: PreparedData) -> float:
     with torch.no_grad():
         return sum(float(network.calculate_loss(batch)) for batch in data.loaders[0]) / len(data.loaders[0])
