@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recbole_diffurec.data.rows import FIRST_TARGET, ROW, right_padded, windows
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.host.batches import Batch
 from recbole_diffurec.models.spec import ModelSpec
 from recbole_diffurec.runtime import distributed
 
@@ -32,8 +33,6 @@ class SequenceRows(Interaction):
     ----------
     rows : PrefixRows
         The training rows.
-    length_column : str
-        Name of the column with the lengths of histories.
 
     Raises
     ------
@@ -41,7 +40,7 @@ class SequenceRows(Interaction):
         Some item of a history is no target.
     """
 
-    def __init__(self, rows: Any, length_column: str):
+    def __init__(self, rows: Any):
         rows = rows[rows.target.argsort()]
         begin, counts = rows.first.unique_consecutive(return_counts=True)
         ends = counts.cumsum(0)
@@ -52,8 +51,8 @@ class SequenceRows(Interaction):
                 "that give each target a history of its own (item_id_list) want --rows=prefixes"
             )
         cut = windows(counts, rows.max_length)
-        super().__init__({length_column: cut.end - cut.start})
-        self._rows, self._length_column = rows, length_column
+        super().__init__({rows.length_column: cut.end - cut.start})
+        self._rows, self._length_column = rows, rows.length_column
         self._start, self._end = begin[cut.user] + cut.start, begin[cut.user] + cut.end
         self._first = cut.first - cut.start
         self._first_row = (ends - counts)[cut.user] + cut.first
@@ -80,7 +79,7 @@ class SequenceRows(Interaction):
         lists = {name: right_padded(values, start, end, width) for name, values in self._rows.flat.items()}
         columns = {name: values[targets] for name, values in self._rows.interaction.items()}
         own = {self._length_column: lengths, FIRST_TARGET: first, ROW: self._rows.target[targets]}
-        return Interaction({**columns, **lists, **own})
+        return Batch({**columns, **lists, **own}, self._length_column)
 
     @staticmethod
     def _targets(first: Tensor, counts: Tensor) -> Tensor:

@@ -109,6 +109,32 @@ def test_without_keyed_noise_the_processes_draw_differently(workdir):
     assert Path("draw0").read_text() != Path("draw1").read_text()
 
 
+def test_processes_talk_once_a_batch(workdir):
+    """Beside what the gradients need: losses, and whether to stop or to keep the state, go together."""
+    program = Path("rounds.py")
+    program.write_text(
+        "import pathlib, torch\n"
+        "from recbole_diffurec import run\n"
+        "from recbole_diffurec.runtime import distributed\n"
+        "from recbole_diffurec.training.trainer import PluginTrainer\n"
+        "gather, epoch, rounds = torch.distributed.all_gather, PluginTrainer._train_epoch, []\n"
+        "def counted(*args, **kwargs):\n"
+        "    rounds.append(1)\n"
+        "    return gather(*args, **kwargs)\n"
+        "def train(self, data, *args, **kwargs):\n"
+        "    rounds.clear()\n"
+        "    found = epoch(self, data, *args, **kwargs)\n"
+        "    pathlib.Path(f'rounds{distributed.rank()}').write_text(f'{len(rounds)} {len(data)}')\n"
+        "    return found\n"
+        "torch.distributed.all_gather, PluginTrainer._train_epoch = counted, train\n"
+        "run('SASRec', epochs=1, hidden_size=16, inner_size=16, n_layers=1, n_heads=2, gpu_id='',\n"
+        "    user_inter_num_interval='[5,30]', show_progress=False)\n"
+    )
+    finished(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(program))
+    rounds, batches = map(int, Path("rounds0").read_text().split())
+    assert rounds == batches
+
+
 def test_tensors_freed_late_do_not_abort_a_program(workdir):
     """gloo's threads free these for longer than the rest of the program takes."""
     program = Path("late.py")

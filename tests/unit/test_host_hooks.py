@@ -71,6 +71,7 @@ data.interaction.Interaction
     _reindex(self, index)
     columns(self)
     drop(self, column)
+    to(self, device, selected_field=None)
 data.utils
     create_dataset(config)
     data_preparation(config, dataset)

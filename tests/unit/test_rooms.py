@@ -54,9 +54,9 @@ ROOMS = {
         imports="errors runtime diffusion layers data config",
     ),
     "host": Room(
-        "all_positions bert4rec candidates catalogue checkpoints checks collector compat config dataset entry_points "
-        "filters fingerprint guards hooks loaders metrics models presplit sequences splits stand_in",
-        imports="errors runtime data config models",
+        "all_positions batches bert4rec candidates catalogue checkpoints checks collector compat config dataset "
+        "entry_points filters fingerprint guards hooks loaders metrics models presplit sequences splits stand_in",
+        imports="errors runtime layers data config models",
     ),
     "training": Room(
         "attributes averaging epoch evaluate keeping load prepare report run scoring state trainer weights",
