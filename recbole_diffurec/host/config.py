@@ -32,6 +32,7 @@ from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue
 from recbole_diffurec.host.catalogue import HOST_PROPERTIES
 from recbole_diffurec.host.checks import FILTERS, check_data_and_evaluation
+from recbole_diffurec.host.repeats import with_repeat_bias
 from recbole_diffurec.host.sequences import check_rows
 from recbole_diffurec.runtime import distributed, precision
 
@@ -122,6 +123,8 @@ class RunConfig(Config):
         except (ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0].rstrip(".!")
             raise UserError(f"RecBole refuses these parameters: {reason}") from error
+        if isinstance(self.spec, catalogue.HostSpec) and self["repeat_bias"]:
+            self.model_class = with_repeat_bias(cls)
 
     # Hooks of RecBole's constructor
 

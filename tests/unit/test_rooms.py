@@ -55,7 +55,8 @@ ROOMS = {
     ),
     "host": Room(
         "all_positions batches bert4rec candidates catalogue checkpoints checks collector compat config dataset "
-        "entry_points filters fingerprint guards hooks loaders metrics models presplit sequences splits stand_in",
+        "entry_points filters fingerprint guards hooks loaders metrics models presplit repeats sequences splits "
+        "stand_in",
         imports="errors runtime layers data config models",
     ),
     "training": Room(
