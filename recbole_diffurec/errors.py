@@ -1,5 +1,7 @@
 """The exceptions that mean "the user can mend this"."""
 
+import importlib.util
+
 
 class UserError(ValueError):
     """A mistake in what the user supplied: a flag, a file, a name.
@@ -35,3 +37,22 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int, state_file: str):
         super().__init__(f"interrupted by signal {number}")
         self.signal, self.state_file = number, state_file
+
+
+def cannot_import(who: str, error: ImportError, requirement: str) -> UserError:
+    """What is said of a package that cannot be imported: it is missing, or it is there and something is wrong with it.
+
+    Parameters
+    ----------
+    who : str
+        Needs it.
+    error : ImportError
+        What importing it raised.
+    requirement : str
+        What pip is asked for.
+    """
+    missing = (error.name or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and missing and importlib.util.find_spec(missing) is None:
+        return UserError(f"{who} needs {missing}, which is not installed: pip install {requirement}")
+    reason = " ".join(str(error).split())
+    return UserError(f"{who} needs what cannot be imported here ({reason}): pip install --upgrade {requirement}")
