@@ -11,6 +11,7 @@ from recbole_diffurec.models.base import DiffusionRecommender
 
 MAX_HISTORIES, MAX_HISTORY, MAX_CANDIDATES, MAX_K = 256, 1000, 10_000, 1000
 MAX_ID = 200  # characters of an item's id
+MAX_NUMBER = 10**20  # as an id: all numbers of 64 bits; a float as well, which readers of the description may take
 # Samples of one history, and how many of them may be drawn for MAX_HISTORIES; for more of them, how many histories.
 MAX_SAMPLES, FEW_SAMPLES, FEW_HISTORIES = 100, 10, 25
 
@@ -24,7 +25,9 @@ def _whole(value: Any) -> Any:
 
 
 WHOLE = BeforeValidator(_whole)  # after the bounds of a number, which its description would lose otherwise
-ItemId = Annotated[Annotated[str, Field(max_length=MAX_ID)] | Annotated[int, Field(ge=-(2**63), lt=2**64)], WHOLE]
+ItemId = Annotated[
+    Annotated[str, Field(max_length=MAX_ID)] | Annotated[int, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)], WHOLE
+]
 History = Annotated[list[ItemId], Field(max_length=MAX_HISTORY, fail_fast=True)]
 
 
