@@ -42,7 +42,10 @@ DERIVED = frozenset(
     | {"valid_metric_bigger", "valid_neg_sample_args", "test_neg_sample_args"}
 )
 # Keys that the data depends on without being among RecBole's ``dataset_arguments``.
-_UNLISTED_DATASET_KEYS = {"data_path", "encoding", "discretization", "token_num_threshold", "source_base_urls"}
+_UNLISTED_DATASET_KEYS = {
+    "data_path", "encoding", "discretization", "token_num_threshold", "source_base_urls", "numerical_features",
+    "kg_reverse_r", "entity_kg_num_interval", "relation_kg_num_interval",
+}  # fmt: skip
 # What decides which interactions of which users and items there are, wherever they lie.
 DATA_PARAMETERS = frozenset({*dataset_arguments, *_UNLISTED_DATASET_KEYS} - NOT_IN_RESULT)
 
@@ -277,10 +280,11 @@ class RunConfig(Config):
         return _digest({"model": self["model"], "dataset": self["dataset"], **meaning(self.plain())})
 
     def dataset_key(self) -> str:
-        """A short name for everything that the filtered and ordered data set depends on."""
+        """A short name for everything that the filtered and ordered data set depends on, beside its class."""
         names = {*dataset_arguments, *_UNLISTED_DATASET_KEYS}
         values = {name: value for name, value in self.final_config_dict.items() if name in names}
-        return _digest({"dataset": self["dataset"], "type": str(self["MODEL_TYPE"]), **values})
+        more = {"type": str(self["MODEL_TYPE"]), "order": self["eval_args"]["order"]}  # times are needed for some
+        return _digest({"dataset": self["dataset"], **more, **values})
 
 
 def columns_to_load(final: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Shapes: n interactions, R rows (one per position that has a history), L = ``MAX_
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -330,6 +331,7 @@ def dataset_class(config: Any) -> type:
     return ordered(chosen or getattr(host, default.get(config["MODEL_TYPE"], "Dataset")))
 
 
+@functools.cache  # a class is made once, so that equal data sets are of one
 def ordered(chosen: type | None) -> type:
     """A data set class of RecBole's kind, ordered in time; by default the sequential one."""
     if chosen is not None and issubclass(chosen, Chronological):
