@@ -21,6 +21,11 @@ from recbole_diffurec.errors import UserError
 PICKLES = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
 # Filters that RecBole does not apply to files that are split already.
 FILTERS = frozenset({"rm_dup_inter", "val_interval", "user_inter_num_interval", "item_inter_num_interval"})
+# Columns that are each for something else.
+FIELDS = (
+    "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "LABEL_FIELD", "ITEM_LIST_LENGTH_FIELD", "ENTITY_ID_FIELD",
+    "RELATION_ID_FIELD", "HEAD_ENTITY_ID_FIELD", "TAIL_ENTITY_ID_FIELD",
+)  # fmt: skip
 _FILE_NAME = re.compile(r"[^/\\\0]+")
 # Intervals that leave every user and item where it is.
 _ALL = ("[0,inf)", "[1,inf)", None)
@@ -56,6 +61,7 @@ def check_data_and_evaluation(final: Mapping[str, Any], model_class: type) -> Pr
     if split_already:
         _check_split_files(final)
     _check_values_of_columns(final)
+    _check_names_of_columns(final)
     check_pickles(final)
     return protocol
 
@@ -114,6 +120,31 @@ def _check_split_files(final: Mapping[str, Any]) -> None:
                 f"{name} is {final[name]!r}, but with benchmark_filename the files are taken as they are: filter them "
                 f"beforehand, or leave one out"
             )
+
+
+def _check_names_of_columns(final: Mapping[str, Any]) -> None:
+    columns: dict[str, str] = {}
+    for parameter in FIELDS:
+        name = final[parameter]
+        if name in columns:
+            raise UserError(f"{parameter} and {columns[name]} are both '{name}': give each a column of its own")
+        columns[name] = parameter
+    for parameter in ("LIST_SUFFIX", "NEG_PREFIX"):
+        if not isinstance(final[parameter], str) or not final[parameter]:
+            raise UserError(f"{parameter} must be text that tells columns apart, got {final[parameter]!r}")
+    for parameter in ("load_col", "unload_col"):
+        for kind, names in (final[parameter] or {}).items():
+            listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
+            if not listed and not (names == "*" and parameter == "load_col"):
+                raise UserError(
+                    f"{parameter} must give '{kind}' a list of columns, such as [user_id,item_id], got {names!r}"
+                )
+    both = sorted((final["load_col"] or {}).keys() & (final["unload_col"] or {}).keys())
+    if both:
+        raise UserError(f"load_col and unload_col both name columns of the file {both[0]}: leave one of them out")
+    for name, length in (final["seq_len"] or {}).items():
+        if not Rule("int", 1).accepts(length):
+            raise UserError(f"seq_len must give '{name}' an integer of at least 1, got {length!r}")
 
 
 def _check_values_of_columns(final: Mapping[str, Any]) -> None:

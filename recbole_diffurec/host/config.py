@@ -157,7 +157,9 @@ class RunConfig(Config):
             # Takes no negatives; RecBole makes its user say so. Set among the defaults too, for plain().
             final["train_neg_sample_args"] = self.internal_config_dict["train_neg_sample_args"] = None
         if "load_col" not in given:
-            final["load_col"] = self.internal_config_dict["load_col"] = columns_to_load(final)
+            # RecBole takes one of the two; with none of load_col it loads the rest.
+            columns = None if final["unload_col"] else columns_to_load(final)
+            final["load_col"] = self.internal_config_dict["load_col"] = columns
         if final["benchmark_filename"]:  # of which RecBole filters nothing
             final.update(dict.fromkeys(FILTERS - given.keys()))
             self.internal_config_dict.update(dict.fromkeys(FILTERS))

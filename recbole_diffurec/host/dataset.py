@@ -33,9 +33,9 @@ from recbole_diffurec.data.sources import ensure_dataset
 from recbole_diffurec.data.times import refuse_mixed_units
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, compat
-from recbole_diffurec.host.filters import FilteredColumns
 from recbole_diffurec.host.presplit import SplitFiles
 from recbole_diffurec.host.splits import Splits
+from recbole_diffurec.host.wanted_columns import WantedColumns
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -56,7 +56,7 @@ class _Files:
         return where if len(self._files) == 1 else f"{file.name} {where}"
 
 
-class Chronological(FilteredColumns, Splits):
+class Chronological(WantedColumns, Splits):
     """Order by user and time, in full precision; ties keep the order of the file.
 
     RecBole's later sorts are by float32 time and stable, so they leave each user's order as it is: rounding is
@@ -83,6 +83,7 @@ class Chronological(FilteredColumns, Splits):
             ensure_dataset(
                 token, os.path.dirname(dataset_path), self.config["source_base_urls"], self.config["show_progress"]
             )
+        self._check_load_col()
         super()._load_data(token, dataset_path)
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:

@@ -232,10 +232,10 @@ def test_unknown_model_like_no_other_points_to_the_list(given: str) -> None:
 
 def test_model_whose_package_is_missing_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> type:
-        raise ModuleNotFoundError("No module named 'kmeans_pytorch'", name="kmeans_pytorch")
+        raise ModuleNotFoundError("No module named 'no_such_package'", name="no_such_package")
 
     monkeypatch.setattr(recbole.utils, "get_model", missing)
-    assert "model 'BPR' needs the Python package 'kmeans_pytorch'" in refusal("BPR")
+    assert "model 'BPR' needs no_such_package, which is not installed: pip install no_such_package" in refusal("BPR")
 
 
 def test_known_models_start_with_ours() -> None:
