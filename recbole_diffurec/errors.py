@@ -8,7 +8,8 @@ class UserError(ValueError):
 
     The message is one sentence that names the thing, its value, what is allowed and what to do. The command line
     prints it without a traceback and exits with code 2; from Python it is an ordinary ``ValueError``. Of a value that
-    makes it longer than ``LONGEST`` characters the middle is left out.
+    makes it longer than ``LONGEST`` characters the middle is left out; it is one line, and what a terminal would obey
+    is written out.
     """
 
     LONGEST = 2000
@@ -16,7 +17,8 @@ class UserError(ValueError):
     def __init__(self, message: str):
         if len(message) > self.LONGEST:
             message = f"{message[: self.LONGEST // 2]} … {message[-self.LONGEST // 2 :]}"
-        super().__init__(message)
+        line = " ".join(part.strip() for part in message.splitlines()) if "\n" in message else message
+        super().__init__("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line))
 
 
 class RankError(UserError):

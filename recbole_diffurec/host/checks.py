@@ -26,6 +26,7 @@ FIELDS = (
     "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "LABEL_FIELD", "ITEM_LIST_LENGTH_FIELD", "ENTITY_ID_FIELD",
     "RELATION_ID_FIELD", "HEAD_ENTITY_ID_FIELD", "TAIL_ENTITY_ID_FIELD",
 )  # fmt: skip
+READING_POWERS = ("LightGCN", "SimpleX")  # of RecBole's models, those whose loss knows require_pow
 _FILE_NAME = re.compile(r"[^/\\\0]+")
 # Intervals that leave every user and item where it is.
 _ALL = ("[0,inf)", "[1,inf)", None)
@@ -64,6 +65,32 @@ def check_data_and_evaluation(final: Mapping[str, Any], model_class: type) -> Pr
     _check_names_of_columns(final)
     check_pickles(final)
     return protocol
+
+
+def check_effect(given: Mapping[str, Any], defaults: Mapping[str, Any], model: str) -> None:
+    """Raise ``UserError`` for a parameter that nothing in a run reads, where it is given a value of its own.
+
+    Parameters
+    ----------
+    given : Mapping of str to object
+        What the user gave.
+    defaults : Mapping of str to object
+        What parameters are without that.
+    model : str
+        The model's name.
+    """
+    trees = "decision trees alone read it, and they rank nothing"
+    idle = {
+        "POSITION_FIELD": "nothing reads it",
+        "valid_metric_bigger": "it is known of valid_metric",
+        "token_num_threshold": trees,
+        "convert_token_to_onehot": trees,
+    }
+    if model not in READING_POWERS:
+        idle["require_pow"] = f"{' and '.join(READING_POWERS)} alone read it"
+    for name, reason in idle.items():
+        if name in given and given[name] != defaults.get(name):
+            raise UserError(f"{name} would have no effect ({reason}), got {given[name]!r}: leave it out")
 
 
 def check_pickles(values: Any) -> None:
@@ -126,6 +153,8 @@ def _check_names_of_columns(final: Mapping[str, Any]) -> None:
     columns: dict[str, str] = {}
     for parameter in FIELDS:
         name = final[parameter]
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{parameter} must be the name of a column, got {name!r}")
         if name in columns:
             raise UserError(f"{parameter} and {columns[name]} are both '{name}': give each a column of its own")
         columns[name] = parameter

@@ -31,7 +31,7 @@ from recbole_diffurec.data.sources import check_name
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue
 from recbole_diffurec.host.catalogue import HOST_PROPERTIES
-from recbole_diffurec.host.checks import FILTERS, check_data_and_evaluation
+from recbole_diffurec.host.checks import FILTERS, check_data_and_evaluation, check_effect
 from recbole_diffurec.runtime import distributed, precision
 
 # Keys that RecBole reads without naming them in any of its files.
@@ -229,6 +229,7 @@ class RunConfig(Config):
         for name in ("user_inter_num_interval", "item_inter_num_interval"):
             if final[name] is not None and not INTERVALS.fullmatch(final[name]):
                 raise UserError(f"{name} must be an interval such as [5,inf), got '{final[name]}'")
+        check_effect(given, self.internal_config_dict, self.spec.name)
         self.protocol = check_data_and_evaluation(final, self.model_class)
         self._check_counts(final)
         if {"hidden_size", "n_heads"} <= final.keys() and final["hidden_size"] % final["n_heads"]:
