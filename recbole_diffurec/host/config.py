@@ -290,12 +290,21 @@ class RunConfig(Config):
         return _digest({"dataset": self["dataset"], **more, **values})
 
 
+def own_names(columns: Mapping[str, Any], final: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns by kind of file, those of RecBole's defaults by the names that they have in this configuration."""
+    kinds = {"user_id": "USER_ID", "item_id": "ITEM_ID", "rating": "RATING", "timestamp": "TIME", "label": "LABEL"}
+    kinds |= {"head_id": "HEAD_ENTITY_ID", "tail_id": "TAIL_ENTITY_ID", "relation_id": "RELATION_ID"}
+    kinds["entity_id"] = "ENTITY_ID"
+    own = {name: final[f"{kind}_FIELD"] for name, kind in kinds.items()}
+    return {file: [own.get(name, name) for name in names] for file, names in columns.items()}
+
+
 def columns_to_load(final: Mapping[str, Any]) -> dict[str, Any]:
     """What ``load_col`` is where the user gives none: of the interactions the time as well, and of files that are split
     already the histories, where they have some.
     """
     fields = [final[f"{kind}_FIELD"] for kind in ("USER_ID", "ITEM_ID", "TIME")]
-    columns = dict(final["load_col"] or {})
+    columns = own_names(final["load_col"] or {}, final)
     if final["MODEL_TYPE"] not in (ModelType.GENERAL, ModelType.SEQUENTIAL, ModelType.TRADITIONAL):
         fields += [name for name in columns.get("inter", []) if name not in fields]
     if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final["benchmark_filename"]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.host.config import own_names
 from recbole_diffurec.host.filters import FilteredColumns
 
 __all__ = ["WantedColumns"]
@@ -29,9 +30,10 @@ class WantedColumns(FilteredColumns):
 
     def _load_data(self, token: str, dataset_path: str) -> None:
         super()._load_data(token, dataset_path)
-        given = self.config.external_config_dict
+        given, defaults = self.config.external_config_dict, self.config.internal_config_dict
         for parameter in NAMING:
-            self._check_named(parameter, given.get(parameter) or ())
+            if given.get(parameter) != defaults.get(parameter):  # a checkpoint holds the defaults as well
+                self._check_named(parameter, given.get(parameter) or ())
 
     def _check_load_col(self) -> None:
         """Refuse a ``load_col`` of the user's that names what is not there, or leaves out what is needed."""
@@ -45,6 +47,8 @@ class WantedColumns(FilteredColumns):
         wanted = self.config.external_config_dict.get("load_col")
         if wanted is None:
             return
+        # RecBole's defaults name columns that may be missing, and a checkpoint holds them as if they were given.
+        usual = own_names(self.config.internal_config_dict["load_col"] or {}, self.config.final_config_dict)
         for kind in {"inter": None, **wanted}:
             columns, there = wanted.get(kind, []), self._header(kind)
             path = f"{self.dataset_name}.{kind}"
@@ -55,11 +59,11 @@ class WantedColumns(FilteredColumns):
                     f"load_col names the file '{path}', which nothing reads: name inter, user, item, kg, link, or a "
                     f"file that additional_feat_suffix adds"
                 )
-            if not there:
+            if not there and kind not in usual:
                 raise UserError(f"load_col names columns of '{path}', which does not exist: correct the name")
             if columns == "*":
                 continue
-            for name in (name for name in columns if name not in there):
+            for name in (name for name in columns if name not in {*there, *usual.get(kind, ())}):
                 raise UserError(f"load_col names '{name}', which is no column of '{path}': it has {_listed(there)}")
             for name in (name for name in own.get(kind, ()) if name not in columns):
                 raise UserError(f"load_col leaves out '{name}' of '{path}', which this run needs: add it there")
