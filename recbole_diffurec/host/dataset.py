@@ -118,6 +118,8 @@ class Chronological(WantedColumns, Splits):
             FeatureSource.USER: ([self.uid_field], "a user"),
             FeatureSource.ITEM: ([self.iid_field], "an item"),
         }.get(source, ([], ""))
+        if source in (FeatureSource.USER, FeatureSource.ITEM):
+            self._check_said_once(feat, file, ids[0])
         nameless = feat[[field for field in ids if field in feat]].isnull().any(axis=1).to_numpy()
         if times is not None and times.dtype == np.float64:
             lost = ~nameless & ~np.isfinite(times.to_numpy())
@@ -130,6 +132,18 @@ class Chronological(WantedColumns, Splits):
             logger.warning("%s: lines without %s are left out: %s, the first is %s", file.name, what, count, first)
             feat = feat[~nameless].reset_index(drop=True)
         return feat
+
+    @staticmethod
+    def _check_said_once(feat: pd.DataFrame, file: AtomicFile, field: str) -> None:
+        """Refuse a user or an item that comes twice: RecBole gives all that follow the features of another one."""
+        again = np.flatnonzero(feat[field].duplicated() & feat[field].notna())
+        if len(again):
+            value = feat[field].iat[again[0]]
+            first = file.place(int(np.flatnonzero(feat[field] == value)[0]))
+            raise UserError(
+                f"{file.name} {file.place(int(again[0]))} has '{value}' in '{field}' again, which {first} has "
+                f"already: remove one of them"
+            )
 
     def _needed_columns(self) -> dict[str, str]:
         """The columns of interactions that must be there, and their types."""

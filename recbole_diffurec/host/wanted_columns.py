@@ -47,8 +47,9 @@ class WantedColumns(FilteredColumns):
         wanted = self.config.external_config_dict.get("load_col")
         if wanted is None:
             return
-        # RecBole's defaults name columns that may be missing, and a checkpoint holds them as if they were given.
+        # Defaults name columns that may be missing, and a checkpoint holds them as if they were given.
         usual = own_names(self.config.internal_config_dict["load_col"] or {}, self.config.final_config_dict)
+        usual["inter"] = [*usual.get("inter", ()), self.time_field]
         for kind in {"inter": None, **wanted}:
             columns, there = wanted.get(kind, []), self._header(kind)
             path = f"{self.dataset_name}.{kind}"

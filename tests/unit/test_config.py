@@ -818,3 +818,8 @@ def test_a_data_set_of_a_name_that_no_file_may_have() -> None:
 def test_an_error_is_one_line_that_a_terminal_prints() -> None:
     error = UserError("'a\nb\x1b[2J\u202e' of\r\n  é")
     assert str(error) == "'a b\\x1b[2J\\u202e' of é"
+
+
+@pytest.mark.parametrize("text", ["|", ">", "|-", ";", ","])
+def test_a_separator_is_itself(text: str) -> None:
+    assert layers.parse_value("field_separator", text) == text

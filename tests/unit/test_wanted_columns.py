@@ -88,6 +88,27 @@ def test_what_is_there_acts(model: str, given: dict[str, Any]) -> None:
     assert float(normal.item_feat["price"].max()) == 1
 
 
+def test_columns_that_defaults_name_may_be_missing_in_an_evaluation_too(given: dict[str, Any]) -> None:
+    """Its configuration has them as if they were given."""
+    lines = Path("shop/shop.inter").read_text(encoding="utf-8").splitlines()
+    rows = ["\t".join(line.split("\t")[:2]) for line in lines]
+    Path("shop/shop.inter").write_text("\n".join([*rows, ""]), encoding="utf-8")
+    without_times = {**given, "eval_args": {"order": "RO", "split": {"RS": [0.8, 0.1, 0.1]}}}
+    again = RunConfig("BPR", "shop", RunConfig("BPR", "shop", without_times).plain())
+    assert set(dataset_class(again)(again).field2type) == {"user_id", "item_id"}
+
+
+@pytest.mark.parametrize("twice", ["i2\tb0\t7", "i2\tb0\t2"], ids=["other features", "the same"])
+def test_an_item_that_comes_twice_would_shift_the_features_of_others(twice: str, given: dict[str, Any]) -> None:
+    columns = {"inter": INTER, "item": ["item_id", "price"]}
+    prices = made("SASRec", given, load_col=columns)
+    assert prices.item_feat["price"][prices.token2id("item_id", "i5")] == 5 and len(prices.item_feat) == 7
+    with open("shop/shop.item", "a", encoding="utf-8") as file:
+        file.write(twice + "\n")
+    with pytest.raises(UserError, match=r"shop.item' line 8 has 'i2' in 'item_id' again, which line 4 has already"):
+        made("SASRec", given, load_col=columns)
+
+
 def test_weights_for_ids_that_a_model_does_not_have(given: dict[str, Any]) -> None:
     Path("shop/shop.rel").write_text("rel_id:token\trel_emb:float_seq\nr0\t1 2\n", encoding="utf-8")
     columns = {"inter": INTER, "rel": ["rel_id", "rel_emb"]}
