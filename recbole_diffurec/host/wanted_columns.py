@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host.config import own_names
+from recbole_diffurec.host.config import columns_to_load, own_names
 from recbole_diffurec.host.filters import FilteredColumns
 
 __all__ = ["WantedColumns"]
@@ -48,8 +48,9 @@ class WantedColumns(FilteredColumns):
         if wanted is None:
             return
         # Defaults name columns that may be missing, and a checkpoint holds them as if they were given.
-        usual = own_names(self.config.internal_config_dict["load_col"] or {}, self.config.final_config_dict)
-        usual["inter"] = [*usual.get("inter", ()), self.time_field]
+        default, final = self.config.internal_config_dict["load_col"] or {}, self.config.final_config_dict
+        usual = own_names(default, final)
+        usual["inter"] = [*usual.get("inter", ()), *columns_to_load({**final, "load_col": default})["inter"]]
         for kind in {"inter": None, **wanted}:
             columns, there = wanted.get(kind, []), self._header(kind)
             path = f"{self.dataset_name}.{kind}"
