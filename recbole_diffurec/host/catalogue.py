@@ -14,6 +14,7 @@ from recbole_diffurec.config import layers
 from recbole_diffurec.config.rules import nearest
 from recbole_diffurec.errors import UserError, cannot_import
 from recbole_diffurec.host.models import NEEDED, NOT_LISTED
+from recbole_diffurec.host.repeats import may_learn_repeats
 from recbole_diffurec.models import spec as register
 from recbole_diffurec.models.spec import ModelSpec
 
@@ -36,6 +37,7 @@ class HostSpec(ModelSpec):
     def default_values(self) -> dict[str, Any]:
         """The defaults of RecBole, and ours for this model where ``properties/model`` has some."""
         return {
+            **({"repeat_bias": False} if may_learn_repeats(self.name) else {}),
             **layers.read_yaml(HOST_PROPERTIES / "model" / f"{self.name}.yaml"),
             **layers.shipped_defaults(f"model/{self.name}"),
         }

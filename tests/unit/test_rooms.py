@@ -55,8 +55,8 @@ ROOMS = {
     ),
     "host": Room(
         "bert4rec candidates catalogue checkpoints checks collector compat config dataset entry_points filters "
-        "fingerprint guards hooks loaders metrics models presplit splits stand_in wanted_columns",
-        imports="errors runtime data config models",
+        "fingerprint guards hooks loaders metrics models presplit repeats splits stand_in wanted_columns",
+        imports="errors runtime layers data config models",
     ),
     "training": Room(
         "attributes averaging epoch evaluate keeping load prepare report run scoring state trainer weights",
