@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from recbole_diffurec.config import layers
-from recbole_diffurec.errors import UserError
+from recbole_diffurec.errors import UserError, cannot_import
 from recbole_diffurec.runtime import ranks
 
 FIRST_RUN = "first_run"  # the experiment of a run that names no model, data set or settings
@@ -134,9 +134,7 @@ def _serve(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     try:
         from recbole_diffurec.inference.service import serve
     except ImportError as error:
-        raise UserError(
-            f"serve needs {error.name}, which is not installed: pip install 'recbole-diffurec[serve]'"
-        ) from None
+        raise cannot_import("serve", error, "'recbole-diffurec[serve]'") from None
 
     given = vars(options)
     serve(given.pop("checkpoint"), **given, **parameters)

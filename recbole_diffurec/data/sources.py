@@ -182,6 +182,9 @@ def _fetch_and_convert(source: Source, base_url: str, inter: Path, substitute: s
                 made.rmdir()
 
 
+LONGEST_NAME = 240  # bytes; file systems take 255, of which the names of a data set's files need some
+
+
 def check_name(name: str) -> None:
     """Raise UserError unless ``name`` stays inside ``data_path`` when it is used as a folder name."""
     if not isinstance(name, str) or not name or name.startswith(".") or any(bad in name for bad in _NOT_IN_NAMES):
@@ -189,6 +192,8 @@ def check_name(name: str) -> None:
             f"dataset name {name!r} is not a plain folder name: give one without slashes, backslashes, NUL characters,"
             f" double dots or a leading dot, such as {next(iter(KNOWN_SOURCES))}"
         )
+    if len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
+        raise UserError(f"dataset name {name!r} is longer than {LONGEST_NAME} bytes: give a shorter one")
 
 
 def _base_url(source: Source, base_urls: Mapping[str, str] | None) -> str:
