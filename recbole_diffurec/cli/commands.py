@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -151,4 +152,12 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, dict[str, Any]], int]] = {
 
 
 def _file_list(text: str) -> list[str]:
-    return text.replace(",", " ").split()
+    """The paths in ``text``, between spaces or commas; one with a space in it may stand alone or in quotation marks."""
+    if os.path.exists(text):
+        return [text]
+    words = shlex.shlex(text, posix=True, punctuation_chars=False)
+    words.whitespace, words.whitespace_split, words.commenters, words.escape = " ,\t\n", True, "", ""
+    try:
+        return list(words)
+    except ValueError:  # an apostrophe in a name
+        return text.replace(",", " ").split()

@@ -97,8 +97,8 @@ def compare(
     seeds = settings.get("seeds", 1) if seeds is None else seeds
     baseline = baseline or settings.get("baseline")
     common = {name: value for name, value in settings.items() if name not in GRID_KEYS}
+    files.make_folder(output_dir, "output_dir")
     output_dir = Path(output_dir)
-    files.make_folder(str(output_dir), "output_dir")
     common = {"checkpoint_dir": str((output_dir / "checkpoints").resolve()), **common}
     jobs = plan(models, datasets, _seed_list(seeds, common.get("seed", 2020)), common)
     labels = list(dict.fromkeys(job.entry.label for job in jobs))
