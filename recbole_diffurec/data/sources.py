@@ -190,7 +190,11 @@ def check_name(name: str) -> None:
             f"dataset name {name!r} is not a plain folder name: give one without slashes, backslashes, NUL characters,"
             f" double dots or a leading dot, such as {next(iter(KNOWN_SOURCES))}"
         )
-    if len(os.fsencode(name)) > _LONGEST_NAME:
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:  # bytes of a command line that are no UTF-8
+        raise UserError(f"dataset name {name!r} is no UTF-8 text: give another one") from None
+    if length > _LONGEST_NAME:
         raise UserError(
             f"dataset name {name!r} is too long for the names of its files: give one of at most {_LONGEST_NAME} bytes"
         )

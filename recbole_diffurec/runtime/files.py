@@ -149,7 +149,7 @@ def unique_name(stem: str) -> str:
 
 def shortened(stem: str) -> str:
     """``stem``, or where no system might take it with an ending, its beginning and a digest of all of it."""
-    encoded = os.fsencode(stem)
+    encoded = stem.encode("utf-8", errors="surrogateescape")
     if len(encoded) <= _LONGEST_STEM:
         return stem
     return f"{encoded[:_LONGEST_STEM].decode('utf-8', errors='ignore')}~{hashlib.sha256(encoded).hexdigest()[:8]}"

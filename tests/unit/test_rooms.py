@@ -74,7 +74,7 @@ ROOMS = {
     "testing": Room("testing", imports="errors runtime models host training inference"),
     # What --help needs is imported at once, all else when a command is carried out.
     "cli": Room(
-        "commands parsers",
+        "commands parsers terminal",
         imports="errors version runtime config models",
         lazily="host training inference experiments",
     ),
