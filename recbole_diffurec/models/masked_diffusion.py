@@ -392,5 +392,6 @@ MASKED_DIFFREC = ModelSpec(
     check=check,
     method=True,
     trims_padding=True,
+    cannot={"sequences": "a pass has the slots of one list, which every position of the history sees"},
     for_inference=sequential.FOR_INFERENCE,
 )
