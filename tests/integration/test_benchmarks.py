@@ -1,5 +1,6 @@
 """The benchmark scripts run, at sizes at which their figures say nothing."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY, flags
 
 
 @pytest.mark.skipif(shutil.which("timeout") is None, reason="benchmarks/gpu.sh needs the coreutils' timeout")
@@ -19,3 +20,17 @@ def test_the_pages_of_a_gpu_are_written_on_any_machine(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     pages = {path.stem for path in (tmp_path / "pages").glob("*.md")}
     assert pages == {"training", "inference", "utilisation", "memory", "first_run", "time_to_quality"}
+
+
+def test_the_page_of_the_next_items_together_is_written(tmp_path):
+    environment = {**os.environ, "BENCHMARKS_RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    sizes = ["--slots=2", "--samples=2", "--users=20", *flags({**TINY, "user_inter_num_interval": "[5,30]"})]
+    command = [sys.executable, str(ROOT / "benchmarks/joint.py"), "--dataset=ml-100k", "--exclude_seen", *sizes]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "joint_ml-100k.json").read_text())
+    assert len(found["nll"]) == 4 and len(found["lists"]) == 7 and len(found["next"]) == 3
+    # Hardly trained, every one of a few hundred items is about as likely.
+    assert all(3 < row["nll"] < 8 for row in found["nll"].values())
+    assert all(0 < row["coverage"] < 1 for row in found["lists"].values())
+    assert "| joint, 1 step |" in (tmp_path / "joint_ml-100k.md").read_text()
