@@ -82,6 +82,9 @@ def _run() -> _Parser:
     )
     command.add_argument("--ip", default="localhost", metavar="ADDRESS", help="of the machine with process 0")
     command.add_argument("--port", type=int, default=5678, metavar="N", help="there, for several machines (5678)")
+    command.add_argument(
+        "--rendezvous_minutes", type=float, default=15, metavar="N", help="how long to wait for other machines (15)"
+    )
     command.add_argument("--list_models", action="store_true", help="print the names that --model takes, and exit")
     command.add_argument("--version", action="version", version=f"recbole-diffurec {__version__}")
     return command

@@ -360,7 +360,7 @@ def test_every_name_in_the_help_exists(capsys: pytest.CaptureFixture[str]) -> No
         main(["--help"])
     named = set(re.findall(r"--(\w+)", capsys.readouterr().out))
     options = {"model", "dataset", "config_files", "experiment", "result_file", "list_models", "version", "help"}
-    options |= {"resume", "nproc", "world_size", "group_offset", "ip", "port"}
+    options |= {"resume", "nproc", "world_size", "group_offset", "ip", "port", "rendezvous_minutes"}
     of_models = [name for model in spec.names() for name in spec.find(model).rules]
     assert named - options - {"NAME"} <= {*RULES, *of_models}
     assert named >= options
