@@ -299,13 +299,25 @@ def _same_search(path: Path, asked: Mapping[str, Any], resume: bool) -> None:
     """Keep what was asked for; a search is resumed only as what it was."""
     text = json.dumps(asked, indent=1, sort_keys=True, default=str)
     if resume and path.is_file():
-        before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
+        before, now = _asked_before(path), json.loads(text)
         changed = [key for key in now if key != "fixed" and before.get(key) != now[key]]
         names = before["fixed"].keys() | now["fixed"].keys()
         changed += sorted(n for n in names - NOT_IN_RESULT if before["fixed"].get(n) != now["fixed"].get(n))
         if changed:
             raise UserError(f"the search in '{path.parent}' has another {', '.join(changed)}: resume it as it was")
     files.write_text(path, text)
+
+
+def _asked_before(path: Path) -> dict[str, Any]:
+    """What a search was asked for, as its folder keeps it."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"'{path}' cannot be read ({reason}): start the search again in another folder") from None
+    if not isinstance(before, dict) or not isinstance(before.get("fixed"), dict):
+        raise UserError(f"'{path}' does not say what the search was: start it again in another folder")
+    return before
 
 
 def objective_function(
@@ -353,6 +365,10 @@ def _check_space(
             raise UserError(f"{where}: '{dimension.name}' must be the same for all trials: give it as a parameter")
         if search == "grid" and dimension.kind != "choice":
             raise UserError(f"{where}: grid search needs choices, got {dimension.kind}: use --search=random")
+        try:
+            trials.for_search(dimension, search)
+        except (ValueError, OverflowError) as error:  # of Ray Tune, such as a step that does not divide its bounds
+            raise UserError(f"{where}: Ray Tune refuses this ({str(error).splitlines()[0].rstrip('.')})") from None
         for value in dimension.corners():
             try:
                 RunConfig(model, dataset, {**fixed, dimension.name: value})

@@ -207,7 +207,10 @@ def attempt(seed: int, inputs: Path, place: Path) -> tuple[str, str]:
         wrong.append(f"exit code {code}")
     if "Traceback (most recent call last)" in said:
         wrong.append("a traceback")
-    lost = sorted(name for name in before if after.get(name) != before[name])
+    outputs = {word.partition("=")[2] for word in words if word.startswith(("--output=", "--result_file="))}
+    read = {word.rpartition("=")[2] for word in words if not word.startswith(("--output=", "--result_file="))}
+    replaceable = {name for name in outputs - read if not name.endswith((".pth", ".state"))}
+    lost = sorted(name for name in before.keys() - replaceable if after.get(name) != before[name])
     if lost:
         wrong.append(f"{lost} changed")
     if sorted({*(path.name for path in place.iterdir()), "said"}) != sorted({*beside, "said"}):
