@@ -67,8 +67,8 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
 
 
 _NO_CLUSTER = (
-    "no Ray cluster answers at '{}': check --ray_address and the environment variable RAY_ADDRESS, start one with 'ray start --head', or set "
-    "RAY_AUTH_MODE=token where the cluster wants its token ('ray get-auth-token')"
+    "no Ray cluster answers at '{}': check --ray_address and the environment variable RAY_ADDRESS, start one with "
+    "'ray start --head', or set RAY_AUTH_MODE=token where the cluster wants its token ('ray get-auth-token')"
 )
 
 

@@ -68,7 +68,7 @@ ROOMS = {
         imports="errors version runtime data models host training",
     ),
     "experiments": Room(
-        "cluster compare figures grid measures report space stats store tables trials tune",
+        "cluster compare figures grid measures report search_folder space stats store tables trials tune",
         imports="errors runtime config models host training",
     ),
     "testing": Room("testing", imports="errors runtime models host training inference"),
