@@ -10,8 +10,10 @@ from typing import Any
 
 from recbole_diffurec.cli.terminal import output_lost, say, tell
 from recbole_diffurec.config import layers
-from recbole_diffurec.errors import UserError
+from recbole_diffurec.errors import UserError, cannot_import
 from recbole_diffurec.runtime import ranks
+
+FIRST_RUN = "first_run"  # the experiment of a run that names no model, data set or settings
 
 
 def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
@@ -26,11 +28,13 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     from recbole_diffurec.training.report import format_result
     from recbole_diffurec.training.run import run
 
+    files = _file_list(options.config_files)
+    named = options.model or options.dataset or options.experiment or files
     result = run(
         options.model,
         options.dataset,
-        config_files=_file_list(options.config_files),
-        experiment=options.experiment,
+        config_files=files,
+        experiment=options.experiment if named else FIRST_RUN,
         result_file=options.result_file,
         resume=options.resume,
         **parameters,
@@ -131,9 +135,7 @@ def _serve(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     try:
         from recbole_diffurec.inference.service import serve
     except ImportError as error:
-        raise UserError(
-            f"serve needs {error.name}, which is not installed: pip install 'recbole-diffurec[serve]'"
-        ) from None
+        raise cannot_import("serve", error, "'recbole-diffurec[serve]'") from None
 
     given = vars(options)
     try:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_diffurec.errors import UserError
+from recbole_diffurec.errors import UserError, cannot_import
 from recbole_diffurec.inference.recommender import Recommender
 from recbole_diffurec.models.base import Exportable, Program
 from recbole_diffurec.runtime import files
@@ -103,7 +103,7 @@ def _content(
     """The file's content, what its description adds to that of any format, and what was measured of it."""
     network = recommender.network
     if format == "safetensors":
-        safetensors = _library("safetensors.torch", "safetensors", format)
+        safetensors = _library("safetensors.torch", format)
         tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
         metadata = {"model": recommender.config.spec.name, "format": "pt"}
         return safetensors.save(tensors, metadata=metadata), {}, {}
@@ -147,7 +147,7 @@ def _serialised(program: Program, recommender: Recommender, format: str) -> tupl
         )
     if format == "onnx":
         for library in ("onnx", "onnxscript", "onnxruntime"):
-            _library(library, library, format)
+            _library(library, format)
     generator = torch.Generator().manual_seed(0)
 
     def example(n: int, length: int) -> dict[str, Tensor]:
@@ -178,7 +178,7 @@ def _torch_program(exported: Any) -> tuple[bytes, Callable[[dict[str, Tensor]], 
 
 
 def _onnx_program(exported: Any, program: Program) -> tuple[bytes, Callable[[dict[str, Tensor]], Tensor]]:
-    runtime = _library("onnxruntime", "onnxruntime", "onnx")
+    runtime = _library("onnxruntime", "onnx")
     names: dict[str, Any] = {"input_names": program.inputs, "output_names": [OUTPUT]}
     with _quiet():
         # Runtimes optimise a program when they load it; doing it here takes most of an export's time.
@@ -215,7 +215,7 @@ def _largest_difference(
 
 def _index(recommender: Recommender, input: str | Path | None) -> tuple[bytes, float]:
     """An HNSW index of the item vectors, place 0 being item 1, and its recall of the exact top 20."""
-    faiss = _library("faiss", "faiss-cpu", "faiss")
+    faiss = _library("faiss", "faiss")
     vectors = recommender.network.item_vectors().detach()[1:].numpy()
     index = faiss.IndexHNSWFlat(vectors.shape[1], HNSW_NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction, index.hnsw.efSearch = HNSW_CONSTRUCTION, HNSW_SEARCH
@@ -248,10 +248,8 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _library(module: str, package: str, format: str) -> Any:
+def _library(module: str, format: str) -> Any:
     try:
         return importlib.import_module(module)
-    except ImportError:
-        raise UserError(
-            f"--format={format} needs {package}, which is not installed: pip install 'recbole-diffurec[export]'"
-        ) from None
+    except ImportError as error:
+        raise cannot_import(f"--format={format}", error, "'recbole-diffurec[export]'") from None

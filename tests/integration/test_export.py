@@ -105,6 +105,7 @@ def test_models_of_recbole_have_no_program(trained):
 
 
 def test_a_missing_library_is_named(trained, monkeypatch, workdir):
-    monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
+    for module in ("safetensors", "safetensors.torch"):
+        monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(UserError, match="needs safetensors, which is not installed: pip install"):
         export(trained["SASRec"], "x.safetensors", "safetensors")
