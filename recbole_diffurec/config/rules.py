@@ -20,7 +20,12 @@ NOT_IN_RESULT = frozenset(
 
 # Parameters that runs of version 0.1.0 did not have, each with the value that means what was done without it. A new
 # parameter of a model that has runs already belongs here, or those runs are no longer known again.
-MEANT_BEFORE: dict[str, Any] = {"sampler": "ddpm", "ddim_eta": 0.0, "valid_sampling_steps": None}
+MEANT_BEFORE: dict[str, Any] = {
+    "sampler": "ddpm",
+    "ddim_eta": 0.0,
+    "valid_sampling_steps": None,
+    "rows": "prefixes",
+}
 
 
 def meaning(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,6 +116,7 @@ RULES: dict[str, Rule] = {
     "MAX_ITEM_LIST_LENGTH": COUNT,
     "enable_amp": Rule("bool", choices=["auto"]),
     "batch_by_length": Rule("bool"),
+    "rows": Rule("str", choices=["prefixes", "sequences"]),
     **{f"{kind}_FIELD": Rule("str") for kind in ("USER_ID", "ITEM_ID", "TIME")},
     "user_inter_num_interval": Rule("str", optional=True),
     "item_inter_num_interval": Rule("str", optional=True),

@@ -24,6 +24,11 @@ HOST_PROPERTIES = Path(recbole.__file__).parent / "properties"
 # transforms it to frequencies, Caser convolves it.
 TRIMS_PADDING = frozenset({"BERT4Rec", "GRU4Rec", "SASRec"})
 
+# RecBole's models whose state at a position is that of the prefix that ends there; see ``host.all_positions``.
+ALL_POSITIONS = frozenset({"GRU4Rec", "SASRec"})
+# What others cannot do, and why.
+CANNOT = {"BERT4Rec": {"sequences": "its attention sees what comes after a position"}}
+
 
 class HostSpec(ModelSpec):
     """A model of RecBole: its class is found by RecBole, its defaults are RecBole's."""
@@ -45,7 +50,13 @@ class HostSpec(ModelSpec):
 
 @functools.cache
 def _host_spec(name: str) -> ModelSpec:
-    return HostSpec(name, name, trims_padding=name in TRIMS_PADDING)
+    return HostSpec(
+        name,
+        name,
+        trims_padding=name in TRIMS_PADDING,
+        all_positions=name in ALL_POSITIONS,
+        cannot=CANNOT.get(name, {}),
+    )
 
 
 def known_models() -> list[str]:

@@ -33,6 +33,7 @@ from recbole_diffurec.host import catalogue
 from recbole_diffurec.host.catalogue import HOST_PROPERTIES
 from recbole_diffurec.host.checks import FILTERS, check_data_and_evaluation, check_effect
 from recbole_diffurec.host.repeats import with_repeat_bias
+from recbole_diffurec.host.sequences import check_rows
 from recbole_diffurec.runtime import distributed, precision
 
 # Keys that RecBole reads without naming them in any of its files.
@@ -247,6 +248,7 @@ class RunConfig(Config):
                 f"n_heads must divide hidden_size ({final['hidden_size']}), got {final['n_heads']}: "
                 f"choose one of {', '.join(divisors)}"
             )
+        check_rows(final, self.spec)
         if self.spec.check is not None:
             self.spec.check(final)
 

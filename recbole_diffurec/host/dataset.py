@@ -33,7 +33,9 @@ from recbole_diffurec.data.sources import ensure_dataset
 from recbole_diffurec.data.times import refuse_mixed_units
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, compat
+from recbole_diffurec.host.batches import Batch
 from recbole_diffurec.host.presplit import SplitFiles
+from recbole_diffurec.host.sequences import SequenceRows
 from recbole_diffurec.host.splits import Splits
 from recbole_diffurec.host.wanted_columns import WantedColumns
 
@@ -197,13 +199,22 @@ class PrefixRows(Interaction):
         int [R], positions in ``flat`` of the user's first item and of the row's target.
     max_length : int
         L, how many of the items between them a history keeps.
+    length_column : str
+        Which of the columns has their number.
     """
 
     def __init__(
-        self, columns: dict[str, Tensor], flat: dict[str, Tensor], first: Tensor, target: Tensor, max_length: int
+        self,
+        columns: dict[str, Tensor],
+        flat: dict[str, Tensor],
+        first: Tensor,
+        target: Tensor,
+        max_length: int,
+        length_column: str,
     ):
         super().__init__(columns)
         self.flat, self.first, self.target, self.max_length = flat, first, target, max_length
+        self.length_column = length_column
         self._written: dict[str, Tensor] = {}
 
     def __contains__(self, item: str) -> bool:
@@ -230,6 +241,7 @@ class PrefixRows(Interaction):
             self.first[index],
             self.target[index],
             self.max_length,
+            self.length_column,
         )
 
     def drop(self, column: str) -> None:
@@ -264,7 +276,7 @@ class PrefixRows(Interaction):
         """
         width = min(self.max_length, int((self.target - self.first).max())) if trim and len(self) else None
         lists = {name: self._pad(values, width) for name, values in self.flat.items()}
-        return Interaction({**self.interaction, **lists, ROW: self.target})
+        return Batch({**self.interaction, **lists, ROW: self.target}, self.length_column)
 
 
 class SequenceDataset(SplitFiles, Chronological, SequentialDataset):
@@ -272,6 +284,13 @@ class SequenceDataset(SplitFiles, Chronological, SequentialDataset):
 
     Its rows, their order and what a data loader gets are those of ``SequentialDataset``, with the rows' numbers.
     """
+
+    def build(self) -> list[Any]:
+        """The parts: training, validation, test; with ``rows: sequences`` training has windows in place of rows."""
+        parts = super().build()
+        if self.config["rows"] == "sequences":
+            parts[0].inter_feat = SequenceRows(parts[0].inter_feat)
+        return parts
 
     def data_augmentation(self) -> None:
         """Number the prefixes of every sequence instead of writing them out (see ``SequentialDataset``)."""
@@ -291,7 +310,8 @@ class SequenceDataset(SplitFiles, Chronological, SequentialDataset):
         self, columns: dict[str, Tensor], flat: dict[str, Tensor], first: Tensor, target: Tensor
     ) -> PrefixRows:
         length = (target - first).clamp(max=self.max_item_list_len)
-        return PrefixRows({**columns, self.item_list_length_field: length}, flat, first, target, self.max_item_list_len)
+        columns = {**columns, self.item_list_length_field: length}
+        return PrefixRows(columns, flat, first, target, self.max_item_list_len, self.item_list_length_field)
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         rows = self.inter_feat[index]

@@ -96,14 +96,17 @@ def _data(module: ModuleType) -> Iterator[None]:
 
     @functools.wraps(create)
     def create_ordered_dataset(config: Any) -> Any:
+        from recbole_diffurec.host import catalogue
         from recbole_diffurec.host.checks import check_pickles
         from recbole_diffurec.host.dataset import dataset_class
+        from recbole_diffurec.host.sequences import check_rows
 
         check_pickles(config)
         try:
             chosen = dataset_class(config)
         except UserError:  # of a model of the user's own
             return create(config)
+        check_rows(config, catalogue.find(config["model"]))
         return chosen(config)
 
     @functools.wraps(choose)

@@ -1,6 +1,6 @@
 """``repeat_bias`` for RecBole's own sequential models, so that comparisons without masking are fair to them.
 
-Line numbers are those of recbole 1.2.0 and 1.2.1. Shapes: B batch, L padded history length, I items with padding item 0.
+Line numbers are those of recbole 1.2.0 and 1.2.1. Shapes: B batch, L padded history length, I items with padding.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import recbole
 import torch
 from torch import Tensor, nn
 
+from recbole_diffurec.data.rows import FIRST_TARGET, prefixes, target_places
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.layers.item_softmax import LogitBias
 from recbole_diffurec.models.scores import REPEAT_SCALE, bias_by_age
@@ -77,7 +78,11 @@ def with_repeat_bias(model: type) -> type:
             self.repeat_bias = nn.Parameter(torch.zeros(self.max_seq_length))
 
         def _bias(self, interaction: Any) -> LogitBias:
-            return bias_by_age(self.repeat_bias, interaction[self.ITEM_SEQ], REPEAT_SCALE)
+            histories = interaction[self.ITEM_SEQ]
+            if FIRST_TARGET in interaction:  # a batch of sequences: every target has a history of its own
+                lengths, n_targets = interaction[self.ITEM_SEQ_LEN], len(interaction[self.POS_ITEM_ID])
+                histories = prefixes(histories, *target_places(interaction[FIRST_TARGET], lengths, n_targets))
+            return bias_by_age(self.repeat_bias, histories, REPEAT_SCALE)
 
         def calculate_loss(self, interaction: Any) -> Any:
             self.loss_fct.bias = self._bias(interaction)

@@ -66,8 +66,8 @@ class Splits(Dataset):
         share = times.value_counts(normalize=True).iloc[0]
         if share > ONE_TIME:
             logger.warning(
-                "%.1f%% of the interactions have the same '%s': a split of all users together by time needs real times, "
-                "not places in a sequence",
+                "%.1f%% of the interactions have the same '%s': a split of all users together by time needs real "
+                "times, not places in a sequence",
                 100 * share,
                 self.time_field,
             )

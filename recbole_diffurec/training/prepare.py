@@ -21,6 +21,7 @@ from recbole_diffurec.host.candidates import SampledEvalLoader
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.dataset import SequenceDataset, dataset_class
 from recbole_diffurec.host.loaders import dataset_of, fitting_users, group_by_length, order_by_length, split_loaders
+from recbole_diffurec.host.sequences import SequenceRows
 from recbole_diffurec.training.trainer import trainer_class
 from recbole_diffurec.training.weights import room_for_training
 
@@ -178,6 +179,14 @@ def prepare_data(config: RunConfig, datasets: DatasetCache | None = None) -> Pre
         f"{data.n_interactions:,}",
         time.perf_counter() - started,
     )
+    rows = dataset_of(data.loaders[0]).inter_feat
+    if isinstance(rows, SequenceRows):
+        logger.info(
+            "trained over all positions: %s targets in %s rows, about %.0f in a step",
+            f"{rows.n_targets:,}",
+            f"{len(rows):,}",
+            rows.n_targets / len(data.loaders[0]),
+        )
     if config["benchmark_filename"]:
         logger.info("its parts are the files %s, whatever eval_args says of a split", config["benchmark_filename"])
     if data.n_time_ties:

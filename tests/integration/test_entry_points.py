@@ -65,6 +65,14 @@ def run_recbole(model: str, **more: Any) -> tuple[dict[str, Any], Path]:
     return result, path
 
 
+def test_rows_act_or_are_refused() -> None:
+    scores = [run_recbole("SASRec", rows=rows)[0]["best_valid_score"] for rows in ("prefixes", "sequences")]
+    assert scores[0] != scores[1]
+    for model, reason in (("DiffuRecSys", "one noised target"), ("BPR", "it reads no histories")):
+        with pytest.raises(UserError, match=reason):
+            run_recbole(model, rows="sequences")
+
+
 @pytest.mark.parametrize("model", PARAMETERS)
 def test_run_recbole_and_its_checkpoint(model: str, capfd: pytest.CaptureFixture) -> None:
     """On data of one's own; ``evaluate`` has its figures, ``load_data_and_model`` its model, ``Recommender`` lists."""
