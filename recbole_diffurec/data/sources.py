@@ -38,6 +38,7 @@ _CHUNK_BYTES = 1 << 16
 _LONGEST_LINE = 1 << 10  # bytes; the publishers' lines have fewer than 50
 
 _NOT_IN_NAMES = ("/", "\\", "..", "\0")
+_LONGEST_NAME = 200  # bytes; systems take 255, with the endings of its files
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
 
 
@@ -182,9 +183,6 @@ def _fetch_and_convert(source: Source, base_url: str, inter: Path, substitute: s
                 made.rmdir()
 
 
-LONGEST_NAME = 240  # bytes; file systems take 255, of which the names of a data set's files need some
-
-
 def check_name(name: str) -> None:
     """Raise UserError unless ``name`` stays inside ``data_path`` when it is used as a folder name."""
     if not isinstance(name, str) or not name or name.startswith(".") or any(bad in name for bad in _NOT_IN_NAMES):
@@ -192,8 +190,14 @@ def check_name(name: str) -> None:
             f"dataset name {name!r} is not a plain folder name: give one without slashes, backslashes, NUL characters,"
             f" double dots or a leading dot, such as {next(iter(KNOWN_SOURCES))}"
         )
-    if len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
-        raise UserError(f"dataset name {name!r} is longer than {LONGEST_NAME} bytes: give a shorter one")
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:  # bytes of a command line that are no UTF-8
+        raise UserError(f"dataset name {name!r} is no UTF-8 text: give another one") from None
+    if length > _LONGEST_NAME:
+        raise UserError(
+            f"dataset name {name!r} is too long for the names of its files: give one of at most {_LONGEST_NAME} bytes"
+        )
 
 
 def _base_url(source: Source, base_urls: Mapping[str, str] | None) -> str:

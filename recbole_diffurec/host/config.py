@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import glob
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -280,6 +282,11 @@ class RunConfig(Config):
         if self["benchmark_filename"] is None and part not in self.protocol.parts:
             split = self["eval_args"]["split"]
             raise UserError(f"the split {split} has no {part} part, and {reason}: give one that has")
+
+    def data_files(self) -> list[Path]:
+        """The files of the data set that there are."""
+        stem = os.path.join(self["data_path"], self["dataset"])
+        return [Path(found) for found in sorted(glob.glob(f"{glob.escape(stem)}.*"))]
 
     # What a checkpoint or a result keeps
 

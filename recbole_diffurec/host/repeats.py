@@ -78,11 +78,11 @@ def with_repeat_bias(model: type) -> type:
             self.repeat_bias = nn.Parameter(torch.zeros(self.max_seq_length))
 
         def _bias(self, interaction: Any) -> LogitBias:
-            histories = interaction[self.ITEM_SEQ]
-            if FIRST_TARGET in interaction:  # a batch of sequences: every target has a history of its own
-                lengths, n_targets = interaction[self.ITEM_SEQ_LEN], len(interaction[self.POS_ITEM_ID])
-                histories = prefixes(histories, *target_places(interaction[FIRST_TARGET], lengths, n_targets))
-            return bias_by_age(self.repeat_bias, histories, REPEAT_SCALE)
+            item_seq = interaction[self.ITEM_SEQ]
+            if FIRST_TARGET in interaction:  # which only training batches have
+                lengths, n_targets = interaction[self.ITEM_SEQ_LEN], len(interaction[self.ITEM_ID])
+                item_seq = prefixes(item_seq, *target_places(interaction[FIRST_TARGET], lengths, n_targets))
+            return bias_by_age(self.repeat_bias, item_seq, REPEAT_SCALE)
 
         def calculate_loss(self, interaction: Any) -> Any:
             self.loss_fct.bias = self._bias(interaction)

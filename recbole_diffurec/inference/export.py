@@ -51,7 +51,7 @@ def export(
         A ``.pth`` file of ``run``, of a model that is ``Exportable`` (``safetensors``: of every model that
         ``recommend`` takes).
     output : str or Path, optional
-        The file; by default the checkpoint's name with the format's ending.
+        The file, whose folder is made when missing; by default the checkpoint's name with the format's ending.
     format : str, optional
         ``onnx``, ``torch`` (torch.export), ``safetensors`` (the weights), ``faiss`` (an index of item vectors).
     input : str or Path, optional
@@ -71,7 +71,7 @@ def export(
     UserError
         The format is unknown, its library is not installed, the model cannot be exported, or a file cannot be written.
     """
-    _check_request(checkpoint_file, output, format, input)
+    path = _checked_output(checkpoint_file, output, format, input)
     # Programs are in full precision.
     recommender = Recommender.load(checkpoint_file, **{**parameters, "gpu_id": "", "enable_amp": False})
     network, spec = recommender.network, recommender.config.spec
@@ -81,7 +81,7 @@ def export(
             f"model '{spec.name}' cannot be exported as {format}, since it says of neither its program nor its item "
             f"vectors what they are: --format=safetensors takes its weights"
         )
-    path = Path(checkpoint_file).with_suffix(SUFFIXES[format]) if output is None else Path(output)
+    files.check_writable(path, "output", recommender.config.data_files())
     content, about, measured = _content(recommender, format, input)
     description = {
         "model": spec.name,
@@ -116,16 +116,26 @@ def _content(
     return content, program.describe(), {"difference": difference}
 
 
-def _check_request(
+def _checked_output(
     checkpoint_file: str | Path, output: str | Path | None, format: str, input: str | Path | None
-) -> None:
+) -> Path:
+    """The file to write; what is asked for is refused where it makes no sense or would overwrite what is read."""
     if format not in SUFFIXES:
         raise UserError(f"format must be one of {', '.join(SUFFIXES)}, got '{format}'")
     if input is not None and format != "faiss":
         raise UserError("--input serves to measure an index: leave it out, or use --format=faiss")
-    path = Path(checkpoint_file).with_suffix(SUFFIXES[format]) if output is None else Path(output)
-    if path.resolve() == Path(checkpoint_file).resolve():
-        raise UserError(f"output '{path}' is the checkpoint itself: give another file")
+    path = _beside(checkpoint_file, SUFFIXES[format]) if output is None else output
+    read = (checkpoint_file, input)
+    files.check_writable(path, "output", read, regular=True)
+    files.check_writable(f"{path}.json", "the file of item ids,", read, regular=True)
+    return Path(path)
+
+
+def _beside(checkpoint_file: str | Path, suffix: str) -> Path:
+    try:
+        return Path(checkpoint_file).with_suffix(suffix)
+    except ValueError:
+        raise UserError(f"checkpoint '{checkpoint_file}' is a folder: name the .pth file in it") from None
 
 
 def _serialised(program: Program, recommender: Recommender, format: str) -> tuple[bytes, float]:

@@ -811,7 +811,7 @@ def test_defaults_may_be_said_and_are_read_back() -> None:
 
 
 def test_a_data_set_of_a_name_that_no_file_may_have() -> None:
-    with pytest.raises(UserError, match="is longer than 240 bytes"):
+    with pytest.raises(UserError, match="is too long for the names of its files"):
         RunConfig("SASRec", "é" * 121, {})
 
 

@@ -75,7 +75,7 @@ ROOMS = {
     "testing": Room("testing", imports="errors runtime data models host training inference"),
     # What --help needs is imported at once, all else when a command is carried out.
     "cli": Room(
-        "commands parsers",
+        "commands parsers terminal",
         imports="errors version runtime config models",
         lazily="host training inference experiments",
     ),

@@ -149,7 +149,7 @@ def test_loss_and_gradients_are_those_of_the_prefixes(model, options, workdir):
     )
 
 
-@pytest.mark.parametrize(("model", "options"), NO_WINDOWS[:5] + NO_WINDOWS[6:7])
+@pytest.mark.parametrize(("model", "options"), NO_WINDOWS[:6] + NO_WINDOWS[7:8])
 def test_windows_are_histories_of_their_own(model, options, workdir):
     """A target has what its window has before it, at the places that it has there."""
     data = data_of(model, "sequences", 6, options)
