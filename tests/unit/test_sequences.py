@@ -15,6 +15,7 @@ from recbole.data.interaction import Interaction
 from recbole_diffurec.data.rows import FIRST_TARGET, ROW, windows
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.dataset import PrefixRows
 from recbole_diffurec.host.loaders import dataset_of, training_batch
 from recbole_diffurec.host.sequences import SequenceRows
 from recbole_diffurec.layers.device import assume
@@ -296,6 +297,15 @@ def test_what_cannot_be_trained_over_all_positions_is_refused(model, more, messa
     with pytest.raises(UserError) as refusal:
         RunConfig(model, "ml-100k", {"gpu_id": "", "rows": "sequences", **more})
     assert message in str(refusal.value)
+
+
+def test_histories_that_are_no_targets_are_refused():
+    """Of two targets with two items before each, as files with a history for each target give them."""
+    columns = {"item_id": torch.tensor([3, 6]), "item_length": torch.tensor([2, 2])}
+    flat = {"item_id_list": torch.arange(1, 7)}
+    rows = PrefixRows(columns, flat, torch.tensor([0, 3]), torch.tensor([2, 5]), 5, "item_length")
+    with pytest.raises(UserError, match="every item of a history but the first must be a training target"):
+        SequenceRows(rows)
 
 
 def test_rows_of_before_are_prefixes():
