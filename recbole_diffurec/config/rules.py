@@ -92,6 +92,8 @@ class Rule:
 PROBABILITY = Rule("number", 0, 1, open_high=True)
 COUNT = Rule("int", 1)
 
+_LEVELS = ("debug", "info", "warning", "error", "critical")  # of RecBole's log
+
 RULES: dict[str, Rule] = {
     "seed": Rule("int", 0, 2**32 - 1),
     "data_path": Rule("str"),
@@ -141,6 +143,7 @@ RULES: dict[str, Rule] = {
     "init": Rule("str", choices=["xavier_normal", "normal"]),
     "initializer_range": Rule("number", 0, open_low=True),
     "worker": Rule("int", 0),
+    "state": Rule("str", choices=[*_LEVELS, *map(str.upper, _LEVELS)], optional=True),
 }
 # RecBole's parameters that are empty by default, so that the default does not tell the kind.
 for _name in ("clip_grad_norm", "discretization", "preload_weight", "seq_len", "threshold", "val_interval"):

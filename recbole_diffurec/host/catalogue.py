@@ -12,7 +12,7 @@ import recbole
 
 from recbole_diffurec.config import layers
 from recbole_diffurec.config.rules import nearest
-from recbole_diffurec.errors import UserError
+from recbole_diffurec.errors import UserError, cannot_import
 from recbole_diffurec.host.models import NEEDED, NOT_LISTED
 from recbole_diffurec.host.repeats import may_learn_repeats
 from recbole_diffurec.models import spec as register
@@ -88,13 +88,12 @@ def named(name: str) -> tuple[ModelSpec, Mapping[str, Any]]:
 
 
 def model_class(name: str) -> type:
-    """The class of a model; ``UserError`` where a package that it needs is not installed."""
+    """The class of a model; ``UserError`` where a package that it needs cannot be imported."""
     module, package = NEEDED.get(name, (None, None))
     try:
         if module is not None and importlib.util.find_spec(module) is None:
-            raise ImportError(name=package)
+            raise ModuleNotFoundError(name=package)
         return find(name).model_class
     except ImportError as error:
-        raise UserError(
-            f"model '{name}' needs the Python package '{error.name}', which is not installed: pip install {error.name}"
-        ) from None
+        package = (error.name or "recbole-diffurec").partition(".")[0]
+        raise cannot_import(f"model '{name}'", error, package) from None

@@ -197,7 +197,8 @@ class _NoRay(ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         raise ModuleNotFoundError(
-            f"RecBole wants ray.tune.{name}, and Ray is not installed: pip install 'recbole-diffurec[tune]'", name="ray"
+            f"RecBole wants ray.tune.{name}, which cannot be imported here: pip install 'recbole-diffurec[tune]'",
+            name="ray",
         )
 
 

@@ -10,6 +10,7 @@ Shapes: n interactions, R rows (one per position that has a history), L = ``MAX_
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -33,10 +34,10 @@ from recbole_diffurec.data.times import refuse_mixed_units
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, compat
 from recbole_diffurec.host.batches import Batch
-from recbole_diffurec.host.filters import FilteredColumns
 from recbole_diffurec.host.presplit import SplitFiles
 from recbole_diffurec.host.sequences import SequenceRows
 from recbole_diffurec.host.splits import Splits
+from recbole_diffurec.host.wanted_columns import WantedColumns
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -57,7 +58,7 @@ class _Files:
         return where if len(self._files) == 1 else f"{file.name} {where}"
 
 
-class Chronological(FilteredColumns, Splits):
+class Chronological(WantedColumns, Splits):
     """Order by user and time, in full precision; ties keep the order of the file.
 
     RecBole's later sorts are by float32 time and stable, so they leave each user's order as it is: rounding is
@@ -84,6 +85,7 @@ class Chronological(FilteredColumns, Splits):
             ensure_dataset(
                 token, os.path.dirname(dataset_path), self.config["source_base_urls"], self.config["show_progress"]
             )
+        self._check_load_col()
         super()._load_data(token, dataset_path)
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
@@ -118,6 +120,8 @@ class Chronological(FilteredColumns, Splits):
             FeatureSource.USER: ([self.uid_field], "a user"),
             FeatureSource.ITEM: ([self.iid_field], "an item"),
         }.get(source, ([], ""))
+        if source in (FeatureSource.USER, FeatureSource.ITEM):
+            self._check_said_once(feat, file, ids[0])
         nameless = feat[[field for field in ids if field in feat]].isnull().any(axis=1).to_numpy()
         if times is not None and times.dtype == np.float64:
             lost = ~nameless & ~np.isfinite(times.to_numpy())
@@ -130,6 +134,18 @@ class Chronological(FilteredColumns, Splits):
             logger.warning("%s: lines without %s are left out: %s, the first is %s", file.name, what, count, first)
             feat = feat[~nameless].reset_index(drop=True)
         return feat
+
+    @staticmethod
+    def _check_said_once(feat: pd.DataFrame, file: AtomicFile, field: str) -> None:
+        """Refuse a user or an item that comes twice: RecBole gives all that follow the features of another one."""
+        again = np.flatnonzero(feat[field].duplicated() & feat[field].notna())
+        if len(again):
+            value = feat[field].iat[again[0]]
+            first = file.place(int(np.flatnonzero(feat[field] == value)[0]))
+            raise UserError(
+                f"{file.name} {file.place(int(again[0]))} has '{value}' in '{field}' again, which {first} has "
+                f"already: remove one of them"
+            )
 
     def _needed_columns(self) -> dict[str, str]:
         """The columns of interactions that must be there, and their types."""
@@ -350,6 +366,7 @@ def dataset_class(config: Any) -> type:
     return ordered(chosen or getattr(host, default.get(config["MODEL_TYPE"], "Dataset")))
 
 
+@functools.cache  # a class is made once, so that equal data sets are of one
 def ordered(chosen: type | None) -> type:
     """A data set class of RecBole's kind, ordered in time; by default the sequential one."""
     if chosen is not None and issubclass(chosen, Chronological):

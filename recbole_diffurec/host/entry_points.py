@@ -69,16 +69,20 @@ def _configuration(module: ModuleType) -> Iterator[None]:
 
 
 def _columns(config: Any, registered: bool) -> Any:
-    """``load_col`` where the user gives none. RecBole's defaults leave out the time, by which sequences are ordered."""
+    """``load_col`` where the user gives none.
+
+    RecBole's defaults leave out the time, by which sequences are ordered, and name the columns as RecBole does,
+    whatever ``USER_ID_FIELD`` and the like say.
+    """
     from recbole.utils import ModelType
 
-    from recbole_diffurec.host.config import columns_to_load
+    from recbole_diffurec.host.config import columns_to_load, own_names
 
     values = {**config.internal_config_dict, **config.external_config_dict}
     if registered:
         return columns_to_load({**values, "load_col": config.internal_config_dict["load_col"]})
-    columns = config.internal_config_dict["load_col"]
-    if values["MODEL_TYPE"] != ModelType.SEQUENTIAL or not isinstance(columns, dict):
+    columns = own_names(config.internal_config_dict["load_col"], values)
+    if values["MODEL_TYPE"] != ModelType.SEQUENTIAL:
         return columns
     known, time = list(columns.get("inter", ())), values["TIME_FIELD"]
     return {**columns, "inter": known if time in known else [*known, time]}

@@ -1,6 +1,6 @@
 """``repeat_bias`` for RecBole's own sequential models, so that comparisons without masking are fair to them.
 
-Line numbers are those of recbole 1.2.0 and 1.2.1. Shapes: B batch, L padded history length, I items with padding item 0.
+Line numbers are those of recbole 1.2.0 and 1.2.1. Shapes: B batch, L padded history length, I items with padding.
 """
 
 from __future__ import annotations

@@ -32,13 +32,13 @@ class DatasetCache:
     """Data sets that were read, filtered and ordered, for runs that differ in other things only."""
 
     def __init__(self) -> None:
-        self._read: dict[str, Any] = {}
+        self._read: dict[tuple[type, str], Any] = {}
 
     def get(self, config: RunConfig) -> Any:
         """A data set of RecBole's kind for ``config``, a copy of its own."""
-        key = config.dataset_key()
+        key = dataset_class(config), config.dataset_key()
         if key not in self._read:
-            dataset = dataset_class(config)(config)
+            dataset = key[0](config)
             dataset.config = None
             self._read[key] = dataset
         dataset = copy.deepcopy(self._read[key])

@@ -50,6 +50,7 @@ data.dataset.dataset.Dataset
     _load_data(self, token, dataset_path)
     _load_feat(self, filepath, source)
     _load_inter_feat(self, token, dataset_path)
+    _preload_weight_matrix(self)
     _remove_duplication(self)
     _reset_index(self)
     _set_alias(self, alias_name, default_value)

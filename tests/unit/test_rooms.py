@@ -56,7 +56,7 @@ ROOMS = {
     "host": Room(
         "all_positions batches bert4rec candidates catalogue checkpoints checks collector compat config dataset "
         "entry_points filters fingerprint guards hooks loaders metrics models presplit repeats sequences splits "
-        "stand_in",
+        "stand_in wanted_columns",
         imports="errors runtime layers data config models",
     ),
     "training": Room(
@@ -75,7 +75,7 @@ ROOMS = {
     "testing": Room("testing", imports="errors runtime data models host training inference"),
     # What --help needs is imported at once, all else when a command is carried out.
     "cli": Room(
-        "commands parsers",
+        "commands parsers terminal",
         imports="errors version runtime config models",
         lazily="host training inference experiments",
     ),
