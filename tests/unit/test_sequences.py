@@ -124,6 +124,18 @@ def test_every_training_target_is_in_one_batch_with_its_history(longest):
         assert len(dataset_of(sequences.loaders[part])) == len(dataset_of(prefixes.loaders[part]))
 
 
+@pytest.mark.parametrize("group_by", ["user", "none"])
+def test_shares_in_time_are_split_before_histories_are_cut(group_by):
+    """Nothing of validation or test is a target, wherever in a user's history training ends."""
+    numbers = []
+    for rows in ("prefixes", "sequences"):
+        split = {"split": {"RS": [0.6, 0.2, 0.2]}, "group_by": group_by}
+        values = {**SMALL, "MAX_ITEM_LIST_LENGTH": 6, "rows": rows, "eval_args": split}
+        data = PreparedData(RunConfig("CausalRec", "ml-100k", values))
+        numbers.append(torch.cat([batch[ROW] for batch in data.loaders[0]]).sort().values)
+    assert torch.equal(*numbers)
+
+
 # Losses
 
 
