@@ -47,7 +47,7 @@ def _exit_code(arguments: list[str]) -> int:
     except Interrupted as stop:
         if ranks.rank() > 0:
             return 128 + stop.signal
-        how = "resumes" if arguments[:1] == ["compare"] else "with --resume resumes"
+        how = "resumes" if arguments[:1] in (["audit"], ["compare"]) else "with --resume resumes"
         where = os.path.relpath(stop.state_file)
         print(f"recbole-diffurec: interrupted; the same command {how} from '{where}'", file=sys.stderr)
         return 128 + stop.signal

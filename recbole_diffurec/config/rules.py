@@ -20,7 +20,9 @@ NOT_IN_RESULT = frozenset(
 
 # Parameters that runs of version 0.1.0 did not have, each with the value that means what was done without it. A new
 # parameter of a model that has runs already belongs here, or those runs are no longer known again.
-MEANT_BEFORE: dict[str, Any] = {"sampler": "ddpm", "ddim_eta": 0.0, "valid_sampling_steps": None}
+MEANT_BEFORE: dict[str, Any] = {
+    "sampler": "ddpm", "ddim_eta": 0.0, "valid_sampling_steps": None, "noised_target": True,
+}  # fmt: skip
 
 
 def meaning(values: Mapping[str, Any]) -> dict[str, Any]:
