@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 from recbole.utils import EvaluatorType
 
+from recbole_diffurec.config.rules import NOT_IN_RESULT
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.experiments import audit_figure, audit_tables, report
 from recbole_diffurec.experiments.audit_bench import Bench, compare_lines, sample_users
@@ -146,7 +147,7 @@ def audit(
     twin, no_twin = None, "it was not asked for (--train_twin)"
     if train_twin:
         try:
-            twin = twin_checkpoint(first, parameters, folder)
+            twin = twin_checkpoint(first, {n: v for n, v in parameters.items() if n in NOT_IN_RESULT}, folder)
         except NotApplicable as reason:
             no_twin = str(reason)
     if twin is not None:
@@ -187,7 +188,7 @@ def twin_checkpoint(member: Member, parameters: Mapping[str, Any], folder: Path)
     member : Member
         The model that has a twin.
     parameters : Mapping of str to object
-        What the user changed.
+        Where and how to train it.
     folder : Path
         For the checkpoint, the state of an interrupted training, and ``twin.json``, which says whose twin is there.
 
@@ -247,7 +248,7 @@ def _audited(found: Opened, extent: Extent, with_twin: bool, no_twin: str) -> di
         **_described(bench, compare_lines(measured, told), drawn),
         "sample_seed": extent.sample_seed,
         "test_users": n_users,
-        "protocol": {name: config[name] for name in ("eval_args", "mask_seen")},
+        "protocol": {"mode": config["eval_args"]["mode"]["test"], "mask_seen": config["mask_seen"]},
         "uncertainty": drawn.uncertainty(measured["mean_of_samples"]),
     }
 

@@ -87,11 +87,16 @@ def _steps(axes: Any, result: Mapping[str, Any]) -> None:
     axes.axhline(result["lines"][0]["ndcg"], color="0.4", linewidth=0.8, linestyle="--", label="as trained")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.set_ylim(bottom=0)
+    _from_zero(axes, result)
     axes.set_xlabel("steps")
     axes.set_ylabel(f"NDCG@{result['k']}")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower right", fontsize=6)
+
+
+def _from_zero(axes: Any, result: Mapping[str, Any]) -> None:
+    """The same range of NDCG in the panels that show it."""
+    axes.set_ylim(0, 1.15 * max(line.get("ndcg", 0.0) for line in result["lines"]) or 1.0)
 
 
 def _cost(axes: Any, result: Mapping[str, Any]) -> None:
@@ -111,10 +116,10 @@ def _cost(axes: Any, result: Mapping[str, Any]) -> None:
                 there[name]["ms_per_user"], there[name]["ndcg"], MARKERS[i], color=COLOURS[i], markersize=4, label=title
             )
     axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
+    _from_zero(axes, result)
     axes.set_xlabel("milliseconds per user")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower right", fontsize=6)
 
 
 def _reliability(axes: Any, result: Mapping[str, Any]) -> None:

@@ -104,9 +104,10 @@ def _with_dropout(network: Any, batch: Any, passes: int) -> Tensor:
 def ensemble_line(networks: Sequence[Any]) -> Line:
     """Several checkpoints as one, the steps of the first shared among them."""
 
+    if len(networks) == 1:
+        return _refused("ensemble", "several checkpoints as one", "one checkpoint was given")
+
     def make() -> Score:
-        if len(networks) == 1:
-            raise NotApplicable("one checkpoint was given")
         return Ensemble([_in_steps(network, each) for network in networks]).eval().full_sort_predict
 
     each = max(1, networks[0].sampling_steps // len(networks))

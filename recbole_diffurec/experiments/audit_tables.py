@@ -143,7 +143,7 @@ def spread_and_rank(result: Mapping[str, Any]) -> str:
         return "Spread and the target's rank: no correlation can be had, because one of them is the same for all users."
     return (
         f"Spread and the target's rank: Spearman's rho {found['rho']:+.3f} over {found['users']:,} users "
-        f"(p {found['p']:.2g})."
+        f"(p {found['p']:.2g}); above zero, users whose samples lie far apart are those whose target ranks low."
     )
 
 
@@ -158,8 +158,10 @@ def protocol(result: Mapping[str, Any]) -> str:
     drawn = result["users"] < result["test_users"]
     of = f"{result['users']:,} of {result['test_users']:,} test users (sample_seed {result['sample_seed']})"
     users = of if drawn else f"all {result['users']:,} test users"
+    mode = result["protocol"]["mode"]
+    ranking = "all items ranked" if mode == "full" else f"among sampled candidates ({mode})"
     masked = "left out of the ranking" if result["protocol"]["mask_seen"] else "ranked too"
-    return f"{users}, evaluation {result['protocol']['eval_args']['mode']}, items of the history {masked}"
+    return f"{users}, {ranking}, items of the history {masked}"
 
 
 def terminal(result: Mapping[str, Any]) -> str:

@@ -12,9 +12,9 @@ MARGIN = 0.02
 FEWEST_USERS = 100
 
 RULE = (
-    f"Of the lines that take the diffusion away, the first that there is decides: {{lines}}. Yes: the 95 % interval of "
-    f"its difference in NDCG lies below zero, and not all of it within {MARGIN:.0%} of the figure as trained. No: no part "
-    f"of it lies further below zero than that, and there are {FEWEST_USERS} users. Undecided: anything else."
+    "Of the lines that take the diffusion away, the first that there is decides: {lines}. Yes: the 95 % interval of "
+    f"its difference in NDCG lies below zero, and not all of it within {MARGIN:.0%} of the figure as trained. No: no "
+    f"part of it lies further below zero than that, and {FEWEST_USERS} users or more were asked. Undecided: all else."
 )
 
 

@@ -19,8 +19,9 @@ from recbole_diffurec.models.base import DiffusionRecommender, NotApplicable
 from recbole_diffurec.models.denoiser import Denoiser
 
 Step = Tensor | int
-# From a state x_s [B, d], its step and the draws of the pass to what the denoiser is given in their place.
-Change = Callable[[Tensor, Step, Draws], tuple[Tensor, Step]]
+# A state x_s [B, d], its step and the draws of the pass, and so what the denoiser is given in their place.
+Given = tuple[Tensor, Step, Draws]
+Change = Callable[[Tensor, Step, Draws], Given]
 Self = TypeVar("Self", bound="Audited")
 
 
@@ -45,24 +46,23 @@ class ChangedDenoiser:
 
     def __call__(self, condition: Any, x_s: Tensor, t: Step, draws: Draws) -> Tensor:
         """``Denoiser.__call__``."""
-        x_s, t = self.change(x_s, t, draws)
-        return self.denoiser(condition, x_s, t, draws)
+        return self.denoiser(condition, *self.change(x_s, t, draws))
 
     def in_bfloat16(self) -> ChangedDenoiser:
         """``Denoiser.in_bfloat16``."""
         return ChangedDenoiser(self.denoiser.in_bfloat16(), self.change)
 
 
-def no_target(x_s: Tensor, t: Step, draws: Draws) -> tuple[Tensor, Step]:
+def no_target(x_s: Tensor, t: Step, draws: Draws) -> Given:
     """Zeros in place of the state."""
-    return torch.zeros_like(x_s), t
+    return torch.zeros_like(x_s), t, draws
 
 
-def other_noise(x_s: Tensor, t: Step, draws: Draws) -> tuple[Tensor, Step]:
+def other_noise(x_s: Tensor, t: Step, draws: Draws) -> Given:
     """Noise in place of the state, new at each step, and as long as the state was: all that it said is its length."""
     assert isinstance(t, int), "in inference"
     noise = draws.step(t)
-    return noise * (x_s.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)), t
+    return noise * (x_s.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)), t, draws
 
 
 class Frozen:
@@ -77,17 +77,42 @@ class Frozen:
     def __init__(self, n_steps: int):
         self.last = n_steps - 1
 
-    def __call__(self, x_s: Tensor, t: Step, draws: Draws) -> tuple[Tensor, Step]:
+    def __call__(self, x_s: Tensor, t: Step, draws: Draws) -> Given:
         """``Change``."""
-        return x_s, self.last if isinstance(t, int) else torch.full_like(t, self.last)
+        return x_s, self.last if isinstance(t, int) else torch.full_like(t, self.last), draws
+
+
+class NothingForTokens:
+    """Draws of a pass in which each token gets zeros.
+
+    Parameters
+    ----------
+    draws : Draws
+        All others.
+    """
+
+    def __init__(self, draws: Draws):
+        self.draws = draws
+
+    def start(self) -> Tensor:
+        """``Draws.start``."""
+        return self.draws.start()
+
+    def step(self, t: int) -> Tensor:
+        """``Draws.step``."""
+        return self.draws.step(t)
+
+    def per_token(self, t: int, mean: float, std: float, dtype: torch.dtype) -> Tensor:
+        """``Draws.per_token``."""
+        return torch.zeros_like(self.draws.per_token(t, mean, std, dtype))
 
 
 class NoDiffusion(Frozen):
-    """Zeros in place of the state, and step T in place of every other: nothing of the diffusion is left."""
+    """Zeros in place of the state and of what is drawn for tokens, and step T: nothing of the diffusion is left."""
 
-    def __call__(self, x_s: Tensor, t: Step, draws: Draws) -> tuple[Tensor, Step]:
+    def __call__(self, x_s: Tensor, t: Step, draws: Draws) -> Given:
         """``Change``."""
-        return super().__call__(torch.zeros_like(x_s), t, draws)
+        return super().__call__(torch.zeros_like(x_s), t, NothingForTokens(draws))
 
 
 class Audited(DiffusionRecommender):
