@@ -154,7 +154,8 @@ def audit(
         members += open_members([twin], parameters)
     with opened(members, parameters) as found, explained(f"auditing model '{first.state['model']}'", found.log):
         result = _audited(found, extent, twin is not None, no_twin)
-    result = {**result, "checkpoint": os.path.abspath(checkpoint_file), "twin": None if twin is None else str(twin)}
+    result = {**result, "checkpoint": os.path.abspath(checkpoint_file), "log": found.log}
+    result["twin"] = None if twin is None else str(twin)
     if more:
         result["checkpoints"] = [os.path.abspath(path) for path in (checkpoint_file, *more)]
     files.write_text(folder / "audit.json", json.dumps(result, indent=2))
@@ -206,7 +207,7 @@ def twin_checkpoint(member: Member, parameters: Mapping[str, Any], folder: Path)
     kept = folder / "twin.json"
     try:
         told = json.loads(kept.read_text(encoding="utf-8"))
-        found = folder / "twin" / told["checkpoint"]
+        found = (folder / "twin" / told["checkpoint"]).resolve()
         if told["key"] == config.key() and found.is_file():
             logger.info("the twin is there: '%s'", os.path.relpath(found))
             return found
