@@ -13,6 +13,9 @@ from recbole_diffurec.errors import UserError
 from recbole_diffurec.runtime import ranks
 
 
+FIRST_RUN = "first_run"  # the experiment of a run that names no model, data set or settings
+
+
 def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     if options.list_models:
         from recbole_diffurec.host.catalogue import known_models
@@ -25,11 +28,13 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     from recbole_diffurec.training.report import format_result
     from recbole_diffurec.training.run import run
 
+    files = _file_list(options.config_files)
+    named = options.model or options.dataset or options.experiment or files
     result = run(
         options.model,
         options.dataset,
-        config_files=_file_list(options.config_files),
-        experiment=options.experiment,
+        config_files=files,
+        experiment=options.experiment if named else FIRST_RUN,
         result_file=options.result_file,
         resume=options.resume,
         **parameters,

@@ -56,7 +56,6 @@ def evaluate(
     path = files.check_writable(result_file, "result_file")
     with opened(open_members([checkpoint_file, *more], parameters), parameters) as found:
         first, (network, trainer) = found.members[0], found.built[0]
-        share_evaluation(found.data.loaders[2])
         if more:
             network = trainer.model = as_one([network for network, _ in found.built], found.members)
         with explained(f"testing model '{first.state['model']}'", found.log):
@@ -141,9 +140,7 @@ def opened(members: list[Member], parameters: Mapping[str, Any]) -> Iterator[Ope
         distributed.process_group(first.config["device"]),
         log_file(first.config, required=False) as log,
     ):
-        with explained(f"preparing data set '{first.state['dataset']}'", log), distributed.local_rank0_first():
-            data = prepare_data(first.config)
-        check_same_data(data, first.state, first.path, parameters)
+        data = first.data(log, parameters)
         yield Opened(members, [member.build(data, log, parameters) for member in members], data, log)
 
 
@@ -164,6 +161,14 @@ class Member:
         folder = os.path.dirname(os.path.abspath(path))
         nothing = {"checkpoint_dir": folder, "save_dataset": False, "save_dataloaders": False}
         return cls(path, state, config.with_values(**nothing))
+
+    def data(self, log: str, parameters: Mapping[str, Any]) -> PreparedData:
+        """The data of its run, its test part shared among the processes."""
+        with explained(f"preparing data set '{self.state['dataset']}'", log), distributed.local_rank0_first():
+            data = prepare_data(self.config)
+        share_evaluation(data.loaders[2])
+        check_same_data(data, self.state, self.path, parameters)
+        return data
 
     def build(self, data: PreparedData, log: str, parameters: Mapping[str, Any]) -> tuple[Any, Any]:
         """The network with its weights, and a trainer."""
