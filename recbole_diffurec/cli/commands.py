@@ -12,7 +12,6 @@ from recbole_diffurec.config import layers
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.runtime import ranks
 
-
 FIRST_RUN = "first_run"  # the experiment of a run that names no model, data set or settings
 
 

@@ -137,27 +137,22 @@ def audit(
         A file is no checkpoint of a diffusion model, an argument or a parameter is wrong, or the data is not what the
         model was trained on.
     """
-    extent = Extent(users, samples, sample_seed)
-    path = files.check_writable(result_file, "result_file")
+    extent, path = Extent(users, samples, sample_seed), files.check_writable(result_file, "result_file")
     folder = Path(output_dir)
     files.make_folder(str(folder), "output_dir")
     members = open_members([checkpoint_file, *more], parameters)
-    first = members[0]
-    _refuse_others(first)
-    twin, no_twin = None, "it was not asked for (--train_twin)"
-    if train_twin:
-        try:
-            twin = twin_checkpoint(first, {n: v for n, v in parameters.items() if n in NOT_IN_RESULT}, folder)
-        except NotApplicable as reason:
-            no_twin = str(reason)
-    if twin is not None:
-        members += open_members([twin], parameters)
-    with opened(members, parameters) as found, explained(f"auditing model '{first.state['model']}'", found.log):
-        result = _audited(found, extent, twin is not None, no_twin)
-    result = {**result, "checkpoint": os.path.abspath(checkpoint_file), "log": found.log}
-    result["twin"] = None if twin is None else str(twin)
-    if more:
-        result["checkpoints"] = [os.path.abspath(path) for path in (checkpoint_file, *more)]
+    _refuse_others(members[0])
+    twin, no_twin = (
+        _twin(members[0], parameters, folder) if train_twin else (None, "it was not asked for (--train_twin)")
+    )
+    members += open_members([twin], parameters) if twin else []
+    with opened(members, parameters) as found, explained(f"auditing model '{members[0].state['model']}'", found.log):
+        result = _audited(found, extent, no_twin)
+    return _delivered(result, path, folder)
+
+
+def _delivered(result: dict[str, Any], path: Path | None, folder: Path) -> Audit:
+    """Write everything that an audit leaves."""
     files.write_text(folder / "audit.json", json.dumps(result, indent=2))
     picture = audit_figure.draw(result, folder / "audit")
     report.write_audit(result, picture, folder / "audit.html")
@@ -181,6 +176,14 @@ def _refuse_others(member: Member) -> None:
         )
 
 
+def _twin(member: Member, parameters: Mapping[str, Any], folder: Path) -> tuple[Path | None, str]:
+    """The twin's checkpoint, trained with as much of ``parameters`` as changes no figure; or why there is none."""
+    try:
+        return twin_checkpoint(member, {n: v for n, v in parameters.items() if n in NOT_IN_RESULT}, folder), ""
+    except NotApplicable as reason:
+        return None, str(reason)
+
+
 def twin_checkpoint(member: Member, parameters: Mapping[str, Any], folder: Path) -> Path:
     """The checkpoint of the same network, trained without the noised target: the one that is there, or a new one.
 
@@ -199,7 +202,8 @@ def twin_checkpoint(member: Member, parameters: Mapping[str, Any], folder: Path)
         The model has no twin.
     """
     state = member.state
-    changes = member.config.model_class.twin_parameters()
+    network: Any = member.config.model_class
+    changes = network.twin_parameters()
     if all(state["config"].get(name) == value for name, value in changes.items()):
         raise NotApplicable("the model was trained without its noised target")
     values = {**state["config"], **parameters, **changes, "checkpoint_dir": str((folder / "twin").resolve())}
@@ -219,10 +223,13 @@ def twin_checkpoint(member: Member, parameters: Mapping[str, Any], folder: Path)
     return path
 
 
-def _audited(found: Opened, extent: Extent, with_twin: bool, no_twin: str) -> dict[str, Any]:
-    """The whole audit."""
-    networks = [network for network, _ in found.built]
-    twin = networks.pop() if with_twin else None
+def _audited(found: Opened, extent: Extent, no_twin: str) -> dict[str, Any]:
+    """The whole audit; the last of the checkpoints is the twin, unless there is a reason why there is none."""
+    networks, paths = (
+        [network for network, _ in found.built],
+        [os.path.abspath(member.path) for member in found.members],
+    )
+    twin, twin_path = (None, None) if no_twin else (networks.pop(), paths.pop())
     (network, trainer), config = found.built[0], found.members[0].config
     if len(networks) > 1:
         as_one(networks, found.members[: len(networks)])  # refuses what cannot be
@@ -251,6 +258,10 @@ def _audited(found: Opened, extent: Extent, with_twin: bool, no_twin: str) -> di
         "test_users": n_users,
         "protocol": {"mode": config["eval_args"]["mode"]["test"], "mask_seen": config["mask_seen"]},
         "uncertainty": drawn.uncertainty(measured["mean_of_samples"]),
+        "checkpoint": paths[0],
+        "checkpoints": paths,
+        "twin": twin_path,
+        "log": found.log,
     }
 
 
