@@ -138,4 +138,4 @@ def _reliability(axes: Any, result: Mapping[str, Any]) -> None:
     axes.set_xlabel("probability of the first item")
     axes.set_ylabel("share in which it is right")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="upper left", fontsize=6)
+    axes.legend(framealpha=1, edgecolor="none", loc="upper left", fontsize=6)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from conftest import flags
 
 from recbole_diffurec import audit, cli, evaluate
+from recbole_diffurec.training.trainer import PluginTrainer
 
 
 def audited(arguments: list[str]) -> int:
@@ -30,6 +32,9 @@ def test_the_command(trained, workdir, capsys):
     }
     for name in ("audit.html", "audit.json", "audit.png", "audit.svg"):
         assert (workdir / "audit" / name).stat().st_size > 500
+    page = (workdir / "audit" / "audit.html").read_text()
+    assert result["verdict"]["sentence"] in page and page.count("<table>") == page.count("</table>") == 2
+    assert re.findall(r"(?:src|href)=\"(.{14})", page) == ["data:image/svg"]
     assert audited([*arguments[:-1], "--result_file=b.json"]) == 0
     again = json.loads((workdir / "b.json").read_text())
     for found in (result, again):
@@ -40,14 +45,17 @@ def test_the_command(trained, workdir, capsys):
 
 
 def test_the_whole_test_set_gives_the_figures_of_the_run(trained, workdir, capsys):
-    found = audit(trained["DiffuRecSys"], trained["DiffuRec"], users=10**6, samples=2, gpu_id="", sampling_steps=2)
+    files = [trained[name] for name in ("DiffuRecSys", "DiffuRec", "SASRec")]
+    found = audit(*files, users=10**6, samples=2, gpu_id="", show_progress=False)
     expected = evaluate(trained["DiffuRecSys"])["test_result"]
     first = found.result["lines"][0]
     assert first["metrics"] == expected and first["ndcg"] == pytest.approx(expected["ndcg@10"], abs=1e-6)
     assert found.result["users"] == found.result["test_users"] == found.result["n_users"]
     ensemble = next(line for line in found.result["lines"] if line["name"] == "ensemble")
-    assert ensemble["label"] == "2 checkpoints as one, 1 step each" and ensemble["overlap"] < 1
-    assert found.lines.loc[ensemble["label"], "NDCG@10"] == ensemble["ndcg"] and len(found.result["checkpoints"]) == 2
+    assert ensemble["label"] == "3 checkpoints as one, 1 step each" and ensemble["overlap"] < 1
+    assert found.lines.loc[ensemble["label"], "NDCG@10"] == ensemble["ndcg"] and found.result["checkpoints"] == list(
+        map(str, files)
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,6 +76,28 @@ def test_what_cannot_be_audited_is_refused_in_a_sentence(arguments, message, tra
     out, err = capsys.readouterr()
     assert out == "" and message in err and "Traceback" not in err
     assert err.splitlines()[-1].startswith("recbole-diffurec: ")
+
+
+def test_an_interrupted_twin_is_resumed(trained, workdir, monkeypatch, capsys):
+    arguments = [str(trained["DiffuRec"]), "--users=60", "--samples=2", "--sampling_steps=2", "--train_twin"]
+    assert audited([*arguments, "--output_dir=whole"]) == 0
+    between = PluginTrainer.between
+
+    def dying(self, index, batches):
+        between(self, index, batches)
+        if batches.done == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PluginTrainer, "between", dying)
+        assert audited([*arguments, "--checkpoint_minutes=0"]) == 130
+    assert not (workdir / "audit" / "twin.json").exists()
+    capsys.readouterr()
+    assert audited(arguments) == 0
+    assert "resuming after 2 batches of epoch 1" in capsys.readouterr().err
+    found = [json.loads((workdir / name / "audit.json").read_text()) for name in ("whole", "audit")]
+    whole, resumed = (next(line for line in result["lines"] if line["name"] == "twin") for result in found)
+    assert {**resumed, "ms_per_user": 0} == {**whole, "ms_per_user": 0}
 
 
 def test_the_twin_is_trained_once(trained, workdir, capsys):

@@ -53,9 +53,17 @@ class Known:
         return self
 
 
+def half_right(answer, x_s):
+    """Right for every other user, and without the vector for every other item."""
+    without = (x_s == 0).all(dim=1)
+    right = torch.where(without, answer.argmax(dim=1) % 2 == 0, x_s[:, 0] > 0)
+    return torch.where(right.unsqueeze(1), answer, -answer)
+
+
 USES = {
     "needs the vector": lambda answer, x_s: answer * torch.where((x_s == 0).all(dim=1, keepdim=True), -1.0, 1.0),
     "ignores it": lambda answer, x_s: answer,
+    "is half right": half_right,
     "is disturbed by it": lambda answer, x_s: answer + 2 * x_s,
 }
 
@@ -94,6 +102,7 @@ def known_model(use: str, n_users: int = N_USERS) -> TrainedRun:
         ("needs the vector", N_USERS, "yes", 1.0),
         ("ignores it", N_USERS, "no", 1.0),
         ("is disturbed by it", N_USERS, "no", None),
+        ("is half right", N_USERS, "undecided", None),
         ("ignores it", 60, "undecided", 1.0),
     ],
 )
@@ -111,12 +120,6 @@ def test_the_verdict_of_models_that_are_known(use, users, answer, as_trained, ri
         assert found["seeds"]["overlap"] < 0.9 and found["seeds"]["spread_mean"] > 0
     if use == "ignores it":
         assert found["seeds"]["overlap"] == 1 and found["seeds"]["ndcg_deviation"] == 0
-
-
-def test_the_answer_is_of_chance_where_chance_decides(ring, monkeypatch):
-    """A vector that is added at random does as much harm as good to a model that guesses: undecided."""
-    monkeypatch.setitem(USES, "guesses", lambda answer, x_s: torch.ones_like(answer).cumsum(dim=1) + 20 * x_s)
-    assert short_audit(known_model("guesses"))["verdict"]["answer"] != "yes"
 
 
 def test_short_audits_are_of_diffusion_models(ring):
