@@ -44,7 +44,7 @@ class Enough(Exception):
     """The last level is reached, or the time is over."""
 
 
-def train(case: dict[str, Any], source: dict[str, str], levels: tuple[float, ...], limit: float) -> list[list[float]]:
+def train(case: dict[str, Any], source: dict[str, str], dataset: str, limit: float) -> list[list[float]]:
     """[[seconds of training, validation NDCG@10], ...], one for each epoch."""
     import torch
     from recbole.data.dataset import SequentialDataset
@@ -55,8 +55,9 @@ def train(case: dict[str, Any], source: dict[str, str], levels: tuple[float, ...
     from recbole_diffurec.host.loaders import dataset_of
     from recbole_diffurec.training.prepare import PreparedData, build
 
-    name = f"best/{source['dataset']}" if case.get("recipe") else case.get("experiment")
+    name = f"best/{dataset}" if case.get("recipe") else case.get("experiment")
     values = {**(layers.experiment(name) if name else {}), **case.get("parameters", {}), **FOREVER}
+    values |= {"hidden_size": 16, "inner_size": 16} if common.TINY else {}
     curve: list[list[float]] = []
     with tempfile.TemporaryDirectory() as folder:
         values |= {"data_path": source["data_path"], "checkpoint_dir": folder}
@@ -71,7 +72,7 @@ def train(case: dict[str, Any], source: dict[str, str], levels: tuple[float, ...
         def on_validation(epoch: dict[str, Any]) -> None:
             curve.append([trainer.train_seconds, float(epoch["valid_result"]["ndcg@10"])])
             print(*curve[-1], file=sys.stderr, flush=True)
-            if curve[-1][0] > limit or curve[-1][1] >= levels[-1]:
+            if curve[-1][0] > limit or curve[-1][1] >= LEVELS[dataset][-1]:
                 raise Enough
 
         with contextlib.suppress(Enough):
@@ -79,7 +80,7 @@ def train(case: dict[str, Any], source: dict[str, str], levels: tuple[float, ...
     return curve
 
 
-def train_rectools(source: dict[str, str], levels: tuple[float, ...], limit: float) -> list[list[float]]:
+def train_rectools(source: dict[str, str], dataset: str, limit: float) -> list[list[float]]:
     """The same for RecTools' SASRec by its defaults, on the same training part; needs ``rectools[torch]``."""
     import numpy as np
     import pandas as pd
@@ -97,14 +98,14 @@ def train_rectools(source: dict[str, str], levels: tuple[float, ...], limit: flo
     order = frame.groupby(Columns.User).cumcount()
     frame[Columns.Datetime] = pd.Timestamp("2000-01-01") + pd.to_timedelta(order, unit="D")
     frame[Columns.Weight] = 1.0
-    dataset = Dataset.construct(frame[behind > 1].drop(columns="time"))
+    table = Dataset.construct(frame[behind > 1].drop(columns="time"))
     model = SASRecModel(epochs=1, verbose=0)
     curve, seconds = [], 0.0
-    while not curve or (curve[-1][0] <= limit and curve[-1][1] < levels[-1]):
+    while not curve or (curve[-1][0] <= limit and curve[-1][1] < LEVELS[dataset][-1]):
         started = time.perf_counter()
-        model.fit_partial(dataset, min_epochs=1, max_epochs=1)
+        model.fit_partial(table, min_epochs=1, max_epochs=1)
         seconds += time.perf_counter() - started
-        lists = model.recommend(users=held_out.index.to_numpy(), dataset=dataset, k=10, filter_viewed=True)
+        lists = model.recommend(users=held_out.index.to_numpy(), dataset=table, k=10, filter_viewed=True)
         hits = lists[lists[Columns.Item].to_numpy() == held_out.loc[lists[Columns.User]].to_numpy()]
         curve.append([seconds, float((1 / np.log2(hits[Columns.Rank] + 1)).sum() / len(held_out))])
         print(*curve[-1], file=sys.stderr, flush=True)
@@ -141,13 +142,13 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     source = {"dataset": options.dataset, "data_path": options.data_path or "dataset/"}
+    if common.TINY:
+        source, options.limit = common.data_set(None), 0.0
     if options.child:
-        case, levels = CONTESTANTS[options.child], LEVELS[options.dataset]
-        curve = (
-            train_rectools(source, levels, options.limit)
-            if case.get("rectools")
-            else train(case, source, levels, options.limit)
-        )
+        case = CONTESTANTS[options.child]
+        of_theirs = case.get("rectools")
+        arguments = (source, options.dataset, options.limit)
+        curve = train_rectools(*arguments) if of_theirs else train(case, *arguments)
         print(json.dumps(curve))
         return
     kept = json.loads(RUNS.read_text()) if RUNS.is_file() else {}

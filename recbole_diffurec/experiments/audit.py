@@ -137,11 +137,14 @@ def audit(
         A file is no checkpoint of a diffusion model, an argument or a parameter is wrong, or the data is not what the
         model was trained on.
     """
-    extent, path = Extent(users, samples, sample_seed), files.check_writable(result_file, "result_file")
-    folder = Path(output_dir)
-    files.make_folder(str(folder), "output_dir")
+    extent, folder = Extent(users, samples, sample_seed), Path(output_dir)
     members = open_members([checkpoint_file, *more], parameters)
     _refuse_others(members[0])
+    files.make_folder(str(folder), "output_dir")
+    read = checkpoint_file, *more, *members[0].config.data_files()
+    for ending in ("html", "json", "png", "svg"):
+        files.check_writable(folder / f"audit.{ending}", "a file in output_dir,", read)
+    path = files.check_writable(result_file, "result_file", read)
     twin, no_twin = (
         _twin(members[0], parameters, folder) if train_twin else (None, "it was not asked for (--train_twin)")
     )

@@ -92,8 +92,8 @@ def compare(
     """
     how = take_options(HowToRun, parameters)
     settings = layers.settings(experiment, config_files, parameters, many_runs=True)
+    files.make_folder(output_dir, "output_dir")
     output_dir = Path(output_dir)
-    files.make_folder(str(output_dir), "output_dir")
     jobs = _jobs(models, datasets, seeds, settings, output_dir)
     baseline = _baseline(baseline or settings.get("baseline"), jobs)
     store = RunStore(output_dir / "runs")

@@ -53,8 +53,10 @@ def evaluate(
         A file is no checkpoint of ours, a parameter is wrong, the data is not what the model was trained on, or the
         models do not fit together.
     """
-    path = files.check_writable(result_file, "result_file")
-    with opened(open_members([checkpoint_file, *more], parameters), parameters) as found:
+    members = open_members([checkpoint_file, *more], parameters)
+    read = checkpoint_file, *more, *members[0].config.data_files()
+    path = files.check_writable(result_file, "result_file", read)
+    with opened(members, parameters) as found:
         first, (network, trainer) = found.members[0], found.built[0]
         if more:
             network = trainer.model = as_one([network for network, _ in found.built], found.members)
