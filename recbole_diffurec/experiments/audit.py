@@ -145,9 +145,9 @@ def audit(
     for ending in ("html", "json", "png", "svg"):
         files.check_writable(folder / f"audit.{ending}", "a file in output_dir,", read)
     path = files.check_writable(result_file, "result_file", read)
-    twin, no_twin = (
-        _twin(members[0], parameters, folder) if train_twin else (None, "it was not asked for (--train_twin)")
-    )
+    twin, no_twin = None, "it was not asked for (--train_twin)"
+    if train_twin:
+        twin, no_twin = _twin(members[0], parameters, folder)
     members += open_members([twin], parameters) if twin else []
     with opened(members, parameters) as found, explained(f"auditing model '{members[0].state['model']}'", found.log):
         result = _audited(found, extent, no_twin)
