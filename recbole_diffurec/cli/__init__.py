@@ -52,7 +52,7 @@ def _exit_code(arguments: list[str]) -> int:
     except Interrupted as stop:
         if ranks.rank() > 0:
             return 128 + stop.signal
-        how = "resumes" if arguments[:1] == ["compare"] else "with --resume resumes"
+        how = "resumes" if arguments[:1] in (["audit"], ["compare"]) else "with --resume resumes"
         where = os.path.relpath(stop.state_file)
         terminal.tell(f"interrupted; the same command {how} from '{where}'")
         return 128 + stop.signal
