@@ -61,7 +61,7 @@ class SequentialModel(SequentialRecommender, Exportable):
         self.hidden_size: int = config["hidden_size"]
         self.item_embedding = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
         self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
-        self.input_norm = nn.LayerNorm(self.hidden_size, eps=LAYER_NORM_EPS)
+        self.input_norm: nn.Module = nn.LayerNorm(self.hidden_size, eps=LAYER_NORM_EPS)
         self.input_dropout = Dropout(config["hidden_dropout_prob"])
         self.repeat_bias = nn.Parameter(torch.zeros(self.max_seq_length)) if config["repeat_bias"] else None
         self.build_encoder(config, dataset)
@@ -82,7 +82,11 @@ class SequentialModel(SequentialRecommender, Exportable):
         config, dataset : object
             Those of the constructor.
         """
-        shape = BlockShape(
+        self.encoder = TransformerEncoder(self.block_shape(config), config["n_layers"], self.norm)
+
+    def block_shape(self, config: Any) -> BlockShape:
+        """Sizes and switches of causal blocks."""
+        return BlockShape(
             hidden_size=self.hidden_size,
             n_heads=config["n_heads"],
             inner_size=config["inner_size"] or 4 * self.hidden_size,
@@ -92,7 +96,6 @@ class SequentialModel(SequentialRecommender, Exportable):
             causal=True,
             checkpointing=config["gradient_checkpointing"],
         )
-        self.encoder = TransformerEncoder(shape, config["n_layers"], self.norm)
 
     def build_scores(self, config: Any) -> ItemScores:
         """How items are scored."""

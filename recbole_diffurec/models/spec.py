@@ -32,6 +32,7 @@ BUILTIN = {
     "CL4SRec": "recbole_diffurec.models.cl4srec:CL4SREC",
     "DiffRecDNR": "recbole_diffurec.models.diffrec_dnr:DIFFREC_DNR",
     "STOSA": "recbole_diffurec.models.stosa:STOSA_SPEC",
+    "VSAN": "recbole_diffurec.models.vsan:VSAN_SPEC",
 }
 
 # What a model may be unable to do; ``ModelSpec.cannot`` gives the reason.

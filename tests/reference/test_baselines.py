@@ -12,6 +12,7 @@ import dnr_checks  # noqa: F401
 import pytest
 import stosa_checks  # noqa: F401
 import torch
+import vsan_checks  # noqa: F401
 from reference_files import FILES, PATTERN, VARIABLE, Arrays, Check, cases
 
 

@@ -50,7 +50,7 @@ ROOMS = {
     "config": Room("layers protocol rules", imports="errors"),
     "models": Room(
         "approximator base cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program diffurec_rules duorec "
-        "ensemble objectives scores sequential spec stosa",
+        "ensemble objectives scores sequential spec stosa vsan",
         imports="errors runtime diffusion layers data config",
     ),
     "host": Room(
