@@ -41,8 +41,9 @@ class SequentialModel(SequentialRecommender, Exportable):
     As it is, the encoder is that of SASRec (Kang, McAuley 2018) in the form of RecBole: post-norm causal Transformer
     blocks over item and position vectors, x = Dropout(LayerNorm(E[i] + P[k])), positions counted from the oldest item.
 
-    A model of this kind changes what it needs to: ``build_encoder`` for the layers, ``embed`` and ``encode`` for the
-    way from items to states, ``build_scores`` for how items are scored, ``calculate_loss`` for what is learned.
+    A model of this kind changes what it needs to: ``build_input`` and ``build_encoder`` for the layers, ``embed`` and
+    ``encode`` for the way from items to states, ``build_scores`` for how items are scored, ``calculate_loss`` for what
+    is learned.
 
     Parameters
     ----------
@@ -60,9 +61,7 @@ class SequentialModel(SequentialRecommender, Exportable):
         super().__init__(config, dataset)
         self.hidden_size: int = config["hidden_size"]
         self.item_embedding = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
-        self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
-        self.input_norm: nn.Module = nn.LayerNorm(self.hidden_size, eps=LAYER_NORM_EPS)
-        self.input_dropout = Dropout(config["hidden_dropout_prob"])
+        self.build_input(config)
         self.repeat_bias = nn.Parameter(torch.zeros(self.max_seq_length)) if config["repeat_bias"] else None
         self.build_encoder(config, dataset)
         self.scores = self.build_scores(config)
@@ -73,6 +72,12 @@ class SequentialModel(SequentialRecommender, Exportable):
         self._initialise(config["initializer_range"])
 
     # Parts
+
+    def build_input(self, config: Any) -> None:
+        """Make what ``embed`` adds to the item vectors, and does to the sum."""
+        self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
+        self.input_norm = nn.LayerNorm(self.hidden_size, eps=LAYER_NORM_EPS)
+        self.input_dropout = Dropout(config["hidden_dropout_prob"])
 
     def build_encoder(self, config: Any, dataset: Any) -> None:
         """Make the layers between embeddings and scores, before all weights are drawn.

@@ -33,6 +33,7 @@ BUILTIN = {
     "DiffRecDNR": "recbole_diffurec.models.diffrec_dnr:DIFFREC_DNR",
     "STOSA": "recbole_diffurec.models.stosa:STOSA_SPEC",
     "VSAN": "recbole_diffurec.models.vsan:VSAN_SPEC",
+    "ACVAE": "recbole_diffurec.models.acvae:ACVAE_SPEC",
 }
 
 # What a model may be unable to do; ``ModelSpec.cannot`` gives the reason.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_diffurec.config.rules import COUNT, Rule
+from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.encoder import TransformerEncoder
 from recbole_diffurec.layers.linear import Linear
 from recbole_diffurec.layers.ragged import RaggedBatch
@@ -63,9 +64,17 @@ class VSAN(SequentialModel):
 
     n_trained: Tensor
 
+    def build_input(self, config: Any) -> None:
+        """Positions and dropout; the first block's attention sees the sum as it is, without a norm."""
+        self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
+        self.input_dropout = Dropout(config["hidden_dropout_prob"])
+
+    def embed(self, batch: RaggedBatch) -> Tensor:
+        """What enters the inference blocks, [N, d]."""
+        return self.input_dropout(self.embed_items(batch.items) + self.position_embedding(self.positions(batch)))
+
     def build_encoder(self, config: Any, dataset: Any) -> None:
         """The two stacks of blocks, what lies between them, and the output layer."""
-        self.input_norm = nn.Identity()  # the first block's attention sees the vectors as they are
         shape = self.block_shape(config)
         self.inference = TransformerEncoder(shape, config["n_layers"], self.norm)
         self.mean = Linear(self.hidden_size, self.hidden_size)

@@ -41,7 +41,7 @@ ROOMS = {
     ),
     "diffusion": Room("noise process samplers schedules step_samplers"),
     "layers": Room(
-        "attention blocks contrast device dropout encoder item_softmax linear ragged step_embedding",
+        "attention blocks contrast device dropout encoder item_softmax linear ragged recurrent step_embedding",
     ),
     "data": Room(
         "augment columns delimited formats histories rows sources tables times",
@@ -49,7 +49,7 @@ ROOMS = {
     ),
     "config": Room("layers protocol rules", imports="errors"),
     "models": Room(
-        "approximator base cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program diffurec_rules duorec "
+        "acvae approximator base cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program diffurec_rules duorec "
         "ensemble objectives scores sequential spec stosa vsan",
         imports="errors runtime diffusion layers data config",
     ),
