@@ -1,8 +1,8 @@
-"""ACVAE: Xie, Liu, Zhang, Chen, Chen, Wang 2021, "Adversarial and Contrastive Variational Autoencoder for Sequential
+"""ACVAE: Xie, Liu, Zhang, Lu, Wang, Ding 2021, "Adversarial and Contrastive Variational Autoencoder for Sequential
 Recommendation", WWW.
 
-Shapes: B batch, N tokens, d size of an item vector, h size of a recurrent state, k size of a latent vector, I items with
-padding row 0.
+Shapes: B batch, N tokens, d size of an item vector, h size of a recurrent state, k size of a latent vector, I items
+with padding row 0.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def _with_earlier(x: Tensor, batch: RaggedBatch) -> Tensor:
 
 
 class PriorAdversary(nn.Module):
-    """T(x, z), which tells latent vectors of the encoder from draws of the prior N(0, I); at its best log q(z|x) / p(z).
+    """T(x, z), which tells latent vectors of the encoder from draws of the prior N(0, I).
+
+    At its best it is log q(z|x) / p(z), whose mean is the divergence of the posterior from the prior.
 
     Parameters
     ----------
@@ -176,7 +178,8 @@ class ACVAE(SequentialModel):
         """Encoder, decoder and both adversaries."""
         size, latent_size, width = self.hidden_size, config["latent_size"], config["adversary_size"]
         dropout = config["hidden_dropout_prob"]
-        self.encoder = LatentEncoder(size, config["rnn_size"], latent_size, dropout)
+        self.rnn_size: int = config["rnn_size"]
+        self.latent_encoder = LatentEncoder(size, self.rnn_size, latent_size, dropout)
         self.decoder = Linear(latent_size, size)
         self.output = nn.Linear(size, self.n_items)
         self.prior_adversary = PriorAdversary(size, latent_size, width, dropout)
@@ -204,7 +207,7 @@ class ACVAE(SequentialModel):
 
     def encode(self, x: Tensor, batch: RaggedBatch) -> Tensor:
         """tanh(W z + b) of the last z, [B, d] in sorted order, with eps = 0."""
-        _, z = self.encoder(x, batch, None)
+        _, z = self.latent_encoder(x, batch, None)
         return self.decoded(z.index_select(0, batch.last))
 
     def decoded(self, z: Tensor) -> Tensor:
@@ -223,8 +226,8 @@ class ACVAE(SequentialModel):
         """
         batch = RaggedBatch(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         e = self.embed(batch)
-        eps = e.new_empty(2, len(e), self.encoder.gru.hidden_size).normal_()
-        _, z = self.encoder(e, batch, (eps[0], eps[1]))
+        eps = e.new_empty(2, len(e), self.rnn_size).normal_()
+        _, z = self.latent_encoder(e, batch, (eps[0], eps[1]))
         last = batch.last
         states = batch.restore(self.decoded(z.index_select(0, last))).to(self.item_embedding.weight.dtype)
         kl_weight = self.annealed_kl_weight
@@ -281,6 +284,8 @@ class ACVAE(SequentialModel):
         return -((own + LEAST_PROBABILITY).log() + (1 - prior + LEAST_PROBABILITY).log()).mean(dim=1)
 
 
+_UNROLLED = "its recurrent layer would be unrolled, for histories of one length"
+
 ACVAE_SPEC = ModelSpec(
     "ACVAE",
     ACVAE,
@@ -299,6 +304,8 @@ ACVAE_SPEC = ModelSpec(
     for_inference=sequential.FOR_INFERENCE,
     cannot={
         "samples": "its inference takes the noise of its encoder as zero and draws nothing",
+        "onnx": _UNROLLED,
+        "torch": _UNROLLED,
         "nproc": "its contrast pairs each history with the next one of the batch, which another process may hold",
     },
 )

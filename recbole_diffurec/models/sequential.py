@@ -5,7 +5,7 @@ Shapes: B batch, L padded history length, N tokens, d hidden size, I items with 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 
 from recbole_diffurec.config.rules import Rule
+from recbole_diffurec.errors import UserError
 from recbole_diffurec.layers.blocks import ACTIVATIONS, LAYER_NORM_EPS, BlockShape
 from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.encoder import TransformerEncoder
@@ -31,8 +32,35 @@ RULES = {
     "cosine_temperature": Rule("number", 0, 1, open_low=True, optional=True),
     "repeat_bias": Rule("bool"),
 }
+
 # Sampled softmax is a matter of training, and wants the training data's counts.
 FOR_INFERENCE = {"sampled_softmax": None}
+
+
+def check_negatives(model: str, values: Mapping[str, Any], pairwise: str, without: str) -> None:
+    """Raise ``UserError`` where ``loss_type`` and what stands for its negatives do not fit together.
+
+    Parameters
+    ----------
+    model : str
+        Its name.
+    values : Mapping of str to object
+        The parameters.
+    pairwise : str
+        The value of ``loss_type`` for a loss with drawn negatives; the other one is the cross-entropy over all items.
+    without : str
+        The options that ask for the cross-entropy.
+    """
+    if values["loss_type"] != pairwise:
+        return
+    negatives = values["train_neg_sample_args"]
+    if not isinstance(negatives, dict) or negatives.get("distribution") not in ("uniform", "popularity"):
+        raise UserError(
+            f"train_neg_sample_args must say how {model}'s negatives are drawn, got {negatives!r}: leave it out, or "
+            f"give {without}"
+        )
+    if values["sampled_softmax"]:
+        raise UserError("sampled_softmax stands for the cross-entropy over all items: give --loss_type=CE with it")
 
 
 class SequentialModel(SequentialRecommender, Exportable):

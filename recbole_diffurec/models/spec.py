@@ -34,6 +34,7 @@ BUILTIN = {
     "STOSA": "recbole_diffurec.models.stosa:STOSA_SPEC",
     "VSAN": "recbole_diffurec.models.vsan:VSAN_SPEC",
     "ACVAE": "recbole_diffurec.models.acvae:ACVAE_SPEC",
+    "MFGAN": "recbole_diffurec.models.mfgan:MFGAN_SPEC",
 }
 
 # What a model may be unable to do; ``ModelSpec.cannot`` gives the reason.

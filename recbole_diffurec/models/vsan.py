@@ -1,4 +1,5 @@
-"""VSAN: Zhao, Zhao, Wang, Liu, Sheng, Zhou 2021, "Variational Self-attention Network for Sequential Recommendation", ICDE.
+"""VSAN: Zhao, Zhao, Zhao, Liu, Sheng, Zhou 2021, "Variational Self-attention Network for Sequential Recommendation",
+ICDE.
 
 No code of its authors was found, and no open text. This is a reconstruction from descriptions of the paper: causal
 self-attention gives a Gaussian at each position, and more of it goes from draws of these to the scores. What is not
@@ -59,7 +60,7 @@ class VSAN(SequentialModel):
     Attributes
     ----------
     n_trained : Tensor
-        int, training steps that were taken; in the state of the model, so that a resumed training goes on with its beta.
+        int, training steps that were taken; in the model's state, so that a resumed training goes on with its beta.
     """
 
     n_trained: Tensor

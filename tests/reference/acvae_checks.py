@@ -25,12 +25,12 @@ MODULES = {
     "net/decoder.linear1": "decoder",
     "net/decoder.linear2": "output",
     "net/item_embed": "item_embedding",
-    "net/gru": "encoder.gru",
-    "net/encoder.dot_cnn1.0": "encoder.first",
-    "net/encoder.cnn_layer.0": "encoder.convolution",
-    "net/encoder.dot_cnn2.0": "encoder.second",
-    "net/encoder.eps.linear.0": "encoder.noise_layer",
-    "net/encoder.linear_o": "encoder.output",
+    "net/gru": "latent_encoder.gru",
+    "net/encoder.dot_cnn1.0": "latent_encoder.first",
+    "net/encoder.cnn_layer.0": "latent_encoder.convolution",
+    "net/encoder.dot_cnn2.0": "latent_encoder.second",
+    "net/encoder.eps.linear.0": "latent_encoder.noise_layer",
+    "net/encoder.linear_o": "latent_encoder.output",
     "adversary/linear_i": "prior_adversary.input",
     "adversary/linear_o": "prior_adversary.output",
     **{f"adversary/dnet_list.{k}": f"prior_adversary.inner.{k}" for k in range(9)},
@@ -82,7 +82,7 @@ class Case:
         e = model.embed(batch)
         names = ("noise/encoder_input", "noise/encoder_after_first_layer")
         noise = tuple(self.tokens(self.arrays[name]) for name in names)
-        return e, *model.encoder(e, batch, noise)
+        return e, *model.latent_encoder(e, batch, noise)
 
 
 def model_of(arrays: Arrays, hyper: dict[str, Any], unused: list[str]) -> Any:
@@ -133,7 +133,7 @@ def scores_of_the_last_position(arrays: Arrays) -> None:
     rows = {model.ITEM_SEQ: item_seq, model.ITEM_SEQ_LEN: lengths}
     scores = model.full_sort_predict(rows)
     close(model.scores.logits(model.states(PaddedBatch(item_seq)), None)[:, 1:], scores[:, 1:])
-    _, z = model.encoder(model.embed(case.batch), case.batch, None)
+    _, z = model.latent_encoder(model.embed(case.batch), case.batch, None)
     close(model.scores.logits(model.decoded(z[last]), None)[:, 1:], scores[:, 1:])
 
 
@@ -189,7 +189,7 @@ def gradients_of_one_backward_pass(arrays: Arrays) -> None:
     for name, parameter in model.named_parameters():
         part = "prior" if name.startswith("prior_") else "contrast" if name.startswith("contrast_") else "net"
         parts[part].append(parameter)
-        if name.startswith("encoder.") and not name.startswith("encoder.gru."):
+        if name.startswith("latent_encoder.") and not name.startswith("latent_encoder.gru."):
             parts["encoder"].append(parameter)
     hyper = case.hyper
     torch.optim.AdamW(parts["net"], hyper["lr_primal"], weight_decay=hyper["l2_regular"]).step()
@@ -215,7 +215,7 @@ def the_loss_of_training_rows(arrays: Arrays) -> None:
     torch.manual_seed(0)
     e = model.embed(batch)
     eps = torch.empty(2, len(e), case.hyper["rnn_size"], dtype=e.dtype).normal_()
-    _, z = model.encoder(e, batch, (eps[0], eps[1]))
+    _, z = model.latent_encoder(e, batch, (eps[0], eps[1]))
     last_e, last_z = e[batch.last], z[batch.last]
     drawn = torch.randn_like(last_z)
     close(found[1], case.hyper["kl_weight"] * model.prior_adversary(last_e, last_z).mean())

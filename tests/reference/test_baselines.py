@@ -10,6 +10,7 @@ import os
 import acvae_checks  # noqa: F401  registers its checks
 import contrastive_checks  # noqa: F401
 import dnr_checks  # noqa: F401
+import mfgan_checks  # noqa: F401
 import pytest
 import stosa_checks  # noqa: F401
 import torch

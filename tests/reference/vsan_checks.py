@@ -53,7 +53,9 @@ def model_of(arrays: Arrays) -> Any:
                 name = re.sub(pattern, ours, name)
             state[name] = value
         model.load_state_dict(state)
-        away = model.inference(model.embed(batch), batch, last_only=False) - of_tokens(batch, arrays["expect/inference"])
+        away = model.inference(model.embed(batch), batch, last_only=False) - of_tokens(
+            batch, arrays["expect/inference"]
+        )
         found.append((float(away[slice(None) if batch.real is None else batch.real].abs().max()), heads, model))
     return min(found, key=lambda one: one[0])[2]
 

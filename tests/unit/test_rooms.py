@@ -49,8 +49,8 @@ ROOMS = {
     ),
     "config": Room("layers protocol rules", imports="errors"),
     "models": Room(
-        "acvae approximator base cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program diffurec_rules duorec "
-        "ensemble objectives scores sequential spec stosa vsan",
+        "acvae approximator base cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program diffurec_rules "
+        "duorec ensemble mfgan objectives scores sequential spec stosa vsan",
         imports="errors runtime diffusion layers data config",
     ),
     "host": Room(
