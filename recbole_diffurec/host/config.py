@@ -284,8 +284,8 @@ class RunConfig(Config):
 
 
 def columns_to_load(final: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``load_col`` is where the user gives none: of the interactions the time as well, and of files that are split
-    already the histories, where they have some.
+    """What ``load_col`` is where the user gives none: of the interactions the time as well, of files that are split
+    already the histories, where they have some, and of the items the column that is a factor of the model.
     """
     fields = [final[f"{kind}_FIELD"] for kind in ("USER_ID", "ITEM_ID", "TIME")]
     columns = dict(final["load_col"] or {})
@@ -293,6 +293,8 @@ def columns_to_load(final: Mapping[str, Any]) -> dict[str, Any]:
         fields += [name for name in columns.get("inter", []) if name not in fields]
     if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final["benchmark_filename"]:
         fields.append(final["ITEM_ID_FIELD"] + final["LIST_SUFFIX"])
+    if final.get("category_field"):
+        columns["item"] = [final["ITEM_ID_FIELD"], final["category_field"]]
     return {**columns, "inter": fields}
 
 
