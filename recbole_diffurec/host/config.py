@@ -32,6 +32,7 @@ from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue
 from recbole_diffurec.host.catalogue import HOST_PROPERTIES
 from recbole_diffurec.host.checks import FILTERS, check_data_and_evaluation
+from recbole_diffurec.host.inputs import reconstructs
 from recbole_diffurec.runtime import distributed, precision
 
 # Keys that RecBole reads without naming them in any of its files.
@@ -62,7 +63,7 @@ def known_parameters(model: str) -> frozenset[str]:
     overall, own = layers.shipped_defaults("overall"), catalogue.find(model).default_values()
     host_files = [HOST_PROPERTIES / "overall.yaml", HOST_PROPERTIES / "dataset" / "sample.yaml"]
     host_files += sorted((HOST_PROPERTIES / "quick_start_config").glob("*.yaml"))
-    known = {*overall, *own, *_UNLISTED_HOST_KEYS}
+    known = {*overall, *own, *(name.replace("-", "_") for name in own), *_UNLISTED_HOST_KEYS}
     known.update(key for path in host_files for key in layers.read_yaml(path))
     known.update(general_arguments, training_arguments, evaluation_arguments, dataset_arguments)
     return frozenset(known - {"config_file"})  # listed by RecBole and read by nothing
@@ -113,6 +114,7 @@ class RunConfig(Config):
                     f"give --model={self.spec.name}"
                 )
         self._check_names(self.spec.name, given)
+        given = catalogue.in_host_spelling(self.spec.name, given)
         cls = catalogue.model_class(self.spec.name)
         try:
             super().__init__(model=cls, dataset=dataset, config_dict=given)
@@ -121,6 +123,14 @@ class RunConfig(Config):
         except (ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0].rstrip(".!")
             raise UserError(f"RecBole refuses these parameters: {reason}") from error
+        if self["valid_item_in_input"]:
+            self.refuse_without("validation", "valid_item_in_input is to put its items into the input of the test")
+        if reconstructs(cls) and not self["mask_seen"]:
+            once(
+                logging.WARNING,
+                f"model {self.spec.name} reconstructs the items it is given, which fill the top of a ranking that has "
+                f"them: figures without --mask_seen=True say little of it",
+            )
 
     # Hooks of RecBole's constructor
 

@@ -14,6 +14,7 @@ from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
 from recbole_diffurec.host.config import DATA_PARAMETERS, RunConfig
 from recbole_diffurec.host.fingerprint import differences
+from recbole_diffurec.host.inputs import inputs_of_test
 from recbole_diffurec.host.loaders import dataset_of, share_evaluation
 from recbole_diffurec.host.models import WITHOUT_FIRST_WEIGHTS
 from recbole_diffurec.models.ensemble import Ensemble, ranks_all_items
@@ -75,7 +76,7 @@ def evaluate(
         if more:
             network = trainer.model = _ensemble([network for network, _ in built], members)
         with explained(f"testing model '{first.state['model']}'", log):
-            test_result, eval_seconds = timed_test(trainer, test_data, first.config, load_best=False)
+            test_result, eval_seconds = timed_test(trainer, data, load_best=False)
     result = {
         **describe_run(first.config, data, network),
         "best_epoch": first.state["epoch"],
@@ -174,10 +175,11 @@ def _ensemble(networks: Sequence[Any], members: Sequence[_Member]) -> Ensemble:
     return Ensemble(networks)
 
 
-def timed_test(trainer: Any, test_data: Any, config: RunConfig, load_best: bool = True) -> tuple[dict, float]:
+def timed_test(trainer: Any, data: PreparedData, load_best: bool = True) -> tuple[dict, float]:
     """Test metrics, none where there is no test part, and the seconds they took, without the loading of the weights."""
     if load_best:
         trainer.load_best()
     started = time.perf_counter()
-    result = trainer.evaluate(test_data, load_best_model=False, show_progress=config["show_progress"])
+    with inputs_of_test(trainer.model, data.loaders, bool(data.config["valid_item_in_input"])):
+        result = trainer.evaluate(data.loaders[2], load_best_model=False, show_progress=data.config["show_progress"])
     return plain_metrics(result), time.perf_counter() - started

@@ -130,7 +130,7 @@ def train(
                 data.loaders[0], data.loaders[1], lambda epoch: logger.info(describe_epoch(epoch, config))
             )
         with trainer.telling(on_scores):
-            test_result, eval_seconds = timed_test(trainer, data.loaders[2], config)
+            test_result, eval_seconds = timed_test(trainer, data)
     result = {
         **describe_run(config, data, network),
         "best_epoch": trainer.best_epoch,

@@ -55,7 +55,7 @@ ROOMS = {
     ),
     "host": Room(
         "bert4rec candidates catalogue checkpoints checks collector compat config dataset entry_points filters "
-        "fingerprint guards hooks loaders metrics models presplit splits stand_in",
+        "fingerprint guards hooks inputs loaders metrics models presplit splits stand_in",
         imports="errors runtime data config models",
     ),
     "training": Room(
