@@ -26,15 +26,23 @@ class GRU(nn.GRU):
         super().__init__(size, hidden_size, batch_first=True)
 
     def forward(self, x: Tensor, batch: RaggedBatch) -> Tensor:  # type: ignore[override]
-        """States after each token, [N, h].
+        """States after each token.
 
         Parameters
         ----------
         x : Tensor
-            [N, d].
+            [N, d]; or [m, N, d] for m sets of tokens of one layout, which take hardly more steps than one.
         batch : RaggedBatch
             The layout of the tokens.
+
+        Returns
+        -------
+        Tensor
+            [N, h] or [m, N, h].
         """
-        parts = x.split([slab.n * slab.length for slab in batch.slabs])
-        states = [super(GRU, self).forward(part.view(s.n, s.length, -1))[0] for s, part in zip(batch.slabs, parts)]
-        return torch.cat([state.flatten(0, 1) for state in states])
+        states = []
+        parts = x.split([slab.n * slab.length for slab in batch.slabs], dim=-2)
+        for slab, part in zip(batch.slabs, parts):
+            after, _ = super().forward(part.reshape(-1, slab.length, x.shape[-1]))
+            states.append(after.reshape(*part.shape[:-1], -1))
+        return torch.cat(states, dim=-2)

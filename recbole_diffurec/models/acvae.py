@@ -127,8 +127,8 @@ class ContrastAdversary(nn.Module):
         self.output = Linear(hidden_size, 1)
 
     def forward(self, e: Tensor, z: Tensor, batch: RaggedBatch) -> Tensor:
-        """A logit for each token, [N], from e [N, d] and z [N, k]."""
-        return self.output(F.gelu(self.gru(torch.cat([e, z], dim=1), batch))).squeeze(1)
+        """A logit for each token, [N], from e [N, d] and z [N, k]; or [m, N] for m sets of both."""
+        return self.output(F.gelu(self.gru(torch.cat([e, z], dim=-1), batch))).squeeze(-1)
 
 
 def of_next(z: Tensor, batch: RaggedBatch) -> Tensor:
@@ -268,7 +268,7 @@ class ACVAE(SequentialModel):
         batch : RaggedBatch
             The layout of the tokens.
         """
-        own, others = (self.contrast_adversary(e, latent, batch) for latent in (z, other))
+        own, others = self.contrast_adversary(e.expand(2, *e.shape), torch.stack([z, other]), batch)
         return F.softplus(-own) + F.softplus(others)
 
     def prior_losses(self, e: Tensor, z: Tensor, drawn: Tensor) -> Tensor:
