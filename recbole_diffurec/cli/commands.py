@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
+import shlex
 from collections.abc import Callable
 from typing import Any
 
+from recbole_diffurec.cli.terminal import output_lost, say, tell
 from recbole_diffurec.config import layers
-from recbole_diffurec.errors import UserError
+from recbole_diffurec.errors import UserError, cannot_import
 from recbole_diffurec.runtime import ranks
+
+FIRST_RUN = "first_run"  # the experiment of a run that names no model, data set or settings
 
 
 def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
@@ -18,24 +21,26 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
         from recbole_diffurec.host.catalogue import known_models
         from recbole_diffurec.models.spec import all_specs
 
-        print("\n".join(known_models()))
+        say("\n".join(known_models()))
         for reason in all_specs()[1].values():
-            print(f"recbole-diffurec: {reason}", file=sys.stderr)
+            tell(f"{reason}")
         return 0
     from recbole_diffurec.training.report import format_result
     from recbole_diffurec.training.run import run
 
+    files = _file_list(options.config_files)
+    named = options.model or options.dataset or options.experiment or files
     result = run(
         options.model,
         options.dataset,
-        config_files=_file_list(options.config_files),
-        experiment=options.experiment,
+        config_files=files,
+        experiment=options.experiment if named else FIRST_RUN,
         result_file=options.result_file,
         resume=options.resume,
         **parameters,
     )
     if ranks.rank() == 0:
-        print(format_result(result))
+        say(format_result(result))
     return 0
 
 
@@ -50,7 +55,7 @@ def _evaluate(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
             raise UserError(f"unexpected argument '{argument}': parameters are given as --name=value")
     result = evaluate(*options.checkpoints, result_file=options.result_file, **parameters)
     if ranks.rank() == 0:
-        print(format_result(result))
+        say(format_result(result))
     return 0
 
 
@@ -76,10 +81,10 @@ def _compare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     )
     if comparison is None:
         return 0
-    print(tables.terminal(comparison.results))
-    print(f"report      {os.path.relpath(comparison.output_dir / 'report.html')}")
+    say(tables.terminal(comparison.results))
+    say(f"report      {os.path.relpath(comparison.output_dir / 'report.html')}")
     for run, reason in comparison.failures.items():
-        print(f"recbole-diffurec: {run} failed: {reason}", file=sys.stderr)
+        tell(f"{run} failed: {reason}")
     return 1 if comparison.failures else 0
 
 
@@ -91,12 +96,12 @@ def _tune(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     try:
         found = tune(given.pop("model"), given.pop("dataset"), **given)
     except KeyboardInterrupt:
-        print(f"recbole-diffurec: interrupted; --resume resumes the search in '{options.output_dir}'", file=sys.stderr)
+        tell(f"interrupted; --resume resumes the search in '{options.output_dir}'")
         return 130
-    print(found["trials"].drop(columns=["trial", "error"]).to_string(index=False))
-    print(f"\nbest        {os.path.relpath(os.path.join(options.output_dir, 'best.yaml'))}")
+    say(found["trials"].drop(columns=["trial", "error"]).to_string(index=False))
+    say(f"\nbest        {os.path.relpath(os.path.join(options.output_dir, 'best.yaml'))}")
     for result in found["final"]:
-        print("\n" + format_result(result))
+        say("\n" + format_result(result))
     return 0
 
 
@@ -105,11 +110,11 @@ def _recommend(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
 
     given = vars(options)
     counts = recommend(given.pop("checkpoint"), given.pop("output"), **given, **parameters)
-    print(f"{counts['users']:,} users, {counts['rows']:,} rows")
+    say(f"{counts['users']:,} users, {counts['rows']:,} rows")
     if counts["unknown_items"]:
-        print(f"{counts['unknown_items']:,} items of the histories are unknown to the model and were skipped")
+        say(f"{counts['unknown_items']:,} items of the histories are unknown to the model and were skipped")
     if counts["popular_users"]:
-        print(f"{counts['popular_users']:,} users have no known item and got the most popular ones")
+        say(f"{counts['popular_users']:,} users have no known item and got the most popular ones")
     return 0
 
 
@@ -119,10 +124,10 @@ def _export(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     given = vars(options)
     result = export(given.pop("checkpoint"), **given, **parameters)
     if "difference" in result:
-        print(f"scores differ from PyTorch's by at most {result['difference']:.1e} of the largest")
+        say(f"scores differ from PyTorch's by at most {result['difference']:.1e} of the largest")
     if "recall" in result:
-        print(f"recall      {result['recall']:.4f} of the exact top 20")
-    print(f"output      {os.path.relpath(result['output'])}\nitems       {os.path.relpath(result['description'])}")
+        say(f"recall      {result['recall']:.4f} of the exact top 20")
+    say(f"output      {os.path.relpath(result['output'])}\nitems       {os.path.relpath(result['description'])}")
     return 0
 
 
@@ -130,12 +135,13 @@ def _serve(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     try:
         from recbole_diffurec.inference.service import serve
     except ImportError as error:
-        raise UserError(
-            f"serve needs {error.name}, which is not installed: pip install 'recbole-diffurec[serve]'"
-        ) from None
+        raise cannot_import("serve", error, "'recbole-diffurec[serve]'") from None
 
     given = vars(options)
-    serve(given.pop("checkpoint"), **given, **parameters)
+    try:
+        serve(given.pop("checkpoint"), **given, **parameters)
+    except OSError as error:  # where it says its address
+        raise output_lost(error) from None
     return 0
 
 
@@ -151,4 +157,12 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, dict[str, Any]], int]] = {
 
 
 def _file_list(text: str) -> list[str]:
-    return text.replace(",", " ").split()
+    """The paths in ``text``, between spaces or commas; one with a space in it may stand alone or in quotation marks."""
+    if os.path.exists(text):
+        return [text]
+    words = shlex.shlex(text, posix=True, punctuation_chars=False)
+    words.whitespace, words.whitespace_split, words.commenters, words.escape = " ,\t\n", True, "", ""
+    try:
+        return list(words)
+    except ValueError:  # an apostrophe in a name
+        return text.replace(",", " ").split()

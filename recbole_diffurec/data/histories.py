@@ -254,6 +254,12 @@ def _excerpt(value: Any) -> str:
     return reprlib.repr(value)
 
 
+def check_output(path: str | Path) -> None:
+    """Raise ``UserError`` for a file of a kind that ``writing`` does not write."""
+    if Path(path).suffix not in OUTPUTS:
+        raise UserError(f"output '{path}' must end in one of {', '.join(OUTPUTS)}")
+
+
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[Callable[[pd.DataFrame], None]]:
     """A function that appends a table to ``path``, which is there as a whole once the block has ended.
@@ -263,9 +269,8 @@ def writing(path: str | Path) -> Iterator[Callable[[pd.DataFrame], None]]:
     UserError
         The file's kind is unknown, or it cannot be written.
     """
+    check_output(path)
     path = Path(path)
-    if path.suffix not in OUTPUTS:
-        raise UserError(f"output '{path}' must end in one of {', '.join(OUTPUTS)}")
     with files.atomic_write(path) as file, _appender(file, path.suffix) as append:
         yield append
 

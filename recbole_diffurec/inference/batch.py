@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from recbole_diffurec.data.histories import HistoryBatch, writing
+from recbole_diffurec.data.histories import HistoryBatch, check_output, writing
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.inference.recommender import Recommender
 from recbole_diffurec.runtime import files
@@ -38,7 +38,7 @@ def recommend(
     checkpoint_file : str or Path
         A ``.pth`` file of ``run``, of a sequential model.
     output : str or Path
-        ``.csv``, ``.jsonl`` or ``.parquet``: user_id, rank, item_id, score, popular.
+        ``.csv``, ``.jsonl`` or ``.parquet``: user_id, rank, item_id, score, popular. Its folder is made when missing.
     input : str or Path, optional
         ``.inter``, ``.csv``, ``.jsonl`` or ``.parquet``, see ``Recommender.histories``; by default every user of the
         training data, for the next item after all their interactions.
@@ -64,8 +64,8 @@ def recommend(
         A file cannot be read or written, a parameter is wrong, or the model knows none of the items. Nothing is left
         half-written.
     """
-    if input is not None and Path(output).resolve() == Path(input).resolve():
-        raise UserError(f"output '{output}' is the input as well: give another file")
+    check_output(output)
+    files.check_writable(output, "output", (checkpoint_file, input, candidates))
     recommender = Recommender.load(checkpoint_file, **parameters)
     allowed = None
     if candidates is not None:

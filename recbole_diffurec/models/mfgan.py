@@ -201,7 +201,7 @@ class MFGAN(SequentialModel):
 
     def build_input(self, config: Any) -> None:
         """Positions and dropout."""
-        self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
+        self.build_positions(config)
         self.input_dropout = Dropout(config["hidden_dropout_prob"])
 
     def build_encoder(self, config: Any, dataset: Any) -> None:

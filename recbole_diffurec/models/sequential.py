@@ -103,9 +103,13 @@ class SequentialModel(SequentialRecommender, Exportable):
 
     def build_input(self, config: Any) -> None:
         """Make what ``embed`` adds to the item vectors, and does to the sum."""
-        self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
+        self.build_positions(config)
         self.input_norm = nn.LayerNorm(self.hidden_size, eps=LAYER_NORM_EPS)
         self.input_dropout = Dropout(config["hidden_dropout_prob"])
+
+    def build_positions(self, config: Any) -> None:
+        """Make what tells the encoder where in a history an item is."""
+        self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
 
     def build_encoder(self, config: Any, dataset: Any) -> None:
         """Make the layers between embeddings and scores, before all weights are drawn.
@@ -202,9 +206,12 @@ class SequentialModel(SequentialRecommender, Exportable):
         interaction : Interaction
             The batch.
         """
-        target = interaction[self.POS_ITEM_ID]
+        return self.mean_cross_entropy(states, interaction[self.POS_ITEM_ID], interaction[self.ITEM_SEQ])
+
+    def mean_cross_entropy(self, states: Tensor, target: Tensor, item_seq: Tensor) -> Tensor:
+        """``recommendation_loss`` of states [B, d] for targets int [B] after histories int [B, L]."""
         mean = states.new_full(target.shape, 1 / len(target))
-        bias = self.scores.bias(interaction[self.ITEM_SEQ])
+        bias = self.scores.bias(item_seq)
         loss, _ = self.cross_entropy(self.scores.query(states), self.scores.vectors(), target, mean, bias)
         return loss
 

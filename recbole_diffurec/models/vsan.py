@@ -67,7 +67,7 @@ class VSAN(SequentialModel):
 
     def build_input(self, config: Any) -> None:
         """Positions and dropout; the first block's attention sees the sum as it is, without a norm."""
-        self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
+        self.build_positions(config)
         self.input_dropout = Dropout(config["hidden_dropout_prob"])
 
     def embed(self, batch: RaggedBatch) -> Tensor:

@@ -6,12 +6,15 @@ import ast
 import functools
 import importlib
 import inspect
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import recbole
-from source import modules, room_of, tree
+from source import PACKAGE, modules, room_of, tree
 
 HOST = Path(recbole.__file__).parent
 
@@ -47,6 +50,7 @@ data.dataset.dataset.Dataset
     _load_data(self, token, dataset_path)
     _load_feat(self, filepath, source)
     _load_inter_feat(self, token, dataset_path)
+    _preload_weight_matrix(self)
     _remove_duplication(self)
     _reset_index(self)
     _set_alias(self, alias_name, default_value)
@@ -57,6 +61,7 @@ data.dataset.sequential_dataset.SequentialDataset
     _aug_presets(self)
     _benchmark_presets(self)
     _change_feat_format(self)
+    build(self)
     data_augmentation(self)
     inter_matrix(self, form='coo', value_field=None)
 data.interaction.Interaction
@@ -67,6 +72,7 @@ data.interaction.Interaction
     _reindex(self, index)
     columns(self)
     drop(self, column)
+    to(self, device, selected_field=None)
 data.utils
     create_dataset(config)
     data_preparation(config, dataset)
@@ -87,6 +93,7 @@ model.abstract_recommender.ContextRecommender
     __init__(self, config, dataset)
 model.abstract_recommender.SequentialRecommender
     __init__(self, config, dataset)
+    gather_indexes(self, output, gather_index)
 model.general_recommender.ldiffrec.LDiffRec
     __init__(self, config, dataset)
 model.general_recommender.pop.Pop
@@ -100,8 +107,12 @@ model.knowledge_aware_recommender.mcclk.Aggregator
     forward
 model.sequential_recommender.bert4rec.BERT4Rec
     calculate_loss(self, interaction)
+model.sequential_recommender.gru4rec.GRU4Rec
+    calculate_loss(self, interaction)
 model.sequential_recommender.ksr.KSR
     __init__(self, config, dataset)
+model.sequential_recommender.sasrec.SASRec
+    calculate_loss(self, interaction)
 sampler.sampler.AbstractSampler
     _get_candidates_list(self)
 trainer.hyper_tuning.HyperTuning
@@ -221,6 +232,15 @@ def test_recboles_data_code_is_for_host_and_the_trainer():
         return any(f"{name}.".startswith("recbole.data.") for name in names)
 
     assert [module for module in modules() if asks(module) and not inside(module)] == []
+
+
+def test_types_of_the_host_are_those_that_it_has():
+    """``stubs`` gives mypy types for RecBole, which has none; what RecBole renames would go unnoticed there."""
+    command = [sys.executable, "-m", "mypy.stubtest", "recbole", "--ignore-missing-stub", "--concise"]
+    command.append(f"--mypy-config-file={PACKAGE.parent / 'pyproject.toml'}")
+    environment = {**os.environ, "MYPYPATH": str(PACKAGE.parent / "stubs")}
+    done = subprocess.run(command, cwd=PACKAGE.parent, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), f"RecBole renamed it: {done.stdout}"
 
 
 def overridden() -> Iterator[tuple[str, str]]:

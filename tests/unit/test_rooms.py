@@ -49,14 +49,15 @@ ROOMS = {
     ),
     "config": Room("layers protocol rules", imports="errors"),
     "models": Room(
-        "acvae approximator base cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program diffurec_rules "
-        "duorec ensemble mfgan objectives scores sequential spec stosa vsan",
+        "acvae approximator base causal cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program "
+        "diffurec_rules duorec ensemble mfgan objectives scores sequential spec stosa vsan",
         imports="errors runtime diffusion layers data config",
     ),
     "host": Room(
-        "bert4rec candidates catalogue checkpoints checks collector compat config dataset entry_points filters "
-        "fingerprint guards hooks inputs loaders metrics models presplit splits stand_in",
-        imports="errors runtime data config models",
+        "all_positions batches bert4rec candidates catalogue checkpoints checks collector compat config dataset "
+        "entry_points filters fingerprint guards hooks inputs loaders metrics models presplit repeats sequences splits "
+        "stand_in wanted_columns",
+        imports="errors runtime layers data config models",
     ),
     "training": Room(
         "attributes averaging epoch evaluate keeping load prepare report run scoring state trainer weights",
@@ -71,10 +72,10 @@ ROOMS = {
         "cluster compare figures grid measures report space stats store tables trials tune",
         imports="errors runtime config models host training",
     ),
-    "testing": Room("testing", imports="errors runtime models host training inference"),
+    "testing": Room("testing", imports="errors runtime data models host training inference"),
     # What --help needs is imported at once, all else when a command is carried out.
     "cli": Room(
-        "commands parsers",
+        "commands parsers terminal",
         imports="errors version runtime config models",
         lazily="host training inference experiments",
     ),
