@@ -50,7 +50,7 @@ ROOMS = {
     "config": Room("layers protocol rules", imports="errors"),
     "models": Room(
         "acvae approximator base causal cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program "
-        "diffurec_rules duorec ensemble mfgan objectives scores sequential spec stosa vsan",
+        "diffurec_rules duorec ensemble interventions mfgan objectives scores sequential spec stosa vsan",
         imports="errors runtime diffusion layers data config",
     ),
     "host": Room(
@@ -69,7 +69,8 @@ ROOMS = {
         imports="errors version runtime data models host training",
     ),
     "experiments": Room(
-        "cluster compare figures grid measures report space stats store tables trials tune",
+        "audit audit_bench audit_figure audit_lines audit_tables calibration cluster compare figures grid measures "
+        "report search_folder space stats store tables trials tune verdict",
         imports="errors runtime config models host training",
     ),
     "testing": Room("testing", imports="errors runtime data models host training inference"),
