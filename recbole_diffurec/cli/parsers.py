@@ -66,8 +66,8 @@ def _run() -> _Parser:
     command = _Parser.of(
         "run",
         "Train, validate and test a recommender; DiffuRecSys on ml-100k by default.\n"
-        "Other commands: recbole-diffurec evaluate CHECKPOINT, recbole-diffurec compare, tune, recommend,\n"
-        "export, serve.",
+        "Other commands: recbole-diffurec evaluate CHECKPOINT, recbole-diffurec audit, compare, tune,\n"
+        "recommend, export, serve.",
     )
     _add_subject(command)
     _add_settings(command)
@@ -82,6 +82,9 @@ def _run() -> _Parser:
     )
     command.add_argument("--ip", default="localhost", metavar="ADDRESS", help="of the machine with process 0")
     command.add_argument("--port", type=int, default=5678, metavar="N", help="there, for several machines (5678)")
+    command.add_argument(
+        "--rendezvous_minutes", type=float, default=15, metavar="N", help="how long to wait for other machines (15)"
+    )
     command.add_argument("--list_models", action="store_true", help="print the names that --model takes, and exit")
     command.add_argument("--version", action="version", version=f"recbole-diffurec {__version__}")
     return command
@@ -95,6 +98,29 @@ def _evaluate() -> _Parser:
     )
     command.add_argument("checkpoints", metavar="CHECKPOINT", nargs="+", help="a .pth file that a run wrote")
     command.add_argument("--result_file", metavar="PATH", help="write the result as JSON")
+    return command
+
+
+def _audit() -> _Parser:
+    command = _Parser.of(
+        "audit",
+        "Measure what the diffusion contributes to a trained diffusion model: its parts taken away or replaced,\n"
+        "fewer steps, the same inference spent otherwise, the samples. Several checkpoints: the first is audited,\n"
+        "all of them are an ensemble of the same inference. Nothing is trained unless asked for.",
+    )
+    command.add_argument("checkpoints", metavar="CHECKPOINT", nargs="+", help="a .pth file that a run wrote")
+    command.add_argument("--users", type=int, metavar="N", help="test users to draw; by default all")
+    command.add_argument("--sample_seed", type=int, default=2020, metavar="N", help="of the draw of users (2020)")
+    command.add_argument(
+        "--samples", type=int, default=10, metavar="K", help="reconstructions drawn for each user (10)"
+    )
+    command.add_argument(
+        "--train_twin",
+        action="store_true",
+        help="train the same network without the noised vector, with the run's seed and budget; resumes",
+    )
+    command.add_argument("--output_dir", default="audit", metavar="DIR", help="folder of report and figure (audit)")
+    command.add_argument("--result_file", metavar="PATH", help="write the result as JSON too")
     return command
 
 
@@ -193,7 +219,7 @@ def _export() -> _Parser:
         "--format",
         default="onnx",
         help="onnx (default) or torch: inference with the whole reverse process; safetensors: the weights; faiss: an "
-        "index of the item vectors",
+        "index of the item vectors; npy: these vectors",
     )
     command.add_argument("--output", metavar="FILE", help="by default the checkpoint's name with the format's ending")
     command.add_argument("--input", metavar="FILE", help="histories to measure the faiss index's recall on")
@@ -223,6 +249,7 @@ def _serve() -> _Parser:
 PARSERS: dict[str, Callable[[], _Parser]] = {
     "run": _run,
     "evaluate": _evaluate,
+    "audit": _audit,
     "compare": _compare,
     "tune": _tune,
     "recommend": _recommend,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,6 @@ from recbole_diffurec.diffusion.absorbing import MASK, Choose, Filled
 from recbole_diffurec.diffusion.noise import history_keys, uniforms
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.layers.blocks import BlockShape
-from recbole_diffurec.layers.encoder import TransformerEncoder
 from recbole_diffurec.layers.item_softmax import LogitBias
 from recbole_diffurec.layers.ragged import LedBatch, PaddedBatch, RaggedBatch
 from recbole_diffurec.models import sequential
@@ -77,18 +76,13 @@ class MaskedDiffRec(SequentialModel, DiffusionRecommender, ListSampler):
 
     norm = "pre"
 
+    def block_shape(self, config: Any) -> BlockShape:
+        """Sizes and switches of blocks with attention in both directions."""
+        return replace(super().block_shape(config), causal=False)
+
     def build_encoder(self, config: Any, dataset: Any) -> None:
-        """Blocks with attention in both directions, the slots, and what the training part knows of them."""
-        shape = BlockShape(
-            hidden_size=self.hidden_size,
-            n_heads=config["n_heads"],
-            inner_size=config["inner_size"] or 4 * self.hidden_size,
-            hidden_act=config["hidden_act"],
-            hidden_dropout=config["hidden_dropout_prob"],
-            attn_dropout=config["attn_dropout_prob"],
-            checkpointing=config["gradient_checkpointing"],
-        )
-        self.encoder = TransformerEncoder(shape, config["n_layers"], self.norm)
+        """Blocks, slots, and what the training part knows of these."""
+        super().build_encoder(config, dataset)
         self.slot_embedding = nn.Embedding(config["n_slots"], self.hidden_size)
         self.mask_vector = nn.Parameter(torch.zeros(self.hidden_size))
         self.all_masked_share: float = config["all_masked_share"]

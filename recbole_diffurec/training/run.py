@@ -20,7 +20,7 @@ from recbole_diffurec.runtime.process import restored
 from recbole_diffurec.training.evaluate import timed_test
 from recbole_diffurec.training.prepare import DatasetCache, PreparedData, build, prepare_data
 from recbole_diffurec.training.report import deliver, describe_epoch, describe_run, explained, log_file, plain_metrics
-from recbole_diffurec.training.state import TrainingState, check_data, find_state
+from recbole_diffurec.training.state import OtherDataError, TrainingState, check_data, find_state
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -111,6 +111,8 @@ def train(
         State of an interrupted training, from ``find_state``, to resume.
     """
     model, dataset = config["model"], config["dataset"]
+    if distributed.world_size() > 1:
+        config.spec.refuse("nproc", "be trained in several processes")
     files.make_folder(config["checkpoint_dir"], "checkpoint_dir")
     with compat.quiet(), restored(), log_file(config) as log:
         with explained(f"preparing data set '{dataset}'", log), distributed.local_rank0_first():
@@ -128,7 +130,7 @@ def train(
                 data.loaders[0], data.loaders[1], lambda epoch: logger.info(describe_epoch(epoch, config))
             )
         with trainer.telling(on_scores):
-            test_result, eval_seconds = timed_test(trainer, data.loaders[2], config)
+            test_result, eval_seconds = timed_test(trainer, data)
     result = {
         **describe_run(config, data, network),
         "best_epoch": trainer.best_epoch,
@@ -145,12 +147,33 @@ def train(
     return TrainedRun(config, data, network, trainer, result)
 
 
+def train_or_resume(
+    config: RunConfig, datasets: DatasetCache | None = None, on_scores: Callable[..., None] | None = None
+) -> TrainedRun:
+    """``train``, from the state that an interrupted training of this very configuration left, where it left one.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Checked.
+    datasets : DatasetCache, optional
+        Data sets that runs share.
+    on_scores : callable, optional
+        As of ``train``.
+    """
+    state = find_state(config, strict=False)
+    try:
+        return train(config, datasets, on_scores, state)
+    except OtherDataError as error:
+        logger.warning("%s on %s: %s; it starts afresh", config["model"], config["dataset"], error)
+        return train(config, datasets, on_scores)
+
+
 def _share(data: PreparedData, trainer: Any) -> None:
     """Give this process its part of the data, where there are several."""
     if distributed.world_size() == 1:
         return
     config, (train_data, *held_out) = data.config, data.loaders
-    config.spec.refuse("nproc", "be trained in several processes")
     if not (trainer.has_plain_epochs and hasattr(train_data, "batch_sampler")):
         raise UserError(
             f"model '{config['model']}' trains in a way of its own: train it in one process, without --nproc or "

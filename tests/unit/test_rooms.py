@@ -41,7 +41,7 @@ ROOMS = {
     ),
     "diffusion": Room("absorbing noise process samplers schedules step_samplers"),
     "layers": Room(
-        "attention blocks contrast device dropout encoder item_softmax linear ragged step_embedding",
+        "attention blocks contrast device dropout encoder item_softmax linear ragged recurrent step_embedding",
     ),
     "data": Room(
         "augment columns delimited formats histories rows sources tables times",
@@ -49,13 +49,14 @@ ROOMS = {
     ),
     "config": Room("layers protocol rules", imports="errors"),
     "models": Room(
-        "approximator base causal cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program diffurec_rules "
-        "duorec ensemble masked_diffusion objectives scores sequential spec stosa",
+        "acvae approximator base causal cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program "
+        "diffurec_rules duorec ensemble interventions masked_diffusion mfgan objectives scores sequential spec stosa "
+        "vsan",
         imports="errors runtime diffusion layers data config",
     ),
     "host": Room(
         "all_positions batches bert4rec candidates catalogue checkpoints checks collector compat config dataset "
-        "entry_points filters fingerprint guards hooks loaders metrics models presplit repeats sequences splits "
+        "entry_points filters fingerprint guards hooks inputs loaders metrics models presplit repeats sequences splits "
         "stand_in wanted_columns",
         imports="errors runtime layers data config models",
     ),
@@ -69,7 +70,8 @@ ROOMS = {
         imports="errors version runtime data config models host training",
     ),
     "experiments": Room(
-        "cluster compare figures grid measures report space stats store tables trials tune",
+        "audit audit_bench audit_figure audit_lines audit_tables calibration cluster compare figures grid measures "
+        "report search_folder space stats store tables trials tune verdict",
         imports="errors runtime config models host training",
     ),
     "testing": Room("testing", imports="errors runtime data models host training inference"),

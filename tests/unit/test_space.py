@@ -16,6 +16,7 @@ from recbole_diffurec import UserError
 from recbole_diffurec.experiments.space import read_space
 from recbole_diffurec.experiments.tune import _parameter
 from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.models.spec import BUILTIN
 
 SPACE = ROOT / "hyper.test"
 
@@ -72,6 +73,15 @@ def test_lists_may_stand_in_quotes(tmp_path):
         ("learning_rate uniform 0.2,0.1", "first bound of uniform must be below"),
         ("learning_rate quniform 0,1,0", "step of quniform must be above 0"),
         ("learning_rate loguniform 1,1000", "natural logarithms"),
+        ("learning_rate loguniform -1e9,1", "natural logarithms"),
+        ("learning_rate loguniform -1e-20,0", "natural logarithms"),
+        ("learning_rate quniform 0,1,1e-320", "must fit between its bounds"),
+        ("learning_rate quniform 0,1,2", "must fit between its bounds"),
+        ("learning_rate quniform 0,1,-1", "step of quniform must be above 0"),
+        ("learning_rate uniform -1e308,1e308", "must be at most 1e+15"),
+        (f"learning_rate uniform 0,1{'0' * 400}", "must be at most 1e+15"),
+        (f"n_layers randint 0,1{'0' * 400}", "must be at most 1e+15"),
+        ("learning_rate uniform 1,1.00000000000000000001", "first bound of uniform must be below"),
         ("n_layers randint 1.5,2", "randint takes integers"),
         ("seed choice [1]\nseed choice [2]", "line 2: parameter 'seed' has a line already"),
         ("", "names no parameter"),
@@ -118,3 +128,16 @@ def test_any_text_is_a_space_or_one_sentence(tmp_path_factory, text):
         read_space(path, "SASRec")
     except UserError as error:
         assert "params_file" in str(error)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "properties" / "search").glob("*.test")), ids=lambda path: path.stem)
+def test_shipped_spaces_are_of_their_model(path):
+    """Each end of each range is a value that the model takes."""
+    for dimension in read_space(path, path.stem):
+        for value in dimension.corners():
+            RunConfig(path.stem, "amazon-beauty", {dimension.name: value})
+
+
+def test_every_other_model_has_a_space():
+    own = {path.stem for path in (ROOT / "properties" / "search").glob("*.test")}
+    assert set(BUILTIN) - own == {"DiffuRec", "DiffuRecSys"}  # whose space is hyper.test
