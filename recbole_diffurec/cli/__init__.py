@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from recbole_diffurec.cli.commands import COMMANDS
+from recbole_diffurec.cli.commands import COMMANDS, make_data_set
 from recbole_diffurec.cli.parsers import parse
 from recbole_diffurec.errors import Interrupted, RankError, UserError
 from recbole_diffurec.runtime import allocator, ranks
@@ -67,8 +67,9 @@ def _dispatch(arguments: list[str]) -> int:
     if command == "run" and processes == 1 and (options.nproc != 1 or options.world_size not in (None, 1)):
         from recbole_diffurec.runtime import distributed
 
+        make_data_set(options, parameters)  # which the processes find
         places = options.nproc, options.world_size, options.group_offset, options.ip, options.port
-        return distributed.launch(["run", *arguments], *places)
+        return distributed.launch(["run", *(each for each in arguments if each != "--overwrite")], *places)
     allocator.keep_freed_memory()
     if not sys.stderr.isatty() or ranks.rank() > 0:
         parameters["show_progress"] = False

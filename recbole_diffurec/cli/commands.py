@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -32,11 +33,37 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
         experiment=options.experiment,
         result_file=options.result_file,
         resume=options.resume,
+        **_table_options(options),
         **parameters,
     )
     if ranks.rank() == 0:
         print(format_result(result))
     return 0
+
+
+def _prepare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    from recbole_diffurec.data.prepare import prepare
+
+    parameters.pop("show_progress", None)  # there is none
+    given = {**_table_options(options), **parameters}
+    made = prepare(options.source, data_path=options.data_path, encoding=options.encoding, **given)
+    print(made.describe())
+    where = "" if options.data_path == "dataset" else f" --data_path={shlex.quote(options.data_path)}"
+    print(f"train on it   recbole-diffurec --dataset={shlex.quote(made.name)}{where} --experiment=best/default")
+    return 0
+
+
+def _table_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What is given of the options of a table."""
+    return {name: value for name, value in vars(options).items() if name in _TABLE_OPTIONS and value is not None}
+
+
+def make_data_set(options: argparse.Namespace, parameters: dict[str, Any]) -> None:
+    """Make the data set of the table that ``--dataset`` of a run names, if it names one."""
+    from recbole_diffurec.training.own_data import data_set_of
+
+    given = {**_table_options(options), **parameters}
+    data_set_of(options.dataset, given, _file_list(options.config_files), options.experiment)
 
 
 def _evaluate(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
@@ -72,6 +99,7 @@ def _compare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
         cpus_per_run=options.cpus_per_run,
         gpus_per_run=options.gpus_per_run,
         dry_run=options.dry_run,
+        **_table_options(options),
         **parameters,
     )
     if comparison is None:
@@ -88,6 +116,7 @@ def _tune(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     from recbole_diffurec.training.report import format_result
 
     given = {**vars(options), **parameters, "config_files": _file_list(options.config_files)}
+    given = {name: value for name, value in given.items() if value is not None or name not in _TABLE_OPTIONS}
     try:
         found = tune(given.pop("model"), given.pop("dataset"), **given)
     except KeyboardInterrupt:
@@ -139,7 +168,12 @@ def _serve(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     return 0
 
 
+_TABLE_OPTIONS = frozenset(
+    {"user", "item", "time", "rating", "min_rating", "items", "title", "separator", "name", "overwrite"}
+)
+
 COMMANDS: dict[str, Callable[[argparse.Namespace, dict[str, Any]], int]] = {
+    "prepare": _prepare,
     "run": _run,
     "evaluate": _evaluate,
     "compare": _compare,

@@ -23,25 +23,20 @@ class _Parser(argparse.ArgumentParser):
     """Mistakes become ``UserError``, so that there is one form of message and one exit code."""
 
     @classmethod
-    def of(cls, name: str, description: str) -> _Parser:
+    def of(cls, name: str, description: str, epilog: str | None = _PARAMETERS_HELP) -> _Parser:
         """The parser of a command."""
         return cls(
             prog=f"recbole-diffurec {name}".removesuffix(" run"),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
             description=description,
-            epilog=_PARAMETERS_HELP,
+            epilog=epilog,
         )
 
-    def __init__(self, **options: Any):
-        self.own: set[str] = set()  # --NAME of every option
-        super().__init__(**options)
-
-    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
-        """An argument, whose names are remembered."""
-        action = super().add_argument(*names, **options)
-        self.own.update(action.option_strings)
-        return action
+    @property
+    def own(self) -> set[str]:
+        """--NAME of every option."""
+        return set(self._option_string_actions)
 
     def error(self, message: str) -> Any:
         raise UserError(f"{message}: see 'recbole-diffurec --help'")
@@ -50,12 +45,40 @@ class _Parser(argparse.ArgumentParser):
 def _add_subject(command: _Parser) -> None:
     ours = ", ".join(register.names())
     command.add_argument("--model", help=f"{ours} or any model of RecBole (DiffuRecSys)")
-    command.add_argument("--dataset", help="amazon-beauty, amazon-toys-games, ml-1m, ml-100k (default), yours")
+    command.add_argument("--dataset", help="amazon-beauty, amazon-toys-games, ml-1m, ml-100k (default), yours, a table")
 
 
 def _add_settings(command: _Parser) -> None:
     command.add_argument("--config_files", default="", metavar="'A B'", help="YAML files, later ones stronger")
     command.add_argument("--experiment", help="settings from properties/experiment, such as diffurec_paper")
+
+
+def _add_table(command: _Parser) -> None:
+    """What is read of a table that somebody brings."""
+    what = "a .csv, .tsv, .jsonl (these also .gz, .zst) or .parquet file in the place of a data set"
+    table = command.add_argument_group("a table of your own", what)
+    for name, default in (("user", "user_id"), ("item", "item_id"), ("time", "timestamp")):
+        table.add_argument(f"--{name}", metavar="COLUMN", help=f"its column of {name}s ({default})")
+    table.add_argument("--rating", metavar="COLUMN", help="its column of ratings")
+    table.add_argument("--min_rating", type=float, metavar="N", help="leave out interactions with a lower rating")
+    table.add_argument("--items", metavar="FILE", help="a second table, with a row for each item")
+    table.add_argument("--title", metavar="COLUMN", help="the column of titles, of either table")
+    table.add_argument("--separator", metavar="C", help="between the columns of CSV files; found by default")
+    table.add_argument("--name", help="of the data set that is made of it; by default the file's")
+    table.add_argument("--overwrite", action="store_true", default=None, help="replace a data set of this name")
+
+
+def _prepare() -> _Parser:
+    command = _Parser.of(
+        "prepare",
+        "Make a data set of a table of interactions, and of another one of the items; say what it took.",
+        epilog=None,
+    )
+    command.add_argument("source", metavar="TABLE", help="a file with a row for each interaction")
+    command.add_argument("--data_path", default="dataset", metavar="DIR", help="folder of data sets (dataset)")
+    _add_table(command)
+    command.add_argument("--encoding", metavar="NAME", help="of CSV files; found by default where it can be told")
+    return command
 
 
 def _run() -> _Parser:
@@ -80,6 +103,7 @@ def _run() -> _Parser:
     command.add_argument("--port", type=int, default=5678, metavar="N", help="there, for several machines (5678)")
     command.add_argument("--list_models", action="store_true", help="print the names that --model takes, and exit")
     command.add_argument("--version", action="version", version=f"recbole-diffurec {__version__}")
+    _add_table(command)
     return command
 
 
@@ -115,6 +139,7 @@ def _compare() -> _Parser:
     command.add_argument("--gpus_per_run", type=float, default=0, metavar="N", help="GPUs for each; may be a fraction")
     command.add_argument("--dry_run", action="store_true", help="estimate the cost, and stop")
     _add_settings(command)
+    _add_table(command)
     return command
 
 
@@ -146,6 +171,7 @@ def _tune() -> _Parser:
     command.add_argument("--resume", action="store_true", help="resume the search in --output_dir")
     command.add_argument("--ray_address", metavar="ADDRESS", help="a Ray cluster to run on; auto finds a local one")
     _add_settings(command)
+    _add_table(command)
     return command
 
 
@@ -211,6 +237,7 @@ def _serve() -> _Parser:
 
 
 PARSERS: dict[str, Callable[[], _Parser]] = {
+    "prepare": _prepare,
     "run": _run,
     "evaluate": _evaluate,
     "compare": _compare,

@@ -244,6 +244,31 @@ class Column:
                 except ValueError:
                     raise self.wrong(row, f"numbers with {separator!r} between them") from None
 
+    def texts(self) -> pa.Array:
+        """Every cell as the text that it would be in a file, a list with spaces between its elements: string [n].
+
+        Null where it is missing.
+
+        Raises
+        ------
+        UserError
+            A cell, or the column's type, is neither text, nor a number, a date, or a list of texts.
+        """
+        if not isinstance(self.cells, pa.Array):
+            found = self._texts("text, a number or a date")
+        else:
+            cells = _decoded(self.cells)
+            if _is_list(cells.type):
+                # Spaces part the elements.
+                lists = ([str(part).replace(" ", "_") for part in cell or ()] for cell in cells.to_pylist())
+                found = pa.array([" ".join(parts) for parts in lists], pa.string())
+            else:
+                try:
+                    found = cells.cast(pa.string())
+                except pa.ArrowException:
+                    raise self._wrong_type("text, numbers or dates") from None
+        return pc.if_else(pc.is_in(found, pa.array(["", "nan", "NaN"])), None, found)
+
     def _texts(self, expected: str) -> pa.Array:
         """Cells of types of their own as the texts that they would be in a file."""
         texts: list[str | None] = []
@@ -302,6 +327,15 @@ class Column:
         if lost.any():
             raise self.no_time(int(np.flatnonzero(lost)[0]))
         return found, dates
+
+    def names_zone(self) -> bool | None:
+        """Whether the first date of a column of text names its time zone; None where there is no date."""
+        texts = _decoded(self.cells) if isinstance(self.cells, pa.Array) else self._texts(TIME_FORM)
+        if not _is_text(texts.type):
+            return None
+        trimmed = (cell.as_py().strip() for cell in texts if cell.is_valid)
+        first = next((cell for cell in trimmed if is_date(cell)), None)
+        return None if first is None else cast(pa.scalar(first), DATES[1]) is not None
 
     def no_time(self, row: int) -> UserError:
         """The error that says that the cell in ``row`` is missing, or infinite."""

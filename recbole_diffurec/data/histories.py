@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
-from recbole_diffurec.data.columns import id_text
+from recbole_diffurec.data.columns import Column, id_text
 from recbole_diffurec.data.delimited import AtomicFile
 from recbole_diffurec.data.tables import Table
 from recbole_diffurec.data.times import refuse_mixed_units
@@ -142,6 +142,30 @@ def _sequences(table: Table, names: HistoryColumns, split: bool) -> Iterator[His
     left_out.say()
 
 
+class Times:
+    """The times of a column whose rows come in parts, all of which are of one kind.
+
+    Parameters
+    ----------
+    as_dates : bool or None
+        Whether they are dates; None lets the first one decide.
+    """
+
+    def __init__(self, as_dates: bool | None = None):
+        self.as_dates = as_dates
+        self._zone: bool | None = None
+
+    def of(self, column: Column, needed: np.ndarray) -> np.ndarray:
+        """``Column.times`` of a part."""
+        found, self.as_dates = column.times(needed, self.as_dates)
+        zone = column.names_zone() if self.as_dates else None
+        if zone is not None and self._zone not in (None, zone):
+            kinds = ("without a time zone", "with one")
+            raise column.wrong(0, f"a date {kinds[not zone]}, like those before it")
+        self._zone = self._zone if zone is None else zone
+        return found
+
+
 class _Numbers:
     """Ids numbered in the order in which they first come."""
 
@@ -155,6 +179,7 @@ class _Numbers:
         return np.append(np.array(numbers, np.int32), np.int32(-1))[coded.indices.fill_null(-1).to_numpy()]
 
     def names(self) -> list[str]:
+        """The ids in order of their numbers."""
         return list(self._of)
 
 
@@ -163,11 +188,11 @@ def _interactions(table: Table, names: HistoryColumns) -> Iterator[HistoryBatch]
     users, items = _Numbers(), _Numbers()
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     left_out = _LeftOut(table, "a user or an item")
-    as_dates = False if isinstance(table, AtomicFile) else None  # whose times are numbers, by their type
+    times = Times(False if isinstance(table, AtomicFile) else None)  # whose times are numbers, by their type
     for part in table.parts([names.user, names.item, names.time]):
         user, item = users.of(part[names.user].ids()), items.of(part[names.item].ids())
         usable = (user >= 0) & (item >= 0)
-        time, as_dates = part[names.time].times(usable, as_dates)
+        time = times.of(part[names.time], usable)
         left_out.add(~usable, part[names.user].first_row)
         parts.append((user, item, time))
     left_out.say()

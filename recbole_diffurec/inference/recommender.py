@@ -18,6 +18,7 @@ from torch import Tensor
 
 from recbole_diffurec.data.formats import open_table
 from recbole_diffurec.data.histories import HistoryBatch, HistoryColumns, as_histories, as_ids, read_histories
+from recbole_diffurec.data.sniff import kind_of
 from recbole_diffurec.data.tables import Frame, Table
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, compat
@@ -230,7 +231,9 @@ class Recommender:
         if isinstance(source, pd.DataFrame):
             table: Table = Frame(source)
         else:
-            table = open_table(source, "input", config["field_separator"], config["encoding"])
+            atomic = kind_of(Path(source)) == ".inter"
+            written = (config["field_separator"], config["encoding"]) if atomic else ()
+            table = open_table(source, "input", *written)
         return read_histories(table, columns, split=all(len(item.split()) == 1 for item in self.items[1:]))
 
     def unknown(self, sequences: Iterable[Iterable[Any]]) -> int:

@@ -44,7 +44,7 @@ ROOMS = {
         "attention blocks contrast device dropout encoder item_softmax linear ragged step_embedding",
     ),
     "data": Room(
-        "augment columns delimited formats histories rows sources tables times",
+        "atomic augment columns delimited formats histories interactions items prepare rows sniff sources tables times",
         imports="errors runtime",
     ),
     "config": Room("layers protocol rules", imports="errors"),
@@ -59,7 +59,7 @@ ROOMS = {
         imports="errors runtime data config models",
     ),
     "training": Room(
-        "attributes averaging epoch evaluate keeping load prepare report run scoring state trainer weights",
+        "attributes averaging epoch evaluate keeping load own_data prepare report run scoring state trainer weights",
         imports="errors version runtime data config models host",
     ),
     "plugin": Room("plugin", imports="models host", lazily="training"),
@@ -76,12 +76,12 @@ ROOMS = {
     "cli": Room(
         "commands parsers",
         imports="errors version runtime config models",
-        lazily="host training inference experiments",
+        lazily="data host training inference experiments",
     ),
     "__init__": Room(
         "__init__",
         imports="errors version host plugin",
-        types="models training inference experiments",
+        types="data models training inference experiments",
     ),
     "__main__": Room("__main__", imports="cli"),
 }
