@@ -53,8 +53,12 @@ def main() -> None:
         started = time.perf_counter()
         subprocess.run([*COMMAND, str(path), *columns, f"--data_path={folder}/dataset"], check=True)
         seconds = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # kilobytes, on Linux
-        print(f"{options.rows:,} rows, {path.stat().st_size / 1e6:,.0f} MB: {seconds:.1f} s, at most {peak:.2f} GiB")
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        processor, peak = used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20  # kilobytes, on Linux
+        print(
+            f"{options.rows:,} rows, {path.stat().st_size / 1e6:,.0f} MB: {seconds:.1f} s ({processor:.1f} s of a "
+            f"processor), at most {peak:.2f} GiB"
+        )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -254,19 +254,16 @@ class Column:
         UserError
             A cell, or the column's type, is neither text, nor a number, a date, or a list of texts.
         """
-        if not isinstance(self.cells, pa.Array):
-            found = self._texts("text, a number or a date")
+        cells = _decoded(self.cells) if isinstance(self.cells, pa.Array) else self.cells
+        if isinstance(cells, pa.Array) and not _is_list(cells.type):
+            try:
+                found = cells.cast(pa.string())
+            except pa.ArrowException:
+                raise self._wrong_type("text, numbers or dates") from None
         else:
-            cells = _decoded(self.cells)
-            if _is_list(cells.type):
-                # Spaces part the elements.
-                lists = ([str(part).replace(" ", "_") for part in cell or ()] for cell in cells.to_pylist())
-                found = pa.array([" ".join(parts) for parts in lists], pa.string())
-            else:
-                try:
-                    found = cells.cast(pa.string())
-                except pa.ArrowException:
-                    raise self._wrong_type("text, numbers or dates") from None
+            whole = cells.to_pylist() if isinstance(cells, pa.Array) else cells
+            in_one = [_joined(cell) if isinstance(cell, (list, tuple, np.ndarray)) else cell for cell in whole]
+            found = Column(self.table, self.name, in_one, self.first_row)._texts("text, a number or a date")
         return pc.if_else(pc.is_in(found, pa.array(["", "nan", "NaN"])), None, found)
 
     def _texts(self, expected: str) -> pa.Array:
@@ -383,6 +380,11 @@ def _decoded(cells: pa.Array) -> pa.Array:
 
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _joined(parts: Iterable[Any]) -> str:
+    """A list as text, where spaces part the elements."""
+    return " ".join(str(part).replace(" ", "_") for part in parts)
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -110,11 +110,11 @@ class _Ids:
         self.missing += coded.null_count
         self._parts.append(coded)
 
-    def firsts(self) -> np.ndarray:
-        """The rows of the last part in which an id comes first in it."""
-        indices = self._parts[-1].indices.fill_null(-1).to_numpy()
+    def firsts(self, among: np.ndarray) -> np.ndarray:
+        """The rows of the last part in which an id comes first, ``among`` some of its rows."""
+        indices = self._parts[-1].indices.fill_null(-1).to_numpy()[among]
         ids, first = np.unique(indices, return_index=True)
-        return first[ids >= 0]
+        return among[first[ids >= 0]]
 
     def numbered(self) -> tuple[pa.Array, list[np.ndarray]]:
         """The different ids, and their numbers in each part, int32."""
@@ -179,7 +179,8 @@ def read_interactions(table: Table, columns: InteractionColumns, rating_needed: 
         if columns.rating is not None:
             rating_parts.append(_ratings(part[columns.rating], rating_needed))
         if columns.title is not None:
-            titles.add(items.firsts(), part[columns.title].texts())
+            texts = part[columns.title].texts()
+            titles.add(items.firsts(np.flatnonzero(texts.is_valid())), texts)
     if not time_parts:
         raise UserError(f"{table.name} holds no rows: give data")
     _refuse_missing(table, {columns.user: users, columns.item: items})

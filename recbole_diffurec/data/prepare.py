@@ -280,7 +280,7 @@ def _both(about: ItemColumns, titles: ItemColumns) -> ItemColumns:
 
 
 def _summary(taken: Interactions) -> dict[str, Any]:
-    moment = np.unique(taken.time, return_inverse=True)[1]
+    moment = _moments(taken.time, len(taken.users))
     at = taken.user.astype(np.int64) * (int(moment.max()) + 1) + moment  # one number for a user's moment
     order = np.argsort(at)
     same = at[order[1:]] == at[order[:-1]]
@@ -301,6 +301,14 @@ def _summary(taken: Interactions) -> dict[str, Any]:
         "ties": len(tied),
         "core": _core(taken.user, taken.item),
     }
+
+
+def _moments(time: np.ndarray, n_users: int) -> np.ndarray:
+    """Times as numbers from 0, so few that there is room for one of each user in an int64."""
+    since = time - time.min()
+    if since.max() < 2**62 / max(n_users, 1) and (since == np.floor(since)).all():
+        return since.astype(np.int64)
+    return np.unique(time, return_inverse=True)[1]
 
 
 def _core(user: np.ndarray, item: np.ndarray) -> dict[str, int]:

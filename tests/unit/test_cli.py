@@ -114,6 +114,11 @@ MISTAKES = {
     "result in place of a folder": (["--result_file=folder"], "result_file 'folder'", "is a folder"),
     "result under a file": (["--result_file=good.yaml/x.json"], "result_file", "'good.yaml'"),
     "checkpoints under a file": (["--checkpoint_dir=good.yaml"], "checkpoint_dir 'good.yaml'", "cannot be made"),
+    "options of a table without one": (["--dataset=mine", "--user=customer"], "'user'", "path of a .csv"),
+    "unknown option of a table": (["prepare", "t.csv", "--usr=customer"], "'usr'", "'user'"),
+    "missing table": (["prepare", "missing.csv"], "'missing.csv'", "check the path"),
+    "missing table of a run": (["--dataset=missing.csv"], "'missing.csv'", "check the path"),
+    "no table": (["prepare"], "TABLE", "--help"),
     "no checkpoint": (["evaluate"], "CHECKPOINT", "--help"),
     "missing checkpoint": (["evaluate", "missing.pth"], "'missing.pth'", "does not exist"),
     "folder as checkpoint": (["evaluate", "folder"], "'folder'", ".pth"),
@@ -301,7 +306,7 @@ def test_evaluate_gets_what_was_given(calls: list, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("command", PARSERS)
 def test_a_value_may_have_spaces_in_every_command(command: str, given: list[str]) -> None:
     """``argparse`` takes an argument with a space for a file."""
-    needed = {"tune": ["--params_file=x"], "recommend": ["a.pth", "--output=x"]}
+    needed = {"tune": ["--params_file=x"], "recommend": ["a.pth", "--output=x"], "prepare": ["a.csv"]}
     needed |= {name: ["a.pth"] for name in ("evaluate", "export", "serve")}
     options, parameters = parse(command, [*given, *needed.get(command, [])])
     assert parameters == {"topk": [5, 10]}
@@ -361,6 +366,7 @@ def test_every_name_in_the_help_exists(capsys: pytest.CaptureFixture[str]) -> No
     named = set(re.findall(r"--(\w+)", capsys.readouterr().out))
     options = {"model", "dataset", "config_files", "experiment", "result_file", "list_models", "version", "help"}
     options |= {"resume", "nproc", "world_size", "group_offset", "ip", "port"}
+    options |= {"user", "item", "time", "rating", "min_rating", "items", "title", "separator", "name", "overwrite"}
     of_models = [name for model in spec.names() for name in spec.find(model).rules]
     assert named - options - {"NAME"} <= {*RULES, *of_models}
     assert named >= options
