@@ -55,7 +55,7 @@ ROOMS = {
     ),
     "host": Room(
         "bert4rec candidates catalogue checkpoints checks collector compat config dataset entry_points filters "
-        "fingerprint guards hooks loaders metrics models presplit splits stand_in",
+        "fingerprint guards hooks items loaders metrics models presplit splits stand_in",
         imports="errors runtime data config models",
     ),
     "training": Room(
@@ -64,8 +64,8 @@ ROOMS = {
     ),
     "plugin": Room("plugin", imports="models host", lazily="training"),
     "inference": Room(
-        "batch batcher connections export limits lists recommender schema service",
-        imports="errors version runtime data models host training",
+        "batch batcher checkpoint_data connections export items limits lists recommender schema service similar",
+        imports="errors version runtime data config models host training",
     ),
     "experiments": Room(
         "cluster compare figures grid measures report space stats store tables trials tune",
