@@ -130,15 +130,36 @@ def _tune(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
 
 
 def _recommend(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    from recbole_diffurec.data.output import is_standard_output
     from recbole_diffurec.inference.batch import recommend
 
     given = vars(options)
+    to = sys.stderr if is_standard_output(options.output) else sys.stdout  # which the data has for itself
     counts = recommend(given.pop("checkpoint"), given.pop("output"), **given, **parameters)
-    print(f"{counts['users']:,} users, {counts['rows']:,} rows")
-    if counts["unknown_items"]:
-        print(f"{counts['unknown_items']:,} items of the histories are unknown to the model and were skipped")
-    if counts["popular_users"]:
-        print(f"{counts['popular_users']:,} users have no known item and got the most popular ones")
+    print(f"{counts['users']:,} users, {counts['rows']:,} rows", file=to)
+    notes = {
+        "unknown_items": "items of the histories are unknown to the model and were skipped",
+        "popular_users": "users have no known item and got the most popular ones",
+        "missing_users": "of the users asked for have no history",
+    }
+    for name, note in notes.items():
+        if counts[name]:
+            print(f"{counts[name]:,} {note}", file=to)
+    return 0
+
+
+def _similar(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    from recbole_diffurec.data.output import writing
+    from recbole_diffurec.inference.recommender import Recommender
+
+    listed = options.items.lstrip().startswith("[")
+    items = layers.parse_value("items", options.items) if listed else options.items.split(",")
+    table = Recommender.load(options.checkpoint, **parameters).similar(items, options.k, options.columns)
+    if options.output is None:
+        print(table.to_string(index=False, float_format="{:.4f}".format, na_rep=""))
+        return 0
+    with writing(options.output) as append:
+        append(table)
     return 0
 
 
@@ -179,6 +200,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, dict[str, Any]], int]] = {
     "compare": _compare,
     "tune": _tune,
     "recommend": _recommend,
+    "similar": _similar,
     "export": _export,
     "serve": _serve,
 }

@@ -85,8 +85,8 @@ def _run() -> _Parser:
     command = _Parser.of(
         "run",
         "Train, validate and test a recommender; DiffuRecSys on ml-100k by default.\n"
-        "Other commands: recbole-diffurec evaluate CHECKPOINT, recbole-diffurec compare, tune, recommend,\n"
-        "export, serve.",
+        "Other commands: recbole-diffurec evaluate CHECKPOINT, recbole-diffurec prepare, compare, tune,\n"
+        "recommend, similar, export, serve.",
     )
     _add_subject(command)
     _add_settings(command)
@@ -181,11 +181,19 @@ def _recommend() -> _Parser:
         "Write the best items for each history in a file; without --input, for every user of the training data.",
     )
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file that a run wrote")
-    command.add_argument("--output", required=True, metavar="FILE", help=".csv, .jsonl or .parquet")
+    command.add_argument(
+        "--output", required=True, metavar="FILE", help=".csv, .jsonl (also .gz, .zst) or .parquet; - prints CSV"
+    )
     command.add_argument(
         "--input",
         metavar="FILE",
-        help=".inter, .csv, .jsonl or .parquet with user_id, item_id, timestamp, or with user_id, items",
+        help=".inter, .csv, .jsonl or .parquet with user_id, item_id, timestamp, or with user_id, items; - reads "
+        "standard input",
+    )
+    command.add_argument("--users", metavar="FILE", help="recommend only to the users in this file, one a line")
+    _add_columns(command)
+    command.add_argument(
+        "--explain", action="store_true", help="add 'because': the items of the history that are most like the item"
     )
     command.add_argument("--k", type=int, default=20, metavar="N", help="items for each user (20)")
     command.add_argument("--exclude_seen", action="store_true", help="leave out the items of the history")
@@ -199,6 +207,28 @@ def _recommend() -> _Parser:
     command.add_argument(
         "--diversity", type=float, default=0.0, metavar="D", help="0 to 1: spread each list over the samples' own (0)"
     )
+    return command
+
+
+def _add_columns(command: _Parser) -> None:
+    command.add_argument(
+        "--columns",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="A,B",
+        help="columns of the items to add, such as title",
+    )
+
+
+def _similar() -> _Parser:
+    command = _Parser.of("similar", "The items that are most like some, by the cosine of the model's vectors of items.")
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file that a run wrote")
+    command.add_argument(
+        "--items", required=True, metavar="A,B", help='ids, or a JSON list of them where one has a comma: ["a, b"]'
+    )
+    command.add_argument("--k", type=int, default=10, metavar="N", help="items for each (10)")
+    command.add_argument("--output", metavar="FILE", help="as for recommend; by default a table is printed")
+    _add_columns(command)
     return command
 
 
@@ -243,6 +273,7 @@ PARSERS: dict[str, Callable[[], _Parser]] = {
     "compare": _compare,
     "tune": _tune,
     "recommend": _recommend,
+    "similar": _similar,
     "export": _export,
     "serve": _serve,
 }

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+
+import pyarrow as pa
 
 from recbole_diffurec.data.delimited import AtomicFile, CsvFile
 from recbole_diffurec.data.sniff import COMPRESSED, SEPARATORS, check_encoding, encoding_of, kind_of, separator_of
 from recbole_diffurec.data.tables import JsonLines, ParquetFile, Table, unreadable
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.runtime import files
 
-__all__ = ["READABLE", "is_table", "open_table"]
+__all__ = ["READABLE", "is_table", "open_table", "standard_input"]
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -59,6 +65,29 @@ def open_table(
     if kind == ".parquet":
         raise UserError(f"{name} is a compressed Parquet file, which compresses itself: decompress it")
     raise UserError(f"{name} must end in one of {', '.join(READABLE)}, or in these and {' or '.join(COMPRESSED)}")
+
+
+_PACKED = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
+
+
+@contextlib.contextmanager
+def standard_input() -> Iterator[Table]:
+    """The table that comes from standard input: Parquet, JSON lines, or CSV otherwise, compressed ones too."""
+    with files.standard_input() as path:
+        with open(path, "rb") as content:
+            begin = content.read(4)
+        packed = next((ending for mark, ending in _PACKED.items() if begin.startswith(mark)), "")
+        path = path.rename(path.with_name(f"table{packed}"))
+        with pa.input_stream(path) as content:
+            begin = content.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
+        kind = ".parquet" if begin.startswith(b"PAR1") else ".jsonl" if begin.startswith(b"{") else ".csv"
+        path = path.rename(path.with_name(f"table{kind}{packed}"))
+        try:
+            table = open_table(path, "standard input")
+        except UserError as error:
+            raise UserError(str(error).replace(f" '{path}'", "")) from None
+        table.name = "standard input"
+        yield table
 
 
 def _delimited(path: Path, name: str, separator: str | None, encoding: str | None) -> CsvFile:

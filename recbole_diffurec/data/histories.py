@@ -1,4 +1,4 @@
-"""Tables of histories in, files of recommendations out, a part at a time.
+"""Tables of histories, a part at a time.
 
 Rows are either interactions (``user_id``, ``item_id``, ``timestamp``) or whole histories (``user_id``, ``items``), the
 oldest item first; in text, the items of a history are separated by spaces, or written as a JSON list.
@@ -6,29 +6,23 @@ oldest item first; in text, the items of a history are separated by spaces, or w
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Callable
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet
 
 from recbole_diffurec.data.columns import Column, id_text
 from recbole_diffurec.data.delimited import AtomicFile
 from recbole_diffurec.data.tables import Table
 from recbole_diffurec.data.times import refuse_mixed_units
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.runtime import files
 
 logger = logging.getLogger("recbole_diffurec")
 
-OUTPUTS = (".csv", ".jsonl", ".parquet")
 HISTORIES_PER_BATCH = 4096
 
 HistoryBatch = tuple[list[str], list[list[str]]]  # users, their histories
@@ -277,44 +271,3 @@ def _excerpt(value: Any) -> str:
     if hasattr(value, "columns"):
         return f"a table ({type(value).__name__})"
     return reprlib.repr(value)
-
-
-@contextlib.contextmanager
-def writing(path: str | Path) -> Iterator[Callable[[pd.DataFrame], None]]:
-    """A function that appends a table to ``path``, which is there as a whole once the block has ended.
-
-    Raises
-    ------
-    UserError
-        The file's kind is unknown, or it cannot be written.
-    """
-    path = Path(path)
-    if path.suffix not in OUTPUTS:
-        raise UserError(f"output '{path}' must end in one of {', '.join(OUTPUTS)}")
-    with files.atomic_write(path) as file, _appender(file, path.suffix) as append:
-        yield append
-
-
-@contextlib.contextmanager
-def _appender(file: BinaryIO, kind: str) -> Iterator[Callable[[pd.DataFrame], None]]:
-    if kind == ".parquet":
-        with contextlib.ExitStack() as stack:
-            writers: list[Any] = []
-
-            def append_parquet(table: pd.DataFrame) -> None:
-                data = pa.Table.from_pandas(table, preserve_index=False)
-                if not writers:
-                    writers.append(stack.enter_context(pa.parquet.ParquetWriter(file, data.schema)))
-                writers[0].write_table(data)
-
-            yield append_parquet
-        return
-
-    def append(table: pd.DataFrame) -> None:
-        if kind == ".jsonl":
-            text = table.to_json(orient="records", lines=True)
-        else:
-            text = table.to_csv(index=False, header=file.tell() == 0, lineterminator="\n")
-        file.write(text.encode("utf-8"))
-
-    yield append

@@ -6,7 +6,8 @@ Shapes: I items with padding row 0, n of them that are asked for.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,7 @@ class ItemTable:
     """
 
     def __init__(self, items: np.ndarray, columns: Mapping[str, Sequence[str]]):
-        self._items = items
+        self._number = {item: number for number, item in enumerate(items)}
         self._columns: dict[str, np.ndarray] = {}
         for header, cells in columns.items():
             name, _, kind = header.rpartition(":")
@@ -76,6 +77,12 @@ class ItemTable:
     def of(self, name: str, numbers: np.ndarray) -> np.ndarray:
         """The cells of a column for items int [n]: numbers, NaN where one is missing, or texts and None."""
         return self._columns[name][numbers]
+
+    def rows(self, names: Sequence[str], ids: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """What columns say of some items that the model knows, each a mapping that JSON has."""
+        for item in ids:
+            cells = {name: self._columns[name][self._number[item]] for name in names}
+            yield {name: None if cell != cell else cell for name, cell in cells.items()}
 
     def found(self, query: str) -> np.ndarray:
         """Whether the id or the title of an item contains ``query``, without regard to case and accents: bool [I]."""

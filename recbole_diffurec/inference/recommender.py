@@ -262,7 +262,7 @@ class Recommender:
             raise UserError(f"users must name the {len(sequences)} histories, got {len(users)}: give one for each")
         return sequences, users
 
-    def histories(self, source: str | Path | pd.DataFrame) -> Iterator[HistoryBatch]:
+    def histories(self, source: str | Path | pd.DataFrame | Table) -> Iterator[HistoryBatch]:
         """Users and histories in a file or a DataFrame, some at a time (see ``read_histories``).
 
         The columns are called as in the training data, or ``user_id``, ``item_id`` and ``timestamp``, or ``user_id``
@@ -276,8 +276,8 @@ class Recommender:
         config = self.config
         names = [config[f"{kind}_FIELD"] for kind in ("USER_ID", "ITEM_ID", "TIME")]
         columns = HistoryColumns(*(name or default for name, default in zip(names, vars(HistoryColumns()).values())))
-        if isinstance(source, pd.DataFrame):
-            table: Table = Frame(source)
+        if isinstance(source, (Table, pd.DataFrame)):
+            table = source if isinstance(source, Table) else Frame(source)
         else:
             atomic = kind_of(Path(source)) == ".inter"
             written = (config["field_separator"], config["encoding"]) if atomic else ()

@@ -54,8 +54,8 @@ def add(page, *items):
 
 
 def shown(page) -> list[str]:
-    """The items of the table."""
-    return page.locator("#result tr td:nth-child(2)").all_text_contents()
+    """The ids of the items of the table, which stand after their titles."""
+    return page.locator("#result tr td:nth-child(2) small").all_text_contents()
 
 
 def message(page) -> str:
@@ -104,7 +104,7 @@ def test_its_lists_are_those_of_the_api(page, service):
 def test_what_the_history_lacks_is_said(page):
     page.get_by_role("button", name="Recommend").click()
     assert "no known item in the history: the most popular items" in message(page)
-    add(page, "50", "nothing")
+    add(page, "50", "no such item")
     page.get_by_role("button", name="Recommend").click()
     assert "1 unknown item of the history left out" in message(page)
 
@@ -113,7 +113,8 @@ def test_the_keyboard_is_enough(page, service):
     """From the search to a list, and items taken out again, without the focus being lost."""
     page.get_by_label("Items of the history").focus()
     page.keyboard.type("17")
-    found = requests.get(f"{service}/items", params={"query": "17", "limit": 24}, timeout=60).json()
+    listed = requests.get(f"{service}/search", params={"query": "17", "limit": 24}, timeout=60).json()
+    found = [f"{item['title']} {item['item_id']}" for item in listed]
     choices = page.get_by_label("Matching items").get_by_role("button")
     playwright.expect(choices).to_have_text(found)
     for key in ("ArrowDown", "ArrowRight", "Enter", "Enter", "ArrowLeft", "Enter"):
