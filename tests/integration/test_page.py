@@ -138,6 +138,18 @@ def test_the_keyboard_is_enough(page, service):
     assert message(page).startswith("10 items in ")
 
 
+def test_items_are_found_and_shown_by_their_titles(page):
+    """In any case; Enter adds the first that is found, and the list names titles as well."""
+    add(page, "TOY story", "50", "wrong trousers")
+    chips = page.get_by_role("list", name="History").get_by_role("button")
+    titles = ["Toy Story 1", "Star Wars 50", "Wrong Trousers, The 169"]
+    playwright.expect(chips).to_have_text([f"{title} {TAKE_OUT}" for title in titles])
+    page.get_by_role("button", name="Recommend").click()
+    assert message(page).startswith("10 items in ")
+    cells = page.locator("#result tr td:nth-child(2)").all_text_contents()
+    assert len(cells) == 10 and all(cell.removesuffix(item).strip() for cell, item in zip(cells, shown(page)))
+
+
 @pytest.mark.parametrize(
     ("change", "names"),
     [
@@ -208,7 +220,7 @@ def test_the_effect_of_the_steps(page):
 
 def test_what_a_model_does_not_do_is_not_offered(page, service):
     health = requests.get(f"{service}/healthz", timeout=60).json()
-    other = {**health, "model": "SASRec", "max_sampling_steps": 1, "samples": False}
+    other = {**health, "model": "SASRec", "max_sampling_steps": 1, "samples": False, "fields": []}
     answer_with(page, {**other, "diffusion_steps": None, "sampling_steps": None}, path="healthz")
     page.reload()
     playwright.expect(page.get_by_text("SASRec trained on")).to_be_visible()

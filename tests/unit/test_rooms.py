@@ -44,8 +44,8 @@ ROOMS = {
         "attention blocks contrast device dropout encoder item_softmax linear ragged step_embedding",
     ),
     "data": Room(
-        "atomic augment columns delimited formats histories interactions items output prepare rows sniff sources tables "
-        "times",
+        "atomic augment columns delimited formats histories interactions items output prepare rows sniff sources "
+        "tables times",
         imports="errors runtime",
     ),
     "config": Room("layers protocol rules", imports="errors"),
