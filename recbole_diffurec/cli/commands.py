@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -15,13 +17,8 @@ from recbole_diffurec.runtime import ranks
 
 
 def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
-    if options.list_models:
-        from recbole_diffurec.host.catalogue import known_models
-        from recbole_diffurec.models.spec import all_specs
-
-        print("\n".join(known_models()))
-        for reason in all_specs()[1].values():
-            print(f"recbole-diffurec: {reason}", file=sys.stderr)
+    if options.list_models or options.list_experiments or options.list_parameters is not None:
+        _list(options)
         return 0
     from recbole_diffurec.training.report import format_result
     from recbole_diffurec.training.run import run
@@ -39,6 +36,42 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     if ranks.rank() == 0:
         print(format_result(result))
     return 0
+
+
+def _list(options: argparse.Namespace) -> None:
+    """Print what there is to choose from."""
+    from recbole_diffurec.config.described import experiments
+    from recbole_diffurec.host import listing
+    from recbole_diffurec.models.spec import all_specs
+
+    if options.list_models:
+        for kind, names in listing.models_by_kind().items():
+            print(f"{kind}:\n" + "".join(_entry(name, said, 14, one_line=True) for name, said in names))
+        for reason in all_specs()[1].values():
+            print(f"recbole-diffurec: {reason}", file=sys.stderr)
+    if options.list_experiments:
+        print("".join(_entry(name, said, 24) for name, said in experiments()), end="")
+    if options.list_parameters is not None:
+        for heading, parameters in listing.parameters_of(options.list_parameters or None):
+            print(f"{heading}:")
+            for one in parameters:
+                default = "empty" if one.default == "~" else one.default or "(see the meaning)"
+                print(_entry(one.name, f"{default}  ({one.kind}) {one.meaning}", 24), end="")
+            print()
+
+
+def _entry(name: str, said: str, width: int, one_line: bool = False) -> str:
+    """A name and what is said of it, in lines of the terminal's width, or cut to one of them on a terminal."""
+    columns = max(60, shutil.get_terminal_size((120, 24)).columns)
+    margin = " " * (width + 3)
+    if one_line:
+        room = columns - len(margin)
+        lines = [textwrap.shorten(said, room, placeholder=" …") if sys.stdout.isatty() else said]
+    else:
+        lines = textwrap.wrap(said, columns - len(margin), break_long_words=False, break_on_hyphens=False) or [""]
+    head = f"  {name:<{width}} "
+    first = [head + lines[0]] if len(name) <= width else [head.rstrip(), margin + lines[0]]
+    return "\n".join([*first, *(margin + line for line in lines[1:])]).rstrip() + "\n"
 
 
 def _prepare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:

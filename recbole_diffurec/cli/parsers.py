@@ -14,7 +14,8 @@ from recbole_diffurec.version import __version__
 _PARAMETERS_HELP = """\
 any other parameter:
   --NAME=VALUE             any parameter of the model or of RecBole, such as --epochs=5 --learning_rate=1e-3
-                           --topk=[5,10]. Names, meanings and defaults: docs/parameters.md and properties/*.yaml.
+                           --topk=[5,10]. Names, meanings and defaults: recbole-diffurec --list_parameters=MODEL,
+                           docs/parameters.md and properties/*.yaml.
                            Precedence: command line, --config_files, --experiment, data set, model, overall.
 """
 
@@ -44,13 +45,15 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_subject(command: _Parser) -> None:
     ours = ", ".join(register.names())
-    command.add_argument("--model", help=f"{ours} or any model of RecBole (DiffuRecSys)")
-    command.add_argument("--dataset", help="amazon-beauty, amazon-toys-games, ml-1m, ml-100k (default), yours, a table")
+    subject = command.add_argument_group("model and data")
+    subject.add_argument("--model", help=f"{ours} or any model of RecBole (DiffuRecSys)")
+    subject.add_argument("--dataset", help="amazon-beauty, amazon-toys-games, ml-1m, ml-100k (default), yours, a table")
 
 
 def _add_settings(command: _Parser) -> None:
-    command.add_argument("--config_files", default="", metavar="'A B'", help="YAML files, later ones stronger")
-    command.add_argument("--experiment", help="settings from properties/experiment, such as diffurec_paper")
+    settings = command.add_argument_group("settings")
+    settings.add_argument("--config_files", default="", metavar="'A B'", help="YAML files, later ones stronger")
+    settings.add_argument("--experiment", metavar="NAME", help="settings that --list_experiments names")
 
 
 def _add_table(command: _Parser) -> None:
@@ -90,20 +93,31 @@ def _run() -> _Parser:
     )
     _add_subject(command)
     _add_settings(command)
-    command.add_argument("--result_file", metavar="PATH", help="write the result as JSON")
-    command.add_argument("--resume", action="store_true", help="resume an interrupted run of the same command")
-    command.add_argument(
+    training = command.add_argument_group("training")
+    training.add_argument("--result_file", metavar="PATH", help="write the result as JSON")
+    training.add_argument("--resume", action="store_true", help="resume an interrupted run of the same command")
+    _add_table(command)
+    several = command.add_argument_group("several processes")
+    several.add_argument(
         "--nproc", type=int, default=1, metavar="N", help="processes to train with on this machine (1)"
     )
-    command.add_argument("--world_size", type=int, metavar="N", help="processes on all machines; by default --nproc")
-    command.add_argument(
+    several.add_argument("--world_size", type=int, metavar="N", help="processes on all machines; by default --nproc")
+    several.add_argument(
         "--group_offset", type=int, default=0, metavar="N", help="number of the first process here (0)"
     )
-    command.add_argument("--ip", default="localhost", metavar="ADDRESS", help="of the machine with process 0")
-    command.add_argument("--port", type=int, default=5678, metavar="N", help="there, for several machines (5678)")
-    command.add_argument("--list_models", action="store_true", help="print the names that --model takes, and exit")
-    command.add_argument("--version", action="version", version=f"recbole-diffurec {__version__}")
-    _add_table(command)
+    several.add_argument("--ip", default="localhost", metavar="ADDRESS", help="of the machine with process 0")
+    several.add_argument("--port", type=int, default=5678, metavar="N", help="there, for several machines (5678)")
+    listings = command.add_argument_group("what there is", "printed instead of a run")
+    listings.add_argument("--list_models", action="store_true", help="the names that --model takes, by kind")
+    listings.add_argument("--list_experiments", action="store_true", help="the names that --experiment takes")
+    listings.add_argument(
+        "--list_parameters",
+        nargs="?",
+        const="",
+        metavar="MODEL",
+        help="parameters with their defaults, types, ranges and meanings; those of a model first, where one is named",
+    )
+    listings.add_argument("--version", action="version", version=f"recbole-diffurec {__version__}")
     return command
 
 

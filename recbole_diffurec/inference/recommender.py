@@ -22,7 +22,7 @@ from recbole_diffurec.data.sniff import kind_of
 from recbole_diffurec.data.tables import Frame, Table
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, compat
-from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.config import RunConfig, say_without_gpu
 from recbole_diffurec.host.loaders import batch_of, fitting_users
 from recbole_diffurec.inference.checkpoint_data import CheckpointData, check_reads_histories_alone
 from recbole_diffurec.inference.items import ItemTable
@@ -78,6 +78,7 @@ class Recommender:
             The file is no such checkpoint, a parameter is wrong, or the model is not a sequential one.
         """
         state = checkpoint.open_run(path)
+        say_without_gpu(parameters)
         spec = catalogue.find(state["model"])
         inference = {name: value for name, value in spec.for_inference.items() if name in state["config"]}
         config = RunConfig(state["model"], state["dataset"], {**state["config"], **inference, **parameters})

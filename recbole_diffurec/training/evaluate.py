@@ -12,7 +12,7 @@ from recbole.utils import EvaluatorType, ModelType
 
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
-from recbole_diffurec.host.config import DATA_PARAMETERS, RunConfig
+from recbole_diffurec.host.config import DATA_PARAMETERS, RunConfig, say_without_gpu
 from recbole_diffurec.host.fingerprint import differences
 from recbole_diffurec.host.loaders import dataset_of, share_evaluation
 from recbole_diffurec.host.models import WITHOUT_FIRST_WEIGHTS
@@ -99,6 +99,7 @@ class _Member:
     @classmethod
     def open(cls, path: str | Path, parameters: Mapping[str, Any]) -> _Member:
         state = checkpoint.open_run(path)
+        say_without_gpu(parameters)
         config = RunConfig(state["model"], state["dataset"], {**state["config"], **parameters})
         # A test leaves nothing behind, wherever it is called and whatever its checkpoint says.
         folder = os.path.dirname(os.path.abspath(path))

@@ -13,14 +13,22 @@ from recbole.utils import init_seed
 
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
-from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.config import RunConfig, say_without_gpu
 from recbole_diffurec.host.loaders import dataset_of, share_evaluation, share_training
 from recbole_diffurec.runtime import distributed, files
 from recbole_diffurec.runtime.process import restored
 from recbole_diffurec.training.evaluate import timed_test
 from recbole_diffurec.training.own_data import data_set_of
 from recbole_diffurec.training.prepare import DatasetCache, PreparedData, build, prepare_data
-from recbole_diffurec.training.report import deliver, describe_epoch, describe_run, explained, log_file, plain_metrics
+from recbole_diffurec.training.report import (
+    deliver,
+    describe_epoch,
+    describe_network,
+    describe_run,
+    explained,
+    log_file,
+    plain_metrics,
+)
 from recbole_diffurec.training.state import TrainingState, check_data, find_state
 
 logger = logging.getLogger("recbole_diffurec")
@@ -118,11 +126,13 @@ def train(
     """
     model, dataset = config["model"], config["dataset"]
     files.make_folder(config["checkpoint_dir"], "checkpoint_dir")
+    say_without_gpu(config.external_config_dict)
     with compat.quiet(), restored(), log_file(config) as log:
         with explained(f"preparing data set '{dataset}'", log), distributed.local_rank0_first():
             data = prepare_data(config, datasets)
         with explained(f"building model '{model}'", log):
             network, trainer = build(data.config, dataset_of(data.loaders[0]))
+        logger.info("%s", describe_network(config, network))
         _share(data, trainer)
         if state is not None:
             check_data(state, data)

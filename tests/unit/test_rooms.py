@@ -48,7 +48,7 @@ ROOMS = {
         "tables times",
         imports="errors runtime",
     ),
-    "config": Room("layers protocol rules", imports="errors"),
+    "config": Room("described layers protocol rules", imports="errors"),
     "models": Room(
         "approximator base cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program diffurec_rules duorec "
         "ensemble objectives scores sequential spec stosa",
@@ -56,7 +56,7 @@ ROOMS = {
     ),
     "host": Room(
         "bert4rec candidates catalogue checkpoints checks collector compat config dataset entry_points filters "
-        "fingerprint guards hooks items loaders metrics models presplit splits stand_in",
+        "fingerprint guards hooks items listing loaders metrics models presplit splits stand_in",
         imports="errors runtime data config models",
     ),
     "training": Room(
