@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -24,7 +25,9 @@ from recbole_diffurec.host.loaders import dataset_of, subset_loader
 from recbole_diffurec.training.prepare import PreparedData, build
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).resolve().parent / "results"
+# Sizes at which a script ends within seconds, to see that it works; its figures say nothing.
+TINY = bool(os.environ.get("BENCHMARKS_TINY"))
+RESULTS = Path(os.environ.get("BENCHMARKS_RESULTS") or Path(__file__).resolve().parent / "results")
 sys.path.insert(0, str(ROOT / "tests"))  # the padded oracle lives with the tests
 
 # The setting of all comparisons: the paper's network at the public code's batch.
@@ -36,9 +39,10 @@ SETTING = {
     "train_batch_size": 512,
     "eval_batch_size": 2048,  # ours sorts them by length
     "show_progress": False,
+    **({"hidden_size": 16, "n_layers": 1, "MAX_ITEM_LIST_LENGTH": 10, "train_batch_size": 32} if TINY else {}),
 }
 # RecBole's SASRec of equal width, depth and length.
-SASREC = {**SETTING, "inner_size": 512, "eval_batch_size": 512}
+SASREC = {**SETTING, "inner_size": 4 * SETTING["hidden_size"], "eval_batch_size": 512}
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -46,6 +50,14 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--data_path", help="folder with amazon-beauty/amazon-beauty.inter; generated data without it")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds; medians are reported")
     return parser
+
+
+def sizes() -> str:
+    """The sizes of ``SETTING``, as pages state them."""
+    names = {"hidden_size": "d", "n_layers": "blocks", "n_heads": "heads", "MAX_ITEM_LIST_LENGTH": "L"}
+    return ", ".join(
+        [*(f"{short} = {SETTING[name]}" for name, short in names.items()), f"batch {SETTING['train_batch_size']}"]
+    )
 
 
 def write_atomic(folder: Path, name: str, users: np.ndarray, items: np.ndarray, times: np.ndarray) -> None:
@@ -57,10 +69,11 @@ def write_atomic(folder: Path, name: str, users: np.ndarray, items: np.ndarray, 
 def generated_like_beauty(folder: Path) -> str:
     """A data set of Beauty's shape: 22,363 users, about 12,101 items and 198,502 interactions, long-tailed."""
     rng = np.random.default_rng(0)
-    lengths = 5 + np.minimum(np.floor(rng.pareto(1.6, 22_363) * 2.35).astype(int), 199)
+    n_users, n_items = (300, 100) if TINY else (22_363, 12_101)
+    lengths = 5 + np.minimum(np.floor(rng.pareto(1.6, n_users) * 2.35).astype(int), 199)
     users = np.repeat(np.arange(len(lengths)), lengths)
-    popularity = 1 / (10 + np.arange(12_101)) ** 0.7
-    items = rng.choice(12_101, size=len(users), p=popularity / popularity.sum())
+    popularity = 1 / (10 + np.arange(n_items)) ** 0.7
+    items = rng.choice(n_items, size=len(users), p=popularity / popularity.sum())
     write_atomic(folder, "like-beauty", users, items, 1.3e9 + np.arange(len(users)))
     return "like-beauty"
 

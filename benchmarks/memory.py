@@ -71,8 +71,8 @@ def in_new_process(case: dict[str, Any]) -> dict[str, float]:
 def million_items(folder: Path) -> str:
     """4,000 users with 5 to 499 of one million items each, all of which occur."""
     rng = np.random.default_rng(0)
-    n_items = 1_000_000
-    lengths = rng.integers(5, 500, 4000)
+    n_items, n_users = (1_000, 40) if common.TINY else (1_000_000, 4000)
+    lengths = rng.integers(5, 500, n_users)
     users = np.repeat(np.arange(len(lengths)), lengths)
     items = rng.permutation(np.resize(np.arange(n_items), max(len(users), n_items)))
     users = np.resize(users, len(items))
@@ -130,7 +130,7 @@ def main() -> None:
         "tested, GB",
     )
     body = (
-        "Peaks of the whole process (resident set) after each stage; L = 100, d = 128, 4 blocks, batch 512. Seconds of "
+        f"Peaks of the whole process (resident set) after each stage; {common.sizes()}. Seconds of "
         f"preparation are medians of {options.rounds} processes; {STEPS} training steps, two test batches of 2,048 "
         "users (SASRec, a million items: 512).\n\n" + common.table(header, rows)
     )

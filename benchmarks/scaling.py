@@ -20,6 +20,8 @@ AXES = {
     "diffusion_steps": [4, 8, 16, 32, 64],
     "train_batch_size": [128, 256, 512, 1024, 2048],
 }
+if common.TINY:
+    AXES = {"MAX_ITEM_LIST_LENGTH": [5, 10], "items": [100, 200], "diffusion_steps": [4], "train_batch_size": [32]}
 LABELS = {
     "MAX_ITEM_LIST_LENGTH": "L, longest history kept",
     "items": "items",

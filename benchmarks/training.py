@@ -83,7 +83,7 @@ def main() -> None:
         "÷ it, no anomaly",
     )
     body = (
-        f"Data: {source['dataset']}; d = 128, 4 blocks, 4 heads, L = 100, batch 512; one step is loss, gradients and "
+        f"Data: {source['dataset']}; {common.sizes()}; one step is loss, gradients and "
         f"Adam. Medians of {options.rounds} interleaved rounds.\n\n" + common.table(header, rows)
     )
     common.publish("training", "Training speed", {"dataset": source["dataset"], "rates": rates}, body)

@@ -70,7 +70,7 @@ def main() -> None:
                     lines = [(op, f"{100 * share:.1f}%") for op, share in top]
                     sections.append(f"## {name}: {what}\n\n" + common.table(("operation", "share of the time"), lines))
     body = (
-        f"Data: {source['dataset']}; d = 128, 4 blocks, L = 100, batch 512; best of {options.rounds} passes over four "
+        f"Data: {source['dataset']}; {common.sizes()}; best of {options.rounds} passes over four "
         f"batches. Counted are the matrix products that are carried out, those of padding inside slabs included; the "
         f"machine's rate is that of a product of {MATRIX} x {MATRIX} matrices in the same precision. What is not "
         "matrix products is in the profiles below.\n\n"

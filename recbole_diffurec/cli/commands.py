@@ -15,6 +15,8 @@ from recbole_diffurec.config import layers
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.runtime import ranks
 
+FIRST_RUN = "first_run"  # the experiment of a run that names no model, data set or settings
+
 
 def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     if options.list_models or options.list_experiments or options.list_parameters is not None:
@@ -23,11 +25,13 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     from recbole_diffurec.training.report import format_result
     from recbole_diffurec.training.run import run
 
+    files = _file_list(options.config_files)
+    named = options.model or options.dataset or options.experiment or files
     result = run(
         options.model,
         options.dataset,
-        config_files=_file_list(options.config_files),
-        experiment=options.experiment,
+        config_files=files,
+        experiment=options.experiment if named else FIRST_RUN,
         result_file=options.result_file,
         resume=options.resume,
         **_table_options(options),

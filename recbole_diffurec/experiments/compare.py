@@ -94,19 +94,10 @@ def compare(
     how = take_options(HowToRun, parameters)
     datasets, parameters = _made_of_tables(datasets, parameters, config_files, experiment)
     settings = layers.settings(experiment, config_files, parameters, many_runs=True)
-    models = models or settings.get("models") or ["DiffuRec", "DiffuRecSys", "SASRec", "BERT4Rec"]
-    datasets = datasets or settings.get("datasets") or ["ml-100k"]
-    seeds = settings.get("seeds", 1) if seeds is None else seeds
-    baseline = baseline or settings.get("baseline")
-    common = {name: value for name, value in settings.items() if name not in GRID_KEYS}
     output_dir = Path(output_dir)
     files.make_folder(str(output_dir), "output_dir")
-    common = {"checkpoint_dir": str((output_dir / "checkpoints").resolve()), **common}
-    jobs = plan(models, datasets, _seed_list(seeds, common.get("seed", 2020)), common)
-    labels = list(dict.fromkeys(job.entry.label for job in jobs))
-    if baseline is not None and baseline not in labels:
-        raise UserError(f"baseline must be one of the models compared ({', '.join(labels)}), got '{baseline}'")
-
+    jobs = _jobs(models, datasets, seeds, settings, output_dir)
+    baseline = _baseline(baseline or settings.get("baseline"), jobs)
     store = RunStore(output_dir / "runs")
     missing = [job for job in jobs if job not in store]
     shared = DatasetCache()
@@ -133,6 +124,30 @@ def _made_of_tables(
     if not datasets:
         data_set_of(None, left, config_files, experiment)
     return names, left
+
+
+def _jobs(
+    models: Sequence[str],
+    datasets: Sequence[str],
+    seeds: int | Sequence[int] | None,
+    settings: Mapping[str, Any],
+    output_dir: Path,
+) -> list[Job]:
+    """The runs of a comparison: what is given, or else what the settings say, or else the defaults."""
+    models = models or settings.get("models") or ["DiffuRec", "DiffuRecSys", "SASRec", "BERT4Rec"]
+    datasets = datasets or settings.get("datasets") or ["ml-100k"]
+    seeds = settings.get("seeds", 1) if seeds is None else seeds
+    common = {name: value for name, value in settings.items() if name not in GRID_KEYS}
+    common = {"checkpoint_dir": str((output_dir / "checkpoints").resolve()), **common}
+    return plan(models, datasets, _seed_list(seeds, common.get("seed", 2020)), common)
+
+
+def _baseline(name: str | None, jobs: Sequence[Job]) -> str | None:
+    """The entry that was asked for, which must be among those compared."""
+    labels = list(dict.fromkeys(job.entry.label for job in jobs))
+    if name is not None and name not in labels:
+        raise UserError(f"baseline must be one of the models compared ({', '.join(labels)}), got '{name}'")
+    return name
 
 
 def write_outputs(

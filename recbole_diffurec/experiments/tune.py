@@ -121,10 +121,8 @@ def tune(
     output_dir : str or Path, optional
         Folder of all output.
     resume : bool, optional
-        resume the search in ``output_dir``.
-    config_files : Sequence of (str or Path), optional
-        Fixed values for every trial, as for ``run``.
-    experiment : str, optional
+        Resume the search in ``output_dir``.
+    config_files, experiment : optional
         Fixed values for every trial, as for ``run``.
     **parameters : object
         The fields of ``SearchOptions``, such as ``num_trials=50``; all others are fixed values.

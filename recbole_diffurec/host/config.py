@@ -181,21 +181,27 @@ class RunConfig(Config):
         self._choose_precision()
 
     def _choose_precision(self) -> None:
-        """``enable_amp: auto`` by what the device is faster in; ``True`` on a slow one is kept, and said."""
+        """``enable_amp: auto`` by what the device is faster in; ``True`` on a slow one is kept."""
+        self._on_precision: tuple[int, str] | None = None
         wanted, kind = self.final_config_dict["enable_amp"], self.final_config_dict["device"].type
         if wanted is False:
             return
         bfloat16 = precision.bfloat16_on(kind)
         if wanted == "auto":
             self.final_config_dict["enable_amp"] = bfloat16.fast
-            once(logging.INFO, f"enable_amp auto is {bfloat16.fast}: {bfloat16.reason}")
+            self._on_precision = logging.INFO, f"enable_amp auto is {bfloat16.fast}: {bfloat16.reason}"
         elif not bfloat16.fast:
             slower = 1 / precision.product_speedup() if kind == "cpu" else None
             measured = f", and a product in bf16 takes {slower:.0f} times as long as in float32" if slower else ""
-            once(
+            self._on_precision = (
                 logging.WARNING,
                 f"enable_amp is True, but {bfloat16.reason}{measured}: --enable_amp=auto chooses by the device",
             )
+
+    def tell_precision(self) -> None:
+        """Say what became of ``enable_amp`` and why; once it is known that nothing else is wrong."""
+        if self._on_precision is not None:
+            once(*self._on_precision)
 
     # Checks
 

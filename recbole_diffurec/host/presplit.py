@@ -7,7 +7,7 @@ targets take.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +109,7 @@ class SplitFiles(SequentialDataset):
     """Takes the files of ``benchmark_filename`` with the history of each interaction, ``item_id_list``, and without."""
 
     inter_feat: Any  # a DataFrame until RecBole builds the splits, an Interaction after
+    _prefix_rows: Callable[..., Any]  # of the data set class that this one is mixed into
 
     def _set_alias(self, alias_name: str, default_value: list[str]) -> None:
         """Histories that are given have the items' numbers, whether ``alias_of_item_id`` says so or not."""
@@ -190,7 +191,7 @@ class SplitFiles(SequentialDataset):
         """Users and items of all interactions, user by user, the oldest first; of histories, each user's last."""
         history = self._list_of(self.iid_field)
         if self.benchmark_filename_list is None or history not in self.inter_feat:
-            return super().in_order()
+            return super().in_order()  # type: ignore[misc]  # Chronological's
         last = self.inter_feat.groupby(self.uid_field).tail(1).sort_values(self.uid_field)
         sequences = [np.append(items, item) for items, item in zip(last[history], last[self.iid_field])]
         return np.repeat(last[self.uid_field].to_numpy(), [len(s) for s in sequences]), np.concatenate(sequences)

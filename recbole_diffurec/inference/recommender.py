@@ -90,6 +90,7 @@ class Recommender:
         with compat.quiet(), room_for(state, path):
             network = config.model_class(config, counts)
         load_weights(network, state, path, parameters)
+        config.tell_precision()
         users = fitting_users(config["eval_batch_size"], len(tokens["items"]), config["device"])
         config = config.with_values(eval_batch_size=users)
         columns = state.get("item_columns", {})

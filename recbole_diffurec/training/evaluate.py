@@ -65,17 +65,13 @@ def evaluate(
         distributed.process_group(first.config["device"]),
         log_file(first.config, required=False) as log,
     ):
-        with explained(f"preparing data set '{first.state['dataset']}'", log), distributed.local_rank0_first():
-            data = prepare_data(first.config)
-        test_data = data.loaders[2]
-        share_evaluation(test_data)
-        check_same_data(data, first.state, first.path, parameters)
+        data = first.data(log, parameters)
         built = [member.build(data, log, parameters) for member in members]
         network, trainer = built[0]
         if more:
             network = trainer.model = _ensemble([network for network, _ in built], members)
         with explained(f"testing model '{first.state['model']}'", log):
-            test_result, eval_seconds = timed_test(trainer, test_data, first.config, load_best=False)
+            test_result, eval_seconds = timed_test(trainer, data.loaders[2], first.config, load_best=False)
     result = {
         **describe_run(first.config, data, network),
         "best_epoch": first.state["epoch"],
@@ -105,6 +101,14 @@ class _Member:
         folder = os.path.dirname(os.path.abspath(path))
         nothing = {"checkpoint_dir": folder, "save_dataset": False, "save_dataloaders": False}
         return cls(path, state, config.with_values(**nothing))
+
+    def data(self, log: str, parameters: Mapping[str, Any]) -> PreparedData:
+        """The data of its run, its test part shared among the processes."""
+        with explained(f"preparing data set '{self.state['dataset']}'", log), distributed.local_rank0_first():
+            data = prepare_data(self.config)
+        share_evaluation(data.loaders[2])
+        check_same_data(data, self.state, self.path, parameters)
+        return data
 
     def build(self, data: PreparedData, log: str, parameters: Mapping[str, Any]) -> tuple[Any, Any]:
         """The network with its weights, and a trainer."""

@@ -36,6 +36,8 @@ class KeepingTrainer(ScoringTrainer):
         Of the weights; what is validated and kept.
     """
 
+    pretrain_epochs: int  # of the host's trainers of S3Rec and RaCT alone
+
     def __init__(self, config: Any, model: Any):
         super().__init__(config, model)
         name = distributed.broadcast_from_rank0(lambda: files.unique_name(f"{config['model']}-{config['dataset']}"))
@@ -110,7 +112,7 @@ class KeepingTrainer(ScoringTrainer):
 
         The last epoch's weights are kept under the run's own name too, whatever ``save_step`` is.
         """
-        super().pretrain(train_data, verbose, show_progress)
+        super().pretrain(train_data, verbose, show_progress)  # type: ignore[misc]  # of PretrainTrainer
         self._save_checkpoint(self.epochs - 1)
         return self.best_valid_score, {}
 
@@ -174,7 +176,7 @@ class KeepingTrainer(ScoringTrainer):
         load_weights(self.model, state, state["state_file"])
         check_fits(state, self)
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.optimizer.load_state_dict(dict(state["optimizer"]))
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):  # what is damaged, it does not say
             raise misfit(state) from None
         # Of the same configuration, the state has what this training has.

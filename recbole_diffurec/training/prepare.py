@@ -219,9 +219,9 @@ def build(
     train_dataset : recbole.data.dataset.Dataset
         What the model is built for.
     room : AbstractContextManager of object, optional
-        Context manager, optional Refuses a model that is too large; by default one that cannot be trained with the
-        memory that is free.
+        Refuses a model that is too large; by default one that cannot be trained with the memory that is free.
     """
+    config.tell_precision()
     init_seed(config["seed"], config["reproducibility"])
     with room or room_for_training(config["model"]):
         network = config.model_class(config, train_dataset)

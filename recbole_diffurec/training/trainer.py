@@ -9,7 +9,8 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import MethodType
+from typing import Any, cast
 
 import torch
 from recbole.trainer import NCLTrainer, Trainer
@@ -58,7 +59,7 @@ class PluginTrainer(KeepingTrainer):
     @property
     def has_plain_epochs(self) -> bool:
         """Whether an epoch goes once through the training data, with the model's own loss."""
-        host = super()._train_epoch.__func__  # NCLTrainer only wraps Trainer's epoch
+        host = cast(MethodType, super()._train_epoch).__func__  # NCLTrainer only wraps Trainer's epoch
         return host in (Trainer._train_epoch, NCLTrainer._train_epoch)
 
     @property

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -119,6 +120,17 @@ def test_a_time_budget_needs_the_main_thread(workdir):
     Path("space.test").write_text(SPACE)
     with ThreadPoolExecutor() as pool, pytest.raises(UserError, match="time_budget needs the main thread"):
         pool.submit(tune, params_file="space.test", time_budget=10).result()
+
+
+def test_optuna_proposes_what_it_is_asked_for(workdir, capsys):
+    Path("space.test").write_text("learning_rate loguniform -8,-4\nn_layers choice [1,2]\n")
+    arguments = ["--search=optuna", "--num_trials=3", "--max_epochs=1", "--scheduler=none", "--final_seeds=0"]
+    assert cli.main(["tune", "--params_file=space.test", "--sampling_steps=1", *arguments, *FIXED]) == 0
+    trials = pd.read_csv("tuning/trials.csv")
+    assert len(trials) == 3 and trials["score"].notna().all() and trials["learning_rate"].nunique() == 3
+    assert trials["learning_rate"].between(np.exp(-8), np.exp(-4)).all() and set(trials["n_layers"]) <= {1, 2}
+    best = yaml.safe_load(Path("tuning/best.yaml").read_text())
+    assert best["learning_rate"] == pytest.approx(trials.loc[trials["score"].idxmax(), "learning_rate"])
 
 
 def test_recboles_models_and_a_grid(workdir, capsys):

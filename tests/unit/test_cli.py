@@ -289,10 +289,16 @@ def test_run_gets_what_was_given(calls: list, capsys: pytest.CaptureFixture[str]
         },
     )
     assert bare[1] == (None, None)  # a file may say them
-    untold = {"config_files": [], "experiment": None, "result_file": None, "resume": False}
+    untold = {"config_files": [], "experiment": "first_run", "result_file": None, "resume": False}
     assert bare[2] == {**untold, "show_progress": False}
     out, err = capsys.readouterr()
     assert out == f"{format_result(RESULT)}\n" * 2 and "HR@10" in out and err == ""
+
+
+@pytest.mark.parametrize("named", ["--model=SASRec", "--dataset=ml-1m", "--config_files=a.yaml", "--experiment=x"])
+def test_the_recipe_of_a_first_run_is_for_runs_that_name_nothing(named: str, calls: list) -> None:
+    assert main([named]) == main(["--epochs=2"]) == 0
+    assert [call[2]["experiment"] for call in calls] == ["x" if named == "--experiment=x" else None, "first_run"]
 
 
 def test_evaluate_gets_what_was_given(calls: list, capsys: pytest.CaptureFixture[str]) -> None:

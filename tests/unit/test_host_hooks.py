@@ -6,12 +6,15 @@ import ast
 import functools
 import importlib
 import inspect
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import recbole
-from source import modules, room_of, tree
+from source import PACKAGE, modules, room_of, tree
 
 HOST = Path(recbole.__file__).parent
 
@@ -221,6 +224,15 @@ def test_recboles_data_code_is_for_host_and_the_trainer():
         return any(f"{name}.".startswith("recbole.data.") for name in names)
 
     assert [module for module in modules() if asks(module) and not inside(module)] == []
+
+
+def test_types_of_the_host_are_those_that_it_has():
+    """``stubs`` gives mypy types for RecBole, which has none; what RecBole renames would go unnoticed there."""
+    command = [sys.executable, "-m", "mypy.stubtest", "recbole", "--ignore-missing-stub", "--concise"]
+    command.append(f"--mypy-config-file={PACKAGE.parent / 'pyproject.toml'}")
+    environment = {**os.environ, "MYPYPATH": str(PACKAGE.parent / "stubs")}
+    done = subprocess.run(command, cwd=PACKAGE.parent, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), f"RecBole renamed it: {done.stdout}"
 
 
 def overridden() -> Iterator[tuple[str, str]]:

@@ -37,6 +37,9 @@ def test_auto_is_what_the_device_is_faster_in_and_is_logged_once(device, caplog,
     device(fast)
     with caplog.at_level(logging.INFO, "recbole_diffurec"):
         configs = [make(enable_amp="auto") for _ in range(2)]
+        assert caplog.messages == [], "another mistake is told alone"
+        for config in configs:
+            config.tell_precision()
     assert [config["enable_amp"] for config in configs] == [fast, fast]
     assert caplog.messages == [f"enable_amp auto is {fast}: the test says so"]
     # What is kept of the run is what was asked for, so that the same run has one name on all machines.
@@ -47,8 +50,10 @@ def test_auto_is_what_the_device_is_faster_in_and_is_logged_once(device, caplog,
 def test_true_is_kept_and_warned_of_with_the_measured_factor(device, caplog, fast, warned):
     device(fast)
     with caplog.at_level(logging.INFO, "recbole_diffurec"):
-        assert make(enable_amp=True)["enable_amp"] is True
-        assert make(enable_amp=False)["enable_amp"] is False
+        for wanted in (True, False):
+            config = make(enable_amp=wanted)
+            config.tell_precision()
+            assert config["enable_amp"] is wanted
     assert len(caplog.records) == warned
     assert all("75 times as long" in message and "--enable_amp=auto" in message for message in caplog.messages)
 

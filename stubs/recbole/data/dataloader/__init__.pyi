@@ -1,0 +1,2 @@
+from recbole.data.dataloader.general_dataloader import FullSortEvalDataLoader as FullSortEvalDataLoader
+from recbole.data.dataloader.general_dataloader import NegSampleEvalDataLoader as NegSampleEvalDataLoader

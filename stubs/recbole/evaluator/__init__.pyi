@@ -1,0 +1,3 @@
+from typing import Any
+
+metric_types: dict[str, Any]

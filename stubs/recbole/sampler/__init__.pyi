@@ -1,0 +1,1 @@
+from recbole.sampler.sampler import RepeatableSampler as RepeatableSampler
