@@ -325,6 +325,7 @@ def open_run(path: str | Path) -> RunCheckpoint:
         )
     if any(len(cells) != n_items for cells in state.get("item_columns", {}).values()):
         raise UserError(f"checkpoint '{path}' is damaged (item_columns: not one cell for each item): use another copy")
-    if not os.path.isdir(state["config"].get("data_path") or ""):
-        state["config"].pop("data_path", None)  # written elsewhere: the data is where the defaults look for it
+    data_path = state["config"].get("data_path")
+    if isinstance(data_path, str) and os.path.isabs(data_path) and not os.path.isdir(data_path):
+        del state["config"]["data_path"]  # written elsewhere: the data is where the defaults look for it
     return state
