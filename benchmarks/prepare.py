@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
@@ -43,7 +44,8 @@ def draw(path: Path, rows: int) -> None:
 def main() -> None:
     """Draw a table, prepare it once, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=10_000_000)
+    tiny = bool(os.environ.get("BENCHMARKS_TINY"))
+    parser.add_argument("--rows", type=int, default=10_000 if tiny else 10_000_000)
     parser.add_argument("--kind", choices=["csv", "parquet"], default="csv")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -92,6 +92,7 @@ def standard_input() -> Iterator[Table]:
 
 def _delimited(path: Path, name: str, separator: str | None, encoding: str | None) -> CsvFile:
     found = []
+    separator = "\t" if separator == r"\t" else separator  # as shells leave it
     if separator is not None and len(separator) != 1:
         raise UserError(f"separator must be one character, got {separator!r}: give one such as ;")
     if encoding is not None:

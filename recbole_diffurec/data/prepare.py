@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_diffurec.data.atomic import write_data_set
-from recbole_diffurec.data.formats import is_table, open_table
+from recbole_diffurec.data.formats import open_table
 from recbole_diffurec.data.interactions import InteractionColumns, Interactions, read_interactions
 from recbole_diffurec.data.items import ItemColumns, items_of_titles, read_items
 from recbole_diffurec.data.sources import check_name
@@ -265,8 +265,6 @@ def _opened(source: Any, options: TableOptions) -> Table:
         raise UserError(
             f"data must be a pandas DataFrame or the path of a file, got a {type(source).__name__}: convert it"
         )
-    if is_table(str(source)) and Path(source).name.split(".", 1)[1] == "inter":
-        return open_table(source, "")
     return open_table(source, "", options.separator, options.encoding)
 
 

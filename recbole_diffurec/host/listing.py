@@ -31,14 +31,15 @@ _KINDS = {
 def models_by_kind() -> dict[str, list[tuple[str, str]]]:
     """All names that ``--model`` takes, each with a line on what it is, by kind."""
     found: dict[str, list[tuple[str, str]]] = {"diffusion": [], "sequential": []}
-    for name in register.names():
-        spec = catalogue.find(name)
+    specs, broken = register.all_specs()
+    for spec in specs:
         diffusion = issubclass(spec.model_class, DiffusionRecommender)
-        found["diffusion" if diffusion else "sequential"].append((name, spec.summary))
+        found["diffusion" if diffusion else "sequential"].append((spec.name, spec.summary))
     for name, (spec, fixed) in register.variants().items():
         values = ", ".join(f"{key}: {value}" for key, value in fixed.items())
         found["diffusion"].append((name, f"{spec.name} with {values}"))
     found.update({kind: [] for kind in _KINDS.values()})
+    found["that cannot be loaded"] = list(broken.items())
     folder = Path(recbole.__file__).parent / "model"
     for name in catalogue.known_models()[len(register.names()) :]:
         path = next(folder.glob(f"*_recommender/{name.lower()}.py"), None)

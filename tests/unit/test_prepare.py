@@ -127,6 +127,18 @@ def test_what_is_found_of_a_file_is_said(workdir: Path, caplog: pytest.LogCaptur
     assert inter(prepare(japanese, "japanese", encoding="shift_jis", **COLUMNS))["user_id"].tolist() == ["東京"]
 
 
+def test_a_separator_may_be_named(workdir: Path) -> None:
+    for name, between, given in (("caret.csv", "^", "^"), ("tab.csv", "\t", r"\t")):
+        path = write(name, "customer,sku,ordered_at\nu,i,1\n".replace(",", between))
+        assert inter(prepare(path, separator=given, **COLUMNS))["item_id"].tolist() == ["i"]
+
+
+def test_a_data_set_is_a_table_too(workdir: Path) -> None:
+    first = prepare(table(), "mine", **COLUMNS)
+    again = prepare(first.folder / "mine.inter", "again")
+    assert inter(again).equals(inter(first))
+
+
 def test_the_summary_counts(workdir: Path) -> None:
     core = [(f"u{u}", f"i{i}", 10 * u + i, 5) for u in range(5) for i in range(5)]
     others = [("u0", "i0", 0, 3), ("u0", "i0", 99, 4), ("u1", "rare", 10, 5), ("late", "i1", 1, 1)]
