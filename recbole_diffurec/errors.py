@@ -1,12 +1,15 @@
 """The exceptions that mean "the user can mend this"."""
 
+import importlib.util
+
 
 class UserError(ValueError):
     """A mistake in what the user supplied: a flag, a file, a name.
 
     The message is one sentence that names the thing, its value, what is allowed and what to do. The command line
     prints it without a traceback and exits with code 2; from Python it is an ordinary ``ValueError``. Of a value that
-    makes it longer than ``LONGEST`` characters the middle is left out.
+    makes it longer than ``LONGEST`` characters the middle is left out; it is one line, and what a terminal would obey
+    is written out.
     """
 
     LONGEST = 2000
@@ -14,7 +17,8 @@ class UserError(ValueError):
     def __init__(self, message: str):
         if len(message) > self.LONGEST:
             message = f"{message[: self.LONGEST // 2]} … {message[-self.LONGEST // 2 :]}"
-        super().__init__(message)
+        line = " ".join(part.strip() for part in message.splitlines()) if "\n" in message else message
+        super().__init__("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line))
 
 
 class RankError(UserError):
@@ -35,3 +39,22 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int, state_file: str):
         super().__init__(f"interrupted by signal {number}")
         self.signal, self.state_file = number, state_file
+
+
+def cannot_import(who: str, error: ImportError, requirement: str) -> UserError:
+    """What is said of a package that cannot be imported: it is missing, or it is there and something is wrong with it.
+
+    Parameters
+    ----------
+    who : str
+        Needs it.
+    error : ImportError
+        What importing it raised.
+    requirement : str
+        What pip is asked for.
+    """
+    missing = (error.name or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and missing and importlib.util.find_spec(missing) is None:
+        return UserError(f"{who} needs {missing}, which is not installed: pip install {requirement}")
+    reason = " ".join(str(error).split())
+    return UserError(f"{who} needs what cannot be imported here ({reason}): pip install --upgrade {requirement}")

@@ -6,6 +6,7 @@ folder, and checks on the way that
 - padding has no influence, and order and size of the batch have none;
 - ``predict`` gives the scores of ``full_sort_predict``;
 - batches without trailing padding give the same loss, where the model says so (``trims_padding``);
+- all positions of a history give the loss of its prefixes, where the model says so (``all_positions``);
 - the same seed gives the same figures, and an interrupted training goes on to the same end;
 - a checkpoint gives the figures and the lists of the run that wrote it;
 - ``recommend`` and each format of ``export`` work, or are refused with the reason that the model's spec states.
@@ -25,6 +26,7 @@ from unittest import mock
 import torch
 from recbole.utils import init_seed
 
+from recbole_diffurec.data.rows import FIRST_TARGET
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue
 from recbole_diffurec.host.config import RunConfig
@@ -156,20 +158,40 @@ class _Check:
     # The network
 
     def network(self) -> None:
-        config = RunConfig(self.spec.name, DATASET, self.parameters)
-        data = prepare_data(config)
+        data = self._data("prefixes")
         network, _ = build(data.config, dataset_of(data.loaders[0]))
         network.eval()
-        if config["MODEL_INPUT_TYPE"] is None or not hasattr(network, "ITEM_SEQ"):
+        if data.config["MODEL_INPUT_TYPE"] is None or not hasattr(network, "ITEM_SEQ"):
             return
         if self.spec.trims_padding:
             self._trimming(network, data)
         network.double()
+        if self.spec.all_positions:
+            self._positions(network, data)
         with torch.no_grad():
             batch = next(iter(data.loaders[2]))[0]
             scores = _scores(network, batch)
             self._batches(network, batch, scores)
             self._predict(network, batch, scores)
+
+    def _data(self, rows: str) -> PreparedData:
+        return prepare_data(RunConfig(self.spec.name, DATASET, {**self.parameters, "rows": rows}))
+
+    def _positions(self, network: Any, data: PreparedData) -> None:
+        """Loss and gradients of histories whose items all predict the next, and of every prefix as a row."""
+        loader = self._data("sequences").loaders[0]
+        rows = dataset_of(data.loaders[0]).inter_feat
+        prefixes = rows[rows.target.argsort()].padded()
+        sequences = training_batch(loader, dataset_of(loader)[range(len(dataset_of(loader)))])
+        drawn = sequences.interaction.keys() - {*prefixes.columns, FIRST_TARGET}
+        prefixes.interaction.update({name: sequences[name] for name in drawn})
+        found = []
+        for batch in (sequences, prefixes):
+            network.zero_grad()
+            loss: Any = network.calculate_loss(batch)
+            loss.backward()
+            found.append((loss.detach(), _gradients(network)))
+        torch.testing.assert_close(*found, **FLOAT64, msg=lambda m: f"{self.spec.name}: not all positions: {m}")
 
     def _batches(self, network: Any, batch: Any, scores: torch.Tensor) -> None:
         name = self.spec.name

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
 
+from recbole_diffurec.cli import terminal
 from recbole_diffurec.cli.commands import COMMANDS, make_data_set
 from recbole_diffurec.cli.parsers import parse
 from recbole_diffurec.errors import Interrupted, RankError, UserError
@@ -18,6 +18,9 @@ from recbole_diffurec.runtime import allocator, ranks
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, or 2 for a mistake of the user."""
+    if argv is None:
+        terminal.understand_names()
+        terminal.complete_streams()
     code = _exit_code(list(sys.argv[1:] if argv is None else argv))
     if argv is None and _processes() > 1:
         from recbole_diffurec.runtime import distributed
@@ -36,23 +39,23 @@ def _processes() -> int:
 
 def _exit_code(arguments: list[str]) -> int:
     try:
-        _log_to_terminal(ranks.rank())
+        terminal.log_to_standard_error(ranks.rank())
         return _dispatch(list(arguments))
     except UserError as error:
         own = isinstance(error, RankError) and _processes() > 1
         if own or _processes() == 1 or ranks.local_rank() == 0:  # others are told once a machine
             who = f"process {ranks.rank()}: " if own else ""
-            print(f"recbole-diffurec: {who}{error}", file=sys.stderr)
+            terminal.tell(f"{who}{error}")
         return 2
     except Interrupted as stop:
         if ranks.rank() > 0:
             return 128 + stop.signal
         how = "resumes" if arguments[:1] == ["compare"] else "with --resume resumes"
         where = os.path.relpath(stop.state_file)
-        print(f"recbole-diffurec: interrupted; the same command {how} from '{where}'", file=sys.stderr)
+        terminal.tell(f"interrupted; the same command {how} from '{where}'")
         return 128 + stop.signal
     except KeyboardInterrupt:
-        print("recbole-diffurec: interrupted", file=sys.stderr)
+        terminal.tell("interrupted")
         return 130
 
 
@@ -74,13 +77,3 @@ def _dispatch(arguments: list[str]) -> int:
     if not sys.stderr.isatty() or ranks.rank() > 0:
         parameters["show_progress"] = False
     return COMMANDS[command](options, parameters)
-
-
-def _log_to_terminal(rank: int) -> None:
-    """Our own messages go to stderr as they are, so that stdout holds the result alone."""
-    logger = logging.getLogger("recbole_diffurec")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    # Replaced rather than kept: sys.stderr may be another one than last time.
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO if rank == 0 else logging.ERROR)

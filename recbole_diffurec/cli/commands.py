@@ -11,8 +11,9 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
+from recbole_diffurec.cli.terminal import output_lost, say, tell
 from recbole_diffurec.config import layers
-from recbole_diffurec.errors import UserError
+from recbole_diffurec.errors import UserError, cannot_import
 from recbole_diffurec.runtime import ranks
 
 FIRST_RUN = "first_run"  # the experiment of a run that names no model, data set or settings
@@ -38,7 +39,7 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
         **parameters,
     )
     if ranks.rank() == 0:
-        print(format_result(result))
+        say(format_result(result))
     return 0
 
 
@@ -50,18 +51,18 @@ def _list(options: argparse.Namespace) -> None:
 
     if options.list_models:
         for kind, names in listing.models_by_kind().items():
-            print(f"{kind}:\n" + "".join(_entry(name, said, 14, one_line=True) for name, said in names))
+            say(f"{kind}:\n" + "".join(_entry(name, said, 14, one_line=True) for name, said in names) + "\n")
         for reason in all_specs()[1].values():
-            print(f"recbole-diffurec: {reason}", file=sys.stderr)
+            tell(reason)
     if options.list_experiments:
-        print("".join(_entry(name, said, 24) for name, said in experiments()), end="")
+        say("".join(_entry(name, said, 24) for name, said in experiments()))
     if options.list_parameters is not None:
         for heading, parameters in listing.parameters_of(options.list_parameters or None):
-            print(f"{heading}:")
+            say(f"{heading}:")
             for one in parameters:
                 default = "empty" if one.default == "~" else one.default or "(see the meaning)"
-                print(_entry(one.name, f"{default}  ({one.kind}) {one.meaning}", 24), end="")
-            print()
+                say(_entry(one.name, f"{default}  ({one.kind}) {one.meaning}", 24))
+            say("\n")
 
 
 def _entry(name: str, said: str, width: int, one_line: bool = False) -> str:
@@ -84,9 +85,9 @@ def _prepare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     parameters.pop("show_progress", None)  # there is none
     given = {**_table_options(options), **parameters}
     made = prepare(options.source, data_path=options.data_path, encoding=options.encoding, **given)
-    print(made.describe())
+    say(made.describe())
     where = "" if options.data_path == "dataset" else f" --data_path={shlex.quote(options.data_path)}"
-    print(f"train on it   recbole-diffurec --dataset={shlex.quote(made.name)}{where} --experiment=best/default")
+    say(f"train on it   recbole-diffurec --dataset={shlex.quote(made.name)}{where} --experiment=best/default")
     return 0
 
 
@@ -114,7 +115,7 @@ def _evaluate(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
             raise UserError(f"unexpected argument '{argument}': parameters are given as --name=value")
     result = evaluate(*options.checkpoints, result_file=options.result_file, **parameters)
     if ranks.rank() == 0:
-        print(format_result(result))
+        say(format_result(result))
     return 0
 
 
@@ -141,10 +142,10 @@ def _compare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     )
     if comparison is None:
         return 0
-    print(tables.terminal(comparison.results))
-    print(f"report      {os.path.relpath(comparison.output_dir / 'report.html')}")
+    say(tables.terminal(comparison.results))
+    say(f"report      {os.path.relpath(comparison.output_dir / 'report.html')}")
     for run, reason in comparison.failures.items():
-        print(f"recbole-diffurec: {run} failed: {reason}", file=sys.stderr)
+        tell(f"{run} failed: {reason}")
     return 1 if comparison.failures else 0
 
 
@@ -157,12 +158,12 @@ def _tune(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     try:
         found = tune(given.pop("model"), given.pop("dataset"), **given)
     except KeyboardInterrupt:
-        print(f"recbole-diffurec: interrupted; --resume resumes the search in '{options.output_dir}'", file=sys.stderr)
+        tell(f"interrupted; --resume resumes the search in '{options.output_dir}'")
         return 130
-    print(found["trials"].drop(columns=["trial", "error"]).to_string(index=False))
-    print(f"\nbest        {os.path.relpath(os.path.join(options.output_dir, 'best.yaml'))}")
+    say(found["trials"].drop(columns=["trial", "error"]).to_string(index=False))
+    say(f"\nbest        {os.path.relpath(os.path.join(options.output_dir, 'best.yaml'))}")
     for result in found["final"]:
-        print("\n" + format_result(result))
+        say("\n" + format_result(result))
     return 0
 
 
@@ -171,9 +172,12 @@ def _recommend(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     from recbole_diffurec.inference.batch import recommend
 
     given = vars(options)
-    to = sys.stderr if is_standard_output(options.output) else sys.stdout  # which the data has for itself
-    counts = recommend(given.pop("checkpoint"), given.pop("output"), **given, **parameters)
-    print(f"{counts['users']:,} users, {counts['rows']:,} rows", file=to)
+    count = tell if is_standard_output(options.output) else say  # standard output is the data's alone
+    try:
+        counts = recommend(given.pop("checkpoint"), given.pop("output"), **given, **parameters)
+    except OSError as error:  # all others are told as mistakes
+        raise output_lost(error) from None
+    count(f"{counts['users']:,} users, {counts['rows']:,} rows")
     notes = {
         "unknown_items": "items of the histories are unknown to the model and were skipped",
         "popular_users": "users have no known item and got the most popular ones",
@@ -181,22 +185,27 @@ def _recommend(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     }
     for name, note in notes.items():
         if counts[name]:
-            print(f"{counts[name]:,} {note}", file=to)
+            count(f"{counts[name]:,} {note}")
     return 0
 
 
 def _similar(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
-    from recbole_diffurec.data.output import writing
+    from recbole_diffurec.data.output import check_output, writing
     from recbole_diffurec.inference.recommender import Recommender
 
+    if options.output is not None:
+        check_output(options.output, (options.checkpoint,))
     listed = options.items.lstrip().startswith("[")
     items = layers.parse_value("items", options.items) if listed else options.items.split(",")
     table = Recommender.load(options.checkpoint, **parameters).similar(items, options.k, options.columns)
     if options.output is None:
-        print(table.to_string(index=False, float_format="{:.4f}".format, na_rep=""))
+        say(table.to_string(index=False, float_format="{:.4f}".format, na_rep=""))
         return 0
-    with writing(options.output) as append:
-        append(table)
+    try:
+        with writing(options.output) as append:
+            append(table)
+    except OSError as error:
+        raise output_lost(error) from None
     return 0
 
 
@@ -206,10 +215,10 @@ def _export(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     given = vars(options)
     result = export(given.pop("checkpoint"), **given, **parameters)
     if "difference" in result:
-        print(f"scores differ from PyTorch's by at most {result['difference']:.1e} of the largest")
+        say(f"scores differ from PyTorch's by at most {result['difference']:.1e} of the largest")
     if "recall" in result:
-        print(f"recall      {result['recall']:.4f} of the exact top 20")
-    print(f"output      {os.path.relpath(result['output'])}\nitems       {os.path.relpath(result['description'])}")
+        say(f"recall      {result['recall']:.4f} of the exact top 20")
+    say(f"output      {os.path.relpath(result['output'])}\nitems       {os.path.relpath(result['description'])}")
     return 0
 
 
@@ -217,12 +226,13 @@ def _serve(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     try:
         from recbole_diffurec.inference.service import serve
     except ImportError as error:
-        raise UserError(
-            f"serve needs {error.name}, which is not installed: pip install 'recbole-diffurec[serve]'"
-        ) from None
+        raise cannot_import("serve", error, "'recbole-diffurec[serve]'") from None
 
     given = vars(options)
-    serve(given.pop("checkpoint"), **given, **parameters)
+    try:
+        serve(given.pop("checkpoint"), **given, **parameters)
+    except OSError as error:  # where it says its address
+        raise output_lost(error) from None
     return 0
 
 
@@ -244,4 +254,12 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, dict[str, Any]], int]] = {
 
 
 def _file_list(text: str) -> list[str]:
-    return text.replace(",", " ").split()
+    """The paths in ``text``, between spaces or commas; one with a space in it may stand alone or in quotation marks."""
+    if os.path.exists(text):
+        return [text]
+    words = shlex.shlex(text, posix=True, punctuation_chars=False)
+    words.whitespace, words.whitespace_split, words.commenters, words.escape = " ,\t\n", True, "", ""
+    try:
+        return list(words)
+    except ValueError:  # an apostrophe in a name
+        return text.replace(",", " ").split()

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
+from recbole_diffurec.cli.terminal import say
 from recbole_diffurec.config import layers
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.models import spec as register
@@ -38,6 +39,9 @@ class _Parser(argparse.ArgumentParser):
     def own(self) -> set[str]:
         """--NAME of every option."""
         return set(self._option_string_actions)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        say(message)
 
     def error(self, message: str) -> Any:
         raise UserError(f"{message}: see 'recbole-diffurec --help'")

@@ -108,6 +108,8 @@ def parse_value(name: str, text: str) -> Any:
     rule = RULES.get(name)
     if text.lower() in ("none", "~", ""):
         return None
+    if re.fullmatch(r"[|>][-+\d]*", text):  # which YAML takes for the head of a text that does not follow
+        return text
     if rule is not None and rule.kind == "str":
         return text
     try:

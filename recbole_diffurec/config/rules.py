@@ -20,7 +20,12 @@ NOT_IN_RESULT = frozenset(
 
 # Parameters that runs of version 0.1.0 did not have, each with the value that means what was done without it. A new
 # parameter of a model that has runs already belongs here, or those runs are no longer known again.
-MEANT_BEFORE: dict[str, Any] = {"sampler": "ddpm", "ddim_eta": 0.0, "valid_sampling_steps": None}
+MEANT_BEFORE: dict[str, Any] = {
+    "sampler": "ddpm",
+    "ddim_eta": 0.0,
+    "valid_sampling_steps": None,
+    "rows": "prefixes",
+}
 
 
 def meaning(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,6 +92,8 @@ class Rule:
 PROBABILITY = Rule("number", 0, 1, open_high=True)
 COUNT = Rule("int", 1)
 
+_LEVELS = ("debug", "info", "warning", "error", "critical")  # of RecBole's log
+
 RULES: dict[str, Rule] = {
     "seed": Rule("int", 0, 2**32 - 1),
     "data_path": Rule("str"),
@@ -109,6 +116,7 @@ RULES: dict[str, Rule] = {
     "MAX_ITEM_LIST_LENGTH": COUNT,
     "enable_amp": Rule("bool", choices=["auto"]),
     "batch_by_length": Rule("bool"),
+    "rows": Rule("str", choices=["prefixes", "sequences"]),
     **{f"{kind}_FIELD": Rule("str") for kind in ("USER_ID", "ITEM_ID", "TIME")},
     "user_inter_num_interval": Rule("str", optional=True),
     "item_inter_num_interval": Rule("str", optional=True),
@@ -135,6 +143,7 @@ RULES: dict[str, Rule] = {
     "init": Rule("str", choices=["xavier_normal", "normal"]),
     "initializer_range": Rule("number", 0, open_low=True),
     "worker": Rule("int", 0),
+    "state": Rule("str", choices=[*_LEVELS, *map(str.upper, _LEVELS)], optional=True),
 }
 # RecBole's parameters that are empty by default, so that the default does not tell the kind.
 for _name in ("clip_grad_norm", "discretization", "preload_weight", "seq_len", "threshold", "val_interval"):

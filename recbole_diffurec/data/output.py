@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, cast
 
@@ -17,7 +17,7 @@ from recbole_diffurec.data.sniff import kind_of
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.runtime import files
 
-__all__ = ["OUTPUTS", "is_standard_output", "writing"]
+__all__ = ["OUTPUTS", "check_output", "is_standard_output", "writing"]
 
 OUTPUTS = (".csv", ".jsonl", ".parquet")
 STANDARD = "-"  # CSV, or as its ending says: -.jsonl
@@ -26,6 +26,37 @@ STANDARD = "-"  # CSV, or as its ending says: -.jsonl
 def is_standard_output(path: str | Path) -> bool:
     """Whether ``-`` is meant."""
     return str(path).partition(".")[0] == STANDARD
+
+
+def check_output(path: str | Path, read: Iterable[str | Path | None] = ()) -> None:
+    """Refuse an output that ``writing`` could not write, before any work.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    read : Iterable of (str or Path or None)
+        Files that the same command reads.
+
+    Raises
+    ------
+    UserError
+        It is of another kind, cannot be written, or is read as well.
+    """
+    _kind(_named(path))
+    if not is_standard_output(path):
+        files.check_writable(path, "output", read)
+
+
+def _named(path: str | Path) -> Path:
+    return Path(f"{STANDARD}.csv" if str(path) == STANDARD else path)
+
+
+def _kind(path: Path) -> str:
+    kind = kind_of(path)
+    if kind not in OUTPUTS or (kind == ".parquet" and path.suffix != kind):
+        raise UserError(f"output '{path}' must end in one of {', '.join(OUTPUTS)}, or the first two and .gz or .zst")
+    return kind
 
 
 @contextlib.contextmanager
@@ -41,12 +72,11 @@ def writing(path: str | Path) -> Iterator[Callable[[pd.DataFrame], None]]:
     ------
     UserError
         The file's kind is unknown, or it cannot be written.
+    OSError
+        Standard output cannot be written.
     """
-    standard = is_standard_output(path)
-    path = Path(f"{STANDARD}.csv" if str(path) == STANDARD else path)
-    kind = kind_of(path)
-    if kind not in OUTPUTS or (kind == ".parquet" and path.suffix != kind):
-        raise UserError(f"output '{path}' must end in one of {', '.join(OUTPUTS)}, or the first two and .gz or .zst")
+    standard, path = is_standard_output(path), _named(path)
+    kind = _kind(path)
     target = files.standard_output() if standard else files.atomic_write(path)
     with target as file, _compressed(file, path.suffix) as inner, _appender(inner, kind) as append:
         yield append

@@ -38,6 +38,7 @@ _CHUNK_BYTES = 1 << 16
 _LONGEST_LINE = 1 << 10  # bytes; the publishers' lines have fewer than 50
 
 _NOT_IN_NAMES = ("/", "\\", "..", "\0")
+_LONGEST_NAME = 200  # bytes; systems take 255, with the endings of its files
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
 
 
@@ -188,6 +189,14 @@ def check_name(name: str) -> None:
         raise UserError(
             f"dataset name {name!r} is not a plain folder name: give one without slashes, backslashes, NUL characters,"
             f" double dots or a leading dot, such as {next(iter(KNOWN_SOURCES))}"
+        )
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:  # bytes of a command line that are no UTF-8
+        raise UserError(f"dataset name {name!r} is no UTF-8 text: give another one") from None
+    if length > _LONGEST_NAME:
+        raise UserError(
+            f"dataset name {name!r} is too long for the names of its files: give one of at most {_LONGEST_NAME} bytes"
         )
 
 

@@ -72,7 +72,8 @@ class LossAwareStepSampler(nn.Module):
         # Samples in order of their steps, and in each step in the given order.
         order = t.argsort(stable=True)
         step, loss = t[order], loss[order]
-        new = torch.bincount(step, minlength=self.n_steps)
+        # Not ``bincount``, whose host waits for the largest number.
+        new = torch.zeros_like(self.counts).scatter_add(0, step, torch.ones_like(step))
         end = new.cumsum(dim=0)
         rank_from_end = end[step] - 1 - torch.arange(n, device=step.device)
         # The newest losses stand at the end; unfilled places are counted, never read before warm-up.

@@ -14,17 +14,15 @@ from typing import Any, Callable, Iterator, Sequence
 
 from recbole_diffurec.config import layers
 from recbole_diffurec.config.rules import check_numbers
-from recbole_diffurec.errors import UserError
+from recbole_diffurec.errors import UserError, cannot_import
 
 
 def require(module: str, what: str) -> None:
     """Raise ``UserError`` where a module that the extra ``tune`` brings cannot be imported; ``what`` needs it."""
     try:
         importlib.import_module(module)
-    except ImportError:
-        raise UserError(
-            f"{what} needs {module}, which cannot be imported here: pip install 'recbole-diffurec[tune]'"
-        ) from None
+    except ImportError as error:
+        raise cannot_import(what, error, "'recbole-diffurec[tune]'") from None
 
 
 @contextlib.contextmanager

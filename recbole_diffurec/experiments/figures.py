@@ -65,6 +65,7 @@ def draw_all(results: Results, folder: Path) -> list[Picture]:
         for dataset in results.datasets:
             for name, title, figure in _figures(results, dataset):
                 stem = "".join(c if c.isalnum() or c in "._-" else "_" for c in f"{dataset}-{name}")
+                stem = files.shortened(stem)
                 pictures.append(Picture(stem, dataset, title, _write(figure, folder / stem)))
     return pictures
 

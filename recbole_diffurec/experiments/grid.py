@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from recbole_diffurec.config import layers
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue
 from recbole_diffurec.host.config import RunConfig, known_parameters
+from recbole_diffurec.runtime import files
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Entry:
             if equals:
                 parameters[key] = layers.parse_value(key, value)
             else:
-                parameters.update(layers.read_yaml(part) if Path(part).is_file() else layers.experiment(part))
+                parameters.update(layers.read_yaml(part) if os.path.isfile(part) else layers.experiment(part))
         return cls(text, spec.name, parameters)
 
 
@@ -59,7 +60,7 @@ class Job:
     def name(self) -> str:
         """The stem of its files."""
         label = re.sub(r"[^A-Za-z0-9._=-]+", "_", self.entry.label)[:60]
-        return f"{label}-{self.dataset}-{self.seed}-{self.key}"
+        return f"{files.shortened(f'{label}-{self.dataset}-{self.seed}')}-{self.key}"
 
     def __str__(self) -> str:
         return f"{self.entry.label} on {self.dataset}, seed {self.seed}"

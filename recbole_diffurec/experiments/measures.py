@@ -180,7 +180,7 @@ def _quality_by_steps(run: TrainedRun, loader: Any, steps: Sequence[int]) -> lis
     try:
         for n in steps:
             trainer.model = network.with_sampling_steps(n)
-            collector = RankCollector([10], run.config["USER_ID_FIELD"])
+            collector = RankCollector([min(10, run.data.n_items)], run.config["USER_ID_FIELD"])
             with trainer.telling(collector):
                 trainer.evaluate(loader, load_best_model=False)
             quality.append(float(gains(collector.ranks, 10)["ndcg"].mean()))

@@ -137,7 +137,7 @@ def tune(
     UserError
         Anything given is wrong; raised before the first trial starts. Or no trial succeeded, or none in time.
     """
-    output_dir = Path(output_dir).resolve()
+    output_dir = files.absolute(output_dir, "output_dir")
     options = take_options(SearchOptions, parameters)
     cluster.require("ray.tune", "tune")
     if options.search == "optuna":
@@ -186,15 +186,15 @@ class _Search:
     def claim_folder(self, resume: bool) -> None:
         """Make the folder of the output, or find the search in it that is to be resumed."""
         state = self.output_dir / _STATE
-        if resume and not state.is_dir():
+        if resume and not os.path.isdir(state):
             raise UserError(
                 f"output_dir '{self.output_dir}' holds no search to resume: leave out --resume to start one"
             )
-        if not resume and state.is_dir():
+        if not resume and os.path.isdir(state):
             raise UserError(
                 f"output_dir '{self.output_dir}' holds a search already: add --resume, or give another folder"
             )
-        files.make_folder(str(self.output_dir), "output_dir")
+        files.make_folder(self.output_dir, "output_dir")
         asked = {
             "model": self.model,
             "dataset": self.dataset,

@@ -12,8 +12,9 @@ import recbole
 
 from recbole_diffurec.config import layers
 from recbole_diffurec.config.rules import nearest
-from recbole_diffurec.errors import UserError
+from recbole_diffurec.errors import UserError, cannot_import
 from recbole_diffurec.host.models import NEEDED, NOT_LISTED
+from recbole_diffurec.host.repeats import may_learn_repeats
 from recbole_diffurec.models import spec as register
 from recbole_diffurec.models.spec import ModelSpec
 
@@ -22,6 +23,11 @@ HOST_PROPERTIES = Path(recbole.__file__).parent / "properties"
 # RecBole's models whose batches may be as narrow as their longest history. Others read the padded length: FEARec
 # transforms it to frequencies, Caser convolves it.
 TRIMS_PADDING = frozenset({"BERT4Rec", "GRU4Rec", "SASRec"})
+
+# RecBole's models whose state at a position is that of the prefix that ends there; see ``host.all_positions``.
+ALL_POSITIONS = frozenset({"GRU4Rec", "SASRec"})
+# What others cannot do, and why.
+CANNOT = {"BERT4Rec": {"sequences": "its attention sees what comes after a position"}}
 
 
 class HostSpec(ModelSpec):
@@ -36,6 +42,7 @@ class HostSpec(ModelSpec):
     def default_values(self) -> dict[str, Any]:
         """The defaults of RecBole, and ours for this model where ``properties/model`` has some."""
         return {
+            **({"repeat_bias": False} if may_learn_repeats(self.name) else {}),
             **layers.read_yaml(HOST_PROPERTIES / "model" / f"{self.name}.yaml"),
             **layers.shipped_defaults(f"model/{self.name}"),
         }
@@ -43,7 +50,13 @@ class HostSpec(ModelSpec):
 
 @functools.cache
 def _host_spec(name: str) -> ModelSpec:
-    return HostSpec(name, name, trims_padding=name in TRIMS_PADDING)
+    return HostSpec(
+        name,
+        name,
+        trims_padding=name in TRIMS_PADDING,
+        all_positions=name in ALL_POSITIONS,
+        cannot=CANNOT.get(name, {}),
+    )
 
 
 def known_models() -> list[str]:
@@ -75,13 +88,12 @@ def named(name: str) -> tuple[ModelSpec, Mapping[str, Any]]:
 
 
 def model_class(name: str) -> type:
-    """The class of a model; ``UserError`` where a package that it needs is not installed."""
+    """The class of a model; ``UserError`` where a package that it needs cannot be imported."""
     module, package = NEEDED.get(name, (None, None))
     try:
         if module is not None and importlib.util.find_spec(module) is None:
-            raise ImportError(name=package)
+            raise ModuleNotFoundError(name=package)
         return find(name).model_class
     except ImportError as error:
-        raise UserError(
-            f"model '{name}' needs the Python package '{error.name}', which is not installed: pip install {error.name}"
-        ) from None
+        package = (error.name or "recbole-diffurec").partition(".")[0]
+        raise cannot_import(f"model '{name}'", error, package) from None

@@ -21,6 +21,12 @@ from recbole_diffurec.errors import UserError
 PICKLES = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
 # Filters that RecBole does not apply to files that are split already.
 FILTERS = frozenset({"rm_dup_inter", "val_interval", "user_inter_num_interval", "item_inter_num_interval"})
+# Columns that are each for something else.
+FIELDS = (
+    "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "LABEL_FIELD", "ITEM_LIST_LENGTH_FIELD", "ENTITY_ID_FIELD",
+    "RELATION_ID_FIELD", "HEAD_ENTITY_ID_FIELD", "TAIL_ENTITY_ID_FIELD",
+)  # fmt: skip
+READING_POWERS = ("LightGCN", "SimpleX")  # of RecBole's models, those whose loss knows require_pow
 _FILE_NAME = re.compile(r"[^/\\\0]+")
 # Intervals that leave every user and item where it is.
 _ALL = ("[0,inf)", "[1,inf)", None)
@@ -56,8 +62,35 @@ def check_data_and_evaluation(final: Mapping[str, Any], model_class: type) -> Pr
     if split_already:
         _check_split_files(final)
     _check_values_of_columns(final)
+    _check_names_of_columns(final)
     check_pickles(final)
     return protocol
+
+
+def check_effect(given: Mapping[str, Any], defaults: Mapping[str, Any], model: str) -> None:
+    """Raise ``UserError`` for a parameter that nothing in a run reads, where it is given a value of its own.
+
+    Parameters
+    ----------
+    given : Mapping of str to object
+        What the user gave.
+    defaults : Mapping of str to object
+        What parameters are without that.
+    model : str
+        The model's name.
+    """
+    trees = "decision trees alone read it, and they rank nothing"
+    idle = {
+        "POSITION_FIELD": "nothing reads it",
+        "valid_metric_bigger": "it is known of valid_metric",
+        "token_num_threshold": trees,
+        "convert_token_to_onehot": trees,
+    }
+    if model not in READING_POWERS:
+        idle["require_pow"] = f"{' and '.join(READING_POWERS)} alone read it"
+    for name, reason in idle.items():
+        if name in given and given[name] != defaults.get(name):
+            raise UserError(f"{name} would have no effect ({reason}), got {given[name]!r}: leave it out")
 
 
 def check_pickles(values: Any) -> None:
@@ -114,6 +147,33 @@ def _check_split_files(final: Mapping[str, Any]) -> None:
                 f"{name} is {final[name]!r}, but with benchmark_filename the files are taken as they are: filter them "
                 f"beforehand, or leave one out"
             )
+
+
+def _check_names_of_columns(final: Mapping[str, Any]) -> None:
+    columns: dict[str, str] = {}
+    for parameter in FIELDS:
+        name = final[parameter]
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{parameter} must be the name of a column, got {name!r}")
+        if name in columns:
+            raise UserError(f"{parameter} and {columns[name]} are both '{name}': give each a column of its own")
+        columns[name] = parameter
+    for parameter in ("LIST_SUFFIX", "NEG_PREFIX"):
+        if not isinstance(final[parameter], str) or not final[parameter]:
+            raise UserError(f"{parameter} must be text that tells columns apart, got {final[parameter]!r}")
+    for parameter in ("load_col", "unload_col"):
+        for kind, names in (final[parameter] or {}).items():
+            listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
+            if not listed and not (names == "*" and parameter == "load_col"):
+                raise UserError(
+                    f"{parameter} must give '{kind}' a list of columns, such as [user_id,item_id], got {names!r}"
+                )
+    both = sorted((final["load_col"] or {}).keys() & (final["unload_col"] or {}).keys())
+    if both:
+        raise UserError(f"load_col and unload_col both name columns of the file {both[0]}: leave one of them out")
+    for name, length in (final["seq_len"] or {}).items():
+        if not Rule("int", 1).accepts(length):
+            raise UserError(f"seq_len must give '{name}' an integer of at least 1, got {length!r}")
 
 
 def _check_values_of_columns(final: Mapping[str, Any]) -> None:

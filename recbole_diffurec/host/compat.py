@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from recbole_diffurec.host import bert4rec, guards, models
+from recbole_diffurec.host import all_positions, bert4rec, guards, models
 from recbole_diffurec.host.hooks import HOOKS
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ def apply() -> None:
     HOOKS.when_imported("recbole.data.dataset.sequential_dataset", length_of_each)
     HOOKS.when_imported("recbole.model.sequential_recommender.sine", anomaly_detection)
     HOOKS.when_imported("recbole.model.sequential_recommender.bert4rec", bert4rec.apply)
+    for name in ("GRU4Rec", "SASRec"):
+        module = f"recbole.model.sequential_recommender.{name.lower()}"
+        HOOKS.when_imported(module, functools.partial(all_positions.apply, name))
     guards.apply()
     models.apply()
 
@@ -194,7 +197,8 @@ class _NoRay(ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         raise ModuleNotFoundError(
-            f"RecBole wants ray.tune.{name}, and Ray is not installed: pip install 'recbole-diffurec[tune]'", name="ray"
+            f"RecBole wants ray.tune.{name}, which cannot be imported here: pip install 'recbole-diffurec[tune]'",
+            name="ray",
         )
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import glob
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -31,7 +33,9 @@ from recbole_diffurec.data.sources import check_name
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue
 from recbole_diffurec.host.catalogue import HOST_PROPERTIES
-from recbole_diffurec.host.checks import FILTERS, check_data_and_evaluation
+from recbole_diffurec.host.checks import FILTERS, check_data_and_evaluation, check_effect
+from recbole_diffurec.host.repeats import with_repeat_bias
+from recbole_diffurec.host.sequences import check_rows
 from recbole_diffurec.runtime import distributed, precision
 
 # Keys that RecBole reads without naming them in any of its files.
@@ -42,7 +46,10 @@ DERIVED = frozenset(
     | {"valid_metric_bigger", "valid_neg_sample_args", "test_neg_sample_args"}
 )
 # Keys that the data depends on without being among RecBole's ``dataset_arguments``.
-_UNLISTED_DATASET_KEYS = {"data_path", "encoding", "discretization", "token_num_threshold", "source_base_urls"}
+_UNLISTED_DATASET_KEYS = {
+    "data_path", "encoding", "discretization", "token_num_threshold", "source_base_urls", "numerical_features",
+    "kg_reverse_r", "entity_kg_num_interval", "relation_kg_num_interval",
+}  # fmt: skip
 # What decides which interactions of which users and items there are, wherever they lie.
 DATA_PARAMETERS = frozenset({*dataset_arguments, *_UNLISTED_DATASET_KEYS} - NOT_IN_RESULT)
 
@@ -121,6 +128,8 @@ class RunConfig(Config):
         except (ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0].rstrip(".!")
             raise UserError(f"RecBole refuses these parameters: {reason}") from error
+        if isinstance(self.spec, catalogue.HostSpec) and self["repeat_bias"]:
+            self.model_class = with_repeat_bias(cls)
 
     # Hooks of RecBole's constructor
 
@@ -154,7 +163,9 @@ class RunConfig(Config):
             # Takes no negatives; RecBole makes its user say so. Set among the defaults too, for plain().
             final["train_neg_sample_args"] = self.internal_config_dict["train_neg_sample_args"] = None
         if "load_col" not in given:
-            final["load_col"] = self.internal_config_dict["load_col"] = columns_to_load(final)
+            # RecBole takes one of the two; with none of load_col it loads the rest.
+            columns = None if final["unload_col"] else columns_to_load(final)
+            final["load_col"] = self.internal_config_dict["load_col"] = columns
         if final["benchmark_filename"]:  # of which RecBole filters nothing
             final.update(dict.fromkeys(FILTERS - given.keys()))
             self.internal_config_dict.update(dict.fromkeys(FILTERS))
@@ -230,6 +241,7 @@ class RunConfig(Config):
         for name in ("user_inter_num_interval", "item_inter_num_interval"):
             if final[name] is not None and not INTERVALS.fullmatch(final[name]):
                 raise UserError(f"{name} must be an interval such as [5,inf), got '{final[name]}'")
+        check_effect(given, self.internal_config_dict, self.spec.name)
         self.protocol = check_data_and_evaluation(final, self.model_class)
         self._check_counts(final)
         if {"hidden_size", "n_heads"} <= final.keys() and final["hidden_size"] % final["n_heads"]:
@@ -238,6 +250,7 @@ class RunConfig(Config):
                 f"n_heads must divide hidden_size ({final['hidden_size']}), got {final['n_heads']}: "
                 f"choose one of {', '.join(divisors)}"
             )
+        check_rows(final, self.spec)
         if self.spec.check is not None:
             self.spec.check(final)
 
@@ -270,6 +283,11 @@ class RunConfig(Config):
             split = self["eval_args"]["split"]
             raise UserError(f"the split {split} has no {part} part, and {reason}: give one that has")
 
+    def data_files(self) -> list[Path]:
+        """The files of the data set that there are."""
+        stem = os.path.join(self["data_path"], self["dataset"])
+        return [Path(found) for found in sorted(glob.glob(f"{glob.escape(stem)}.*"))]
+
     # What a checkpoint or a result keeps
 
     def plain(self) -> dict[str, Any]:
@@ -283,10 +301,20 @@ class RunConfig(Config):
         return _digest({"model": self["model"], "dataset": self["dataset"], **meaning(self.plain())})
 
     def dataset_key(self) -> str:
-        """A short name for everything that the filtered and ordered data set depends on."""
+        """A short name for everything that the filtered and ordered data set depends on, beside its class."""
         names = {*dataset_arguments, *_UNLISTED_DATASET_KEYS}
         values = {name: value for name, value in self.final_config_dict.items() if name in names}
-        return _digest({"dataset": self["dataset"], "type": str(self["MODEL_TYPE"]), **values})
+        more = {"type": str(self["MODEL_TYPE"]), "order": self["eval_args"]["order"]}  # times are needed for some
+        return _digest({"dataset": self["dataset"], **more, **values})
+
+
+def own_names(columns: Mapping[str, Any], final: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns by kind of file, those of RecBole's defaults by the names that they have in this configuration."""
+    kinds = {"user_id": "USER_ID", "item_id": "ITEM_ID", "rating": "RATING", "timestamp": "TIME", "label": "LABEL"}
+    kinds |= {"head_id": "HEAD_ENTITY_ID", "tail_id": "TAIL_ENTITY_ID", "relation_id": "RELATION_ID"}
+    kinds["entity_id"] = "ENTITY_ID"
+    own = {name: final[f"{kind}_FIELD"] for name, kind in kinds.items()}
+    return {file: [own.get(name, name) for name in names] for file, names in columns.items()}
 
 
 def columns_to_load(final: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,7 +322,7 @@ def columns_to_load(final: Mapping[str, Any]) -> dict[str, Any]:
     already the histories, where they have some.
     """
     fields = [final[f"{kind}_FIELD"] for kind in ("USER_ID", "ITEM_ID", "TIME")]
-    columns = dict(final["load_col"] or {})
+    columns = own_names(final["load_col"] or {}, final)
     if final["MODEL_TYPE"] not in (ModelType.GENERAL, ModelType.SEQUENTIAL, ModelType.TRADITIONAL):
         fields += [name for name in columns.get("inter", []) if name not in fields]
     if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final["benchmark_filename"]:

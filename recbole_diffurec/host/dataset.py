@@ -10,6 +10,7 @@ Shapes: n interactions, R rows (one per position that has a history), L = ``MAX_
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -32,9 +33,11 @@ from recbole_diffurec.data.sources import ensure_dataset
 from recbole_diffurec.data.times import refuse_mixed_units
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, compat
-from recbole_diffurec.host.filters import FilteredColumns
+from recbole_diffurec.host.batches import Batch
 from recbole_diffurec.host.presplit import SplitFiles
+from recbole_diffurec.host.sequences import SequenceRows
 from recbole_diffurec.host.splits import Splits
+from recbole_diffurec.host.wanted_columns import WantedColumns
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -55,7 +58,7 @@ class _Files:
         return where if len(self._files) == 1 else f"{file.name} {where}"
 
 
-class Chronological(FilteredColumns, Splits):
+class Chronological(WantedColumns, Splits):
     """Order by user and time, in full precision; ties keep the order of the file.
 
     RecBole's later sorts are by float32 time and stable, so they leave each user's order as it is: rounding is
@@ -82,6 +85,7 @@ class Chronological(FilteredColumns, Splits):
             ensure_dataset(
                 token, os.path.dirname(dataset_path), self.config["source_base_urls"], self.config["show_progress"]
             )
+        self._check_load_col()
         super()._load_data(token, dataset_path)
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
@@ -116,6 +120,8 @@ class Chronological(FilteredColumns, Splits):
             FeatureSource.USER: ([self.uid_field], "a user"),
             FeatureSource.ITEM: ([self.iid_field], "an item"),
         }.get(source, ([], ""))
+        if source in (FeatureSource.USER, FeatureSource.ITEM):
+            self._check_said_once(feat, file, ids[0])
         nameless = feat[[field for field in ids if field in feat]].isnull().any(axis=1).to_numpy()
         if times is not None and times.dtype == np.float64:
             lost = ~nameless & ~np.isfinite(times.to_numpy())
@@ -128,6 +134,18 @@ class Chronological(FilteredColumns, Splits):
             logger.warning("%s: lines without %s are left out: %s, the first is %s", file.name, what, count, first)
             feat = feat[~nameless].reset_index(drop=True)
         return feat
+
+    @staticmethod
+    def _check_said_once(feat: pd.DataFrame, file: AtomicFile, field: str) -> None:
+        """Refuse a user or an item that comes twice: RecBole gives all that follow the features of another one."""
+        again = np.flatnonzero(feat[field].duplicated() & feat[field].notna())
+        if len(again):
+            value = feat[field].iat[again[0]]
+            first = file.place(int(np.flatnonzero(feat[field] == value)[0]))
+            raise UserError(
+                f"{file.name} {file.place(int(again[0]))} has '{value}' in '{field}' again, which {first} has "
+                f"already: remove one of them"
+            )
 
     def _needed_columns(self) -> dict[str, str]:
         """The columns of interactions that must be there, and their types."""
@@ -181,13 +199,22 @@ class PrefixRows(Interaction):
         int [R], positions in ``flat`` of the user's first item and of the row's target.
     max_length : int
         L, how many of the items between them a history keeps.
+    length_column : str
+        Which of the columns has their number.
     """
 
     def __init__(
-        self, columns: dict[str, Tensor], flat: dict[str, Tensor], first: Tensor, target: Tensor, max_length: int
+        self,
+        columns: dict[str, Tensor],
+        flat: dict[str, Tensor],
+        first: Tensor,
+        target: Tensor,
+        max_length: int,
+        length_column: str,
     ):
         super().__init__(columns)
         self.flat, self.first, self.target, self.max_length = flat, first, target, max_length
+        self.length_column = length_column
         self._written: dict[str, Tensor] = {}
 
     def __contains__(self, item: str) -> bool:
@@ -214,6 +241,7 @@ class PrefixRows(Interaction):
             self.first[index],
             self.target[index],
             self.max_length,
+            self.length_column,
         )
 
     def drop(self, column: str) -> None:
@@ -248,7 +276,7 @@ class PrefixRows(Interaction):
         """
         width = min(self.max_length, int((self.target - self.first).max())) if trim and len(self) else None
         lists = {name: self._pad(values, width) for name, values in self.flat.items()}
-        return Interaction({**self.interaction, **lists, ROW: self.target})
+        return Batch({**self.interaction, **lists, ROW: self.target}, self.length_column)
 
 
 class SequenceDataset(SplitFiles, Chronological, SequentialDataset):
@@ -256,6 +284,13 @@ class SequenceDataset(SplitFiles, Chronological, SequentialDataset):
 
     Its rows, their order and what a data loader gets are those of ``SequentialDataset``, with the rows' numbers.
     """
+
+    def build(self) -> list[Any]:
+        """The parts: training, validation, test; with ``rows: sequences`` training has windows in place of rows."""
+        parts = super().build()
+        if self.config["rows"] == "sequences":
+            parts[0].inter_feat = SequenceRows(parts[0].inter_feat)
+        return parts
 
     def data_augmentation(self) -> None:
         """Number the prefixes of every sequence instead of writing them out (see ``SequentialDataset``)."""
@@ -275,7 +310,8 @@ class SequenceDataset(SplitFiles, Chronological, SequentialDataset):
         self, columns: dict[str, Tensor], flat: dict[str, Tensor], first: Tensor, target: Tensor
     ) -> PrefixRows:
         length = (target - first).clamp(max=self.max_item_list_len)
-        return PrefixRows({**columns, self.item_list_length_field: length}, flat, first, target, self.max_item_list_len)
+        columns = {**columns, self.item_list_length_field: length}
+        return PrefixRows(columns, flat, first, target, self.max_item_list_len, self.item_list_length_field)
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         rows = self.inter_feat[index]
@@ -330,6 +366,7 @@ def dataset_class(config: Any) -> type:
     return ordered(chosen or getattr(host, default.get(config["MODEL_TYPE"], "Dataset")))
 
 
+@functools.cache  # a class is made once, so that equal data sets are of one
 def ordered(chosen: type | None) -> type:
     """A data set class of RecBole's kind, ordered in time; by default the sequential one."""
     if chosen is not None and issubclass(chosen, Chronological):

@@ -69,16 +69,20 @@ def _configuration(module: ModuleType) -> Iterator[None]:
 
 
 def _columns(config: Any, registered: bool) -> Any:
-    """``load_col`` where the user gives none. RecBole's defaults leave out the time, by which sequences are ordered."""
+    """``load_col`` where the user gives none.
+
+    RecBole's defaults leave out the time, by which sequences are ordered, and name the columns as RecBole does,
+    whatever ``USER_ID_FIELD`` and the like say.
+    """
     from recbole.utils import ModelType
 
-    from recbole_diffurec.host.config import columns_to_load
+    from recbole_diffurec.host.config import columns_to_load, own_names
 
     values = {**config.internal_config_dict, **config.external_config_dict}
     if registered:
         return columns_to_load({**values, "load_col": config.internal_config_dict["load_col"]})
-    columns = config.internal_config_dict["load_col"]
-    if values["MODEL_TYPE"] != ModelType.SEQUENTIAL or not isinstance(columns, dict):
+    columns = own_names(config.internal_config_dict["load_col"], values)
+    if values["MODEL_TYPE"] != ModelType.SEQUENTIAL:
         return columns
     known, time = list(columns.get("inter", ())), values["TIME_FIELD"]
     return {**columns, "inter": known if time in known else [*known, time]}
@@ -92,14 +96,17 @@ def _data(module: ModuleType) -> Iterator[None]:
 
     @functools.wraps(create)
     def create_ordered_dataset(config: Any) -> Any:
+        from recbole_diffurec.host import catalogue
         from recbole_diffurec.host.checks import check_pickles
         from recbole_diffurec.host.dataset import dataset_class
+        from recbole_diffurec.host.sequences import check_rows
 
         check_pickles(config)
         try:
             chosen = dataset_class(config)
         except UserError:  # of a model of the user's own
             return create(config)
+        check_rows(config, catalogue.find(config["model"]))
         return chosen(config)
 
     @functools.wraps(choose)

@@ -188,8 +188,13 @@ def no_pickles(utils: ModuleType) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_parameters(module: Any) -> Iterator[None]:
-    """``load_other_parameter`` sets any attribute that a checkpoint names (abstract_recommender.py:76), methods too."""
+    """``load_other_parameter`` sets any attribute that a checkpoint names (abstract_recommender.py:76), methods too.
+
+    Arrays and matrices, which our checkpoints hold as tensors, are themselves again.
+    """
     yield
+    from recbole_diffurec.runtime.checkpoint import from_plain
+
     load = module.AbstractRecommender.load_other_parameter
 
     @functools.wraps(load)
@@ -200,6 +205,6 @@ def own_parameters(module: Any) -> Iterator[None]:
                 f"the checkpoint holds {', '.join(foreign)} for a {type(self).__name__}, which has no such parameter: "
                 f"give a file that a run of this model wrote"
             )
-        load(self, para)
+        load(self, from_plain(para))
 
     module.AbstractRecommender.load_other_parameter = load_own

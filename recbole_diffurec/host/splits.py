@@ -5,6 +5,7 @@ Shapes: n interactions, R rows.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,11 @@ from recbole_diffurec.config.protocol import Protocol
 from recbole_diffurec.host.fingerprint import fingerprint
 
 __all__ = ["Splits"]
+
+logger = logging.getLogger("recbole_diffurec")
+
+# More interactions of one time than this share of all are no accident.
+ONE_TIME = 0.005
 
 
 class Splits(Dataset):
@@ -45,6 +51,7 @@ class Splits(Dataset):
         protocol = Protocol.of(self.config["eval_args"])
         if not split_already and protocol.in_order and not protocol.by_user:
             self._place = self._places(frame)
+            self._warn_of_one_time(frame[self.time_field])
         training = items[: self.file_size_list[0]] if split_already else items
         parts = super().build()
         popularity = np.bincount(training, minlength=self.item_num)
@@ -53,6 +60,17 @@ class Splits(Dataset):
         for part in parts:
             part.popularity, part.fingerprint, part._place = popularity, found, None
         return parts
+
+    def _warn_of_one_time(self, times: pd.Series) -> None:
+        """Say so where many interactions have one time, such as places in a sequence, which no cut by time can part."""
+        share = times.value_counts(normalize=True).iloc[0]
+        if share > ONE_TIME:
+            logger.warning(
+                "%.1f%% of the interactions have the same '%s': a split of all users together by time needs real "
+                "times, not places in a sequence",
+                100 * share,
+                self.time_field,
+            )
 
     def _places(self, frame: pd.DataFrame) -> np.ndarray:
         """Where each row stands among all in order of time, ties in order of the file: int [R]."""

@@ -15,7 +15,7 @@ import pandas as pd
 from recbole_diffurec.config.rules import take_options
 from recbole_diffurec.data.formats import standard_input
 from recbole_diffurec.data.histories import HistoryBatch
-from recbole_diffurec.data.output import is_standard_output, writing
+from recbole_diffurec.data.output import check_output, writing
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.inference.recommender import Recommender
 from recbole_diffurec.runtime import files
@@ -44,7 +44,8 @@ def recommend(
     checkpoint_file : str or Path
         A ``.pth`` file of ``run``, of a sequential model.
     output : str or Path
-        A file as ``data.output.writing`` has it, ``-`` for standard output: user_id, rank, item_id, score, popular.
+        A file as ``data.output.writing`` has it, ``-`` for standard output: user_id, rank, item_id, score, popular. Its
+        folder is made when missing.
     input : str or Path, optional
         A table as ``prepare`` takes it, see ``Recommender.histories``, ``-`` for standard input; by default every user
         of the training data, for the next item after all their interactions.
@@ -73,8 +74,7 @@ def recommend(
         half-written.
     """
     more = take_options(More, parameters)
-    if input is not None and not is_standard_output(output) and Path(output).resolve() == Path(input).resolve():
-        raise UserError(f"output '{output}' is the input as well: give another file")
+    check_output(output, (checkpoint_file, None if str(input) == "-" else input, candidates, more.users))
     recommender = Recommender.load(checkpoint_file, **parameters)
     if more.explain:
         recommender.similar([])  # refused before any work

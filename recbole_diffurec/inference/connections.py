@@ -11,17 +11,21 @@ import ipaddress
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import psutil
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.datastructures import Headers
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.inference.limits import Limits
+from recbole_diffurec.inference.limits import Limits, Refusal
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+MAX_NAME = 253  # characters of a host's name
 
 
 class Connection(H11Protocol):
@@ -58,6 +62,14 @@ class Connection(H11Protocol):
         super().on_response_complete()
         self._follow()
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP in the form of all refusals, and end the connection."""
+        refusal = Refusal(400, "this is no request of HTTP/1.1: send one").response()
+        lines = [b"%s: %s\r\n" % header for header in (*refusal.raw_headers, (b"connection", b"close"))]
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            self.transport.write(b"HTTP/1.1 400 Bad Request\r\n%s\r\n%s" % (b"".join(lines), refusal.body))
+        self.transport.close()
+
     def pause_writing(self) -> None:
         """The client is slow to take a large answer."""
         super().pause_writing()
@@ -84,6 +96,43 @@ class Connection(H11Protocol):
         if self._end is not None:
             self._end.cancel()
         self._end = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
+
+
+class OwnHosts:
+    """Refuses requests for a host that the service does not go by, in the form of all refusals.
+
+    Parameters
+    ----------
+    app : ASGIApp
+        Gets the others.
+    allowed : sequence of str
+        As ``hosts`` gives them.
+    count : callable
+        Told the path and the status of each refusal.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Sequence[str], count: Callable[[str, int], None]):
+        self._app, self._allowed, self._count = app, list(allowed), count
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI's application."""
+        own = False
+
+        async def go_on(*asgi: Any) -> None:
+            nonlocal own
+            own = True
+            await self._app(*asgi)
+
+        async def answer(message: Message) -> None:
+            if own:  # else it is Starlette's refusal, which is text
+                await send(message)
+
+        await TrustedHostMiddleware(go_on, self._allowed, www_redirect=False)(scope, receive, answer)
+        if not own:
+            self._count(scope["path"], 400)
+            asked = Headers(scope=scope).get("host", "")[:MAX_NAME]
+            reason = f"this service is not '{asked}': ask for one of its own names, or start it with --allowed_hosts"
+            await Refusal(400, reason).response()(scope, receive, send)
 
 
 def server(app: ASGIApp, limits: Limits) -> uvicorn.Server:

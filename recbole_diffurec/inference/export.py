@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_diffurec.errors import UserError
+from recbole_diffurec.errors import UserError, cannot_import
 from recbole_diffurec.inference.recommender import Recommender
 from recbole_diffurec.models.base import Exportable, Program
 from recbole_diffurec.runtime import files
@@ -51,7 +51,7 @@ def export(
         A ``.pth`` file of ``run``, of a model that is ``Exportable`` (``safetensors``: of every model that
         ``recommend`` takes).
     output : str or Path, optional
-        The file; by default the checkpoint's name with the format's ending.
+        The file, whose folder is made when missing; by default the checkpoint's name with the format's ending.
     format : str, optional
         ``onnx``, ``torch`` (torch.export), ``safetensors`` (the weights), ``faiss`` (an index of item vectors).
     input : str or Path, optional
@@ -71,7 +71,7 @@ def export(
     UserError
         The format is unknown, its library is not installed, the model cannot be exported, or a file cannot be written.
     """
-    _check_request(checkpoint_file, output, format, input)
+    path = _checked_output(checkpoint_file, output, format, input)
     # Programs are in full precision.
     recommender = Recommender.load(checkpoint_file, **{**parameters, "gpu_id": "", "enable_amp": False})
     network, spec = recommender.network, recommender.config.spec
@@ -81,7 +81,7 @@ def export(
             f"model '{spec.name}' cannot be exported as {format}, since it says of neither its program nor its item "
             f"vectors what they are: --format=safetensors takes its weights"
         )
-    path = Path(checkpoint_file).with_suffix(SUFFIXES[format]) if output is None else Path(output)
+    files.check_writable(path, "output", recommender.config.data_files())
     content, about, measured = _content(recommender, format, input)
     description = {
         "model": spec.name,
@@ -103,7 +103,7 @@ def _content(
     """The file's content, what its description adds to that of any format, and what was measured of it."""
     network = recommender.network
     if format == "safetensors":
-        safetensors = _library("safetensors.torch", "safetensors", format)
+        safetensors = _library("safetensors.torch", format)
         tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
         metadata = {"model": recommender.config.spec.name, "format": "pt"}
         return safetensors.save(tensors, metadata=metadata), {}, {}
@@ -116,16 +116,26 @@ def _content(
     return content, program.describe(), {"difference": difference}
 
 
-def _check_request(
+def _checked_output(
     checkpoint_file: str | Path, output: str | Path | None, format: str, input: str | Path | None
-) -> None:
+) -> Path:
+    """The file to write; what is asked for is refused where it makes no sense or would overwrite what is read."""
     if format not in SUFFIXES:
         raise UserError(f"format must be one of {', '.join(SUFFIXES)}, got '{format}'")
     if input is not None and format != "faiss":
         raise UserError("--input serves to measure an index: leave it out, or use --format=faiss")
-    path = Path(checkpoint_file).with_suffix(SUFFIXES[format]) if output is None else Path(output)
-    if path.resolve() == Path(checkpoint_file).resolve():
-        raise UserError(f"output '{path}' is the checkpoint itself: give another file")
+    path = _beside(checkpoint_file, SUFFIXES[format]) if output is None else output
+    read = (checkpoint_file, input)
+    files.check_writable(path, "output", read, regular=True)
+    files.check_writable(f"{path}.json", "the file of item ids,", read, regular=True)
+    return Path(path)
+
+
+def _beside(checkpoint_file: str | Path, suffix: str) -> Path:
+    try:
+        return Path(checkpoint_file).with_suffix(suffix)
+    except ValueError:
+        raise UserError(f"checkpoint '{checkpoint_file}' is a folder: name the .pth file in it") from None
 
 
 def _serialised(program: Program, recommender: Recommender, format: str) -> tuple[bytes, float]:
@@ -137,7 +147,7 @@ def _serialised(program: Program, recommender: Recommender, format: str) -> tupl
         )
     if format == "onnx":
         for library in ("onnx", "onnxscript", "onnxruntime"):
-            _library(library, library, format)
+            _library(library, format)
     generator = torch.Generator().manual_seed(0)
 
     def example(n: int, length: int) -> dict[str, Tensor]:
@@ -168,7 +178,7 @@ def _torch_program(exported: Any) -> tuple[bytes, Callable[[dict[str, Tensor]], 
 
 
 def _onnx_program(exported: Any, program: Program) -> tuple[bytes, Callable[[dict[str, Tensor]], Tensor]]:
-    runtime = _library("onnxruntime", "onnxruntime", "onnx")
+    runtime = _library("onnxruntime", "onnx")
     names: dict[str, Any] = {"input_names": program.inputs, "output_names": [OUTPUT]}
     with _quiet():
         # Runtimes optimise a program when they load it; doing it here takes most of an export's time.
@@ -205,7 +215,7 @@ def _largest_difference(
 
 def _index(recommender: Recommender, input: str | Path | None) -> tuple[bytes, float]:
     """An HNSW index of the item vectors, place 0 being item 1, and its recall of the exact top 20."""
-    faiss = _library("faiss", "faiss-cpu", "faiss")
+    faiss = _library("faiss", "faiss")
     vectors = recommender.network.item_vectors().detach()[1:].numpy()
     index = faiss.IndexHNSWFlat(vectors.shape[1], HNSW_NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction, index.hnsw.efSearch = HNSW_CONSTRUCTION, HNSW_SEARCH
@@ -238,10 +248,8 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _library(module: str, package: str, format: str) -> Any:
+def _library(module: str, format: str) -> Any:
     try:
         return importlib.import_module(module)
-    except ImportError:
-        raise UserError(
-            f"--format={format} needs {package}, which is not installed: pip install 'recbole-diffurec[export]'"
-        ) from None
+    except ImportError as error:
+        raise cannot_import(f"--format={format}", error, "'recbole-diffurec[export]'") from None

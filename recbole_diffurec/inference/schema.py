@@ -11,17 +11,23 @@ from recbole_diffurec.models.base import DiffusionRecommender
 
 MAX_HISTORIES, MAX_HISTORY, MAX_CANDIDATES, MAX_K = 256, 1000, 10_000, 1000
 MAX_ID = 200  # characters of an item's id
+MAX_NUMBER = 10**20  # as an id: all numbers of 64 bits; a float as well, which readers of the description may take
 # Samples of one history, and how many of them may be drawn for MAX_HISTORIES; for more of them, how many histories.
 MAX_SAMPLES, FEW_SAMPLES, FEW_HISTORIES = 100, 10, 25
 
 
+EXACT = 2**53  # up to here, every whole number is a float
+
+
 def _whole(value: Any) -> Any:
-    """JSON knows one kind of number: 5.0 is an integer."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    """JSON knows one kind of number: 5.0 is an integer. A larger float may be another one than the client wrote."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= EXACT else value
 
 
 WHOLE = BeforeValidator(_whole)  # after the bounds of a number, which its description would lose otherwise
-ItemId = Annotated[str, Field(max_length=MAX_ID)] | Annotated[int, WHOLE]
+ItemId = Annotated[
+    Annotated[str, Field(max_length=MAX_ID)] | Annotated[int, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)], WHOLE
+]
 History = Annotated[list[ItemId], Field(max_length=MAX_HISTORY, fail_fast=True)]
 
 
@@ -190,21 +196,22 @@ class Refused(BaseModel):
     detail: str
 
 
+REFUSALS = {
+    400: "Asked of another host, no JSON, or not to be done by this model",
+    408: "The body came too slowly",
+    413: "The body is too large",
+    415: "The body is said to be no JSON",
+    422: "The request has the wrong form",
+    500: "The service failed",
+    503: "Too much is under way, or the service stops",
+}
+
+
 def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What an operation answers beside 200, as FastAPI's ``responses`` want it."""
-    known: dict[int | str, dict[str, Any]] = {
-        400: {
-            "model": Refused,
-            "description": "Asked of another host, or not to be done by this model",
-            "content": {"text/plain": {"schema": {"type": "string"}}},
-        },
-        408: {"model": Refused, "description": "The body came too slowly"},
-        413: {"model": Refused, "description": "The body is too large"},
-        422: {"model": Invalid, "description": "The request has the wrong form"},
-        503: {
-            "model": Refused,
-            "description": "Too much is under way",
-            "headers": {"Retry-After": {"description": "seconds to wait", "schema": {"type": "integer"}}},
-        },
-    }
-    return {status: known[status] for status in statuses}
+    """What an operation answers beside 200, as FastAPI's ``responses`` want it; 400 and 500 all do."""
+    refused = {status: {"model": Refused, "description": REFUSALS[status]} for status in (*statuses, 400, 500)}
+    if 422 in refused:
+        refused[422]["model"] = Invalid
+    if 503 in refused:
+        refused[503]["headers"] = {"Retry-After": {"description": "seconds to wait", "schema": {"type": "integer"}}}
+    return dict(sorted(refused.items()))

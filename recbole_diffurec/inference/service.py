@@ -10,10 +10,9 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.inference import connections, schema
@@ -75,9 +74,10 @@ def create_app(
             await worker
 
     # ReDoc asks another host for a picture even so.
-    app = FastAPIOffline(title="recbole_diffurec", version=__version__, lifespan=lifespan, redoc_url=None)
+    options: dict[str, Any] = {"redoc_url": None, "redirect_slashes": False}
+    app = FastAPIOffline(title="recbole_diffurec", version=__version__, lifespan=lifespan, **options)
     app.add_middleware(Guard, limits=limits or Limits(), count=metrics.count)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)
+    app.add_middleware(connections.OwnHosts, allowed=allowed_hosts, count=metrics.count)
     _add_refusals(app)
     _add_recommend(app, recommender, metrics)
     _add_views(app, recommender, metrics)
@@ -91,6 +91,8 @@ def _add_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        if isinstance(error.body, bytes):  # which was not read, as its header says that it is something else
+            return Refusal(415, "the body must be JSON: send the header 'Content-Type: application/json'").response()
         # Without the input, which may be large, or hold what JSON cannot.
         return JSONResponse({"detail": [{"loc": e["loc"], "msg": e["msg"]} for e in error.errors()[:10]]}, 422)
 
@@ -98,13 +100,17 @@ def _add_refusals(app: FastAPI) -> None:
     async def refused(_: Request, error: Refusal) -> JSONResponse:
         return error.response()
 
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> JSONResponse:  # which is raised again, for the log
+        return Refusal(500, "the service failed at this request: its log says why").response()
+
 
 def _add_recommend(app: FastAPI, recommender: Recommender, metrics: Metrics) -> None:
     own_steps = recommender.network.sampling_steps if isinstance(recommender.network, DiffusionRecommender) else 1
     form = schema.request_for(recommender)
 
     # FastAPI evaluates annotations, and this one only exists here: those of this file are no strings.
-    @app.post("/recommend", response_model=schema.RecommendResponse, responses=schema.answers(400, 408, 413, 422, 503))
+    @app.post("/recommend", response_model=schema.RecommendResponse, responses=schema.answers(408, 413, 415, 422, 503))
     async def recommend(asked: form, request: Request) -> Response:  # type: ignore[valid-type]
         """The k best items for each history."""
         start = time.perf_counter()
@@ -147,12 +153,12 @@ def _add_views(app: FastAPI, recommender: Recommender, metrics: Metrics) -> None
     )
     page = PAGE.read_text(encoding="utf-8")
 
-    @app.get("/items", responses=schema.answers(400, 408, 413, 422, 503))
+    @app.get("/items", responses=schema.answers(408, 413, 422, 503))
     def items(asked: Annotated[schema.ItemsQuery, Query()]) -> list[str]:
         """Items whose id contains ``query``, the most popular first."""
         return by_popularity[np.char.find(by_popularity, asked.query) >= 0][: asked.limit].tolist()
 
-    @app.get("/search", responses=schema.answers(400, 408, 413, 422, 503))
+    @app.get("/search", responses=schema.answers(408, 413, 422, 503))
     def search(asked: Annotated[schema.SearchQuery, Query()]) -> list[schema.FoundItem]:
         """Items whose id or title contains ``query``: the one with this id first, then the most popular."""
         found = by_popularity[about_items.found(asked.query)[1:][order]][: asked.limit].tolist()
@@ -162,15 +168,18 @@ def _add_views(app: FastAPI, recommender: Recommender, metrics: Metrics) -> None
         titles = [row.get(TITLE) for row in about_items.rows(titled, found)]
         return [schema.FoundItem(item_id=item, title=title) for item, title in zip(found, titles)]
 
-    @app.get("/healthz", responses=schema.answers(400))
+    @app.get("/healthz", responses=schema.answers())
     async def healthz() -> schema.Health:
         """That the service answers, and with what."""
         return health
 
-    @app.get("/metrics", response_class=PlainTextResponse, responses=schema.answers(400))
-    async def metrics_text() -> PlainTextResponse:
+    # Of a class without a type of its own: refusals are JSON here too.
+    text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+    @app.get("/metrics", response_class=Response, responses={**text, **schema.answers()})
+    async def metrics_text() -> Response:
         """Counters in Prometheus' text format."""
-        return PlainTextResponse(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
+        return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
 
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:

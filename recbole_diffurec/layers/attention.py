@@ -1,7 +1,7 @@
 """Multi-head attention over ragged batches.
 
-Shapes: B sequences, N tokens, d hidden size, h heads; a slab holds n sequences of l tokens (l = 1 for queries of
-the last position alone).
+Shapes: B sequences, N tokens, d hidden size, h heads, D distances; a slab holds n sequences of l tokens (l = 1 for
+queries of the last position alone).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VECTOR_LENGTH = 16  # float32 numbers in the widest vector registers
 
 
 class MultiHeadAttention(nn.Module):
-    """Scaled dot-product attention inside each history (Vaswani et al. 2017), without position.
+    """Scaled dot-product attention inside each history (Vaswani et al. 2017), without absolute position.
 
     Parameters
     ----------
@@ -39,9 +39,20 @@ class MultiHeadAttention(nn.Module):
         Keep no attention weights for the backward pass, and compute a few histories' at a time again there.
     causal : bool
         Whether ``self_attention`` looks back alone: a token sees itself and what is before it in its history.
+    distances : int, optional
+        D, with which each head learns a score for the distance of a key from its query, from 0 to D - 1 places back
+        (Raffel et al. 2020, section 2.1, without their bins). For ``causal`` attention.
     """
 
-    def __init__(self, hidden_size: int, n_heads: int, dropout: float, checkpointing: bool, causal: bool = False):
+    def __init__(
+        self,
+        hidden_size: int,
+        n_heads: int,
+        dropout: float,
+        checkpointing: bool,
+        causal: bool = False,
+        distances: int | None = None,
+    ):
         super().__init__()
         self.n_heads, self.checkpointing, self.causal = n_heads, checkpointing, causal
         self.query = nn.Linear(hidden_size, hidden_size)
@@ -49,6 +60,7 @@ class MultiHeadAttention(nn.Module):
         self.value = nn.Linear(hidden_size, hidden_size)
         self.output = Linear(hidden_size, hidden_size)
         self.dropout = Dropout(dropout)
+        self.distance_scores = nn.Parameter(torch.zeros(n_heads, distances)) if distances else None
 
     def keys_values(self, x: Tensor, batch: RaggedBatch) -> list[Tensor]:
         """Keys and values of the tokens ``x`` [N, d]: [2, n, h, l, d/h] for each slab."""
@@ -104,6 +116,9 @@ class MultiHeadAttention(nn.Module):
             for slab, part in zip(batch.slabs, tokens):
                 part = part.view(slab.n, slab.length, -1)
                 scores = torch.baddbmm(bias[slab.rows], q[slab.rows], part.transpose(1, 2))
+                if self.distance_scores is not None:
+                    age = batch.age[slab.tokens].view(slab.n, slab.length)
+                    scores = scores + self._of_distances(age).transpose(0, 1).to(scores.dtype)
                 if slab.key_bias is not None:
                     scores = scores + slab.key_bias.squeeze(1).to(scores.dtype)
                 weights = self.dropout(_softmax(scores))
@@ -160,8 +175,10 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:
         """Softmax attention over scaled queries, [n, h, l, d/h] each; returns [n l, d] of ``dtype``."""
         if device_type(q) != "cpu":
-            bias = None if key_bias is None else key_bias.to(q.dtype)
+            bias = self._look_back(q) if causal and self.distance_scores is not None else key_bias
+            bias = None if bias is None else bias.to(q.dtype)
             p = self.dropout.p if self.training else 0.0
+            causal = causal and bias is None
             context = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, is_causal=causal, scale=1.0)
         else:
             # The textbook form is faster than PyTorch's fused one for histories of a few dozen items.
@@ -170,12 +187,27 @@ class MultiHeadAttention(nn.Module):
                 if key_bias is not None:
                     scores.add_(key_bias)
                 if causal:
-                    scores.add_(torch.full(scores.shape[-2:], -math.inf, device=q.device).triu_(1))
+                    scores.add_(self._look_back(q))
                 context = self.dropout(_softmax(scores)) @ v
         context = context.transpose(1, 2)
         if context.dtype != dtype:
             context = context.to(dtype, memory_format=torch.contiguous_format)
         return context.reshape(q.shape[0] * q.shape[2], -1)
+
+    def _look_back(self, q: Tensor) -> Tensor:
+        """What is added to keys' scores: minus infinity for later ones, [l, l], and scores of distances, [h, l, l]."""
+        length = q.shape[2]
+        later = torch.full((length, length), -math.inf, device=q.device).triu_(1)
+        if self.distance_scores is None:
+            return later
+        place = torch.arange(length, device=q.device)
+        return later + self._of_distances((place.unsqueeze(1) - place).clamp(min=0))
+
+    def _of_distances(self, distance: Tensor) -> Tensor:
+        """The score of each distance, int [...] to [h, ...]."""
+        assert self.distance_scores is not None
+        # With several threads the backward pass of indexing adds in another order each time; this one's does not.
+        return self.distance_scores.index_select(1, distance.flatten()).view(self.n_heads, *distance.shape)
 
 
 def _softmax(scores: Tensor) -> Tensor:

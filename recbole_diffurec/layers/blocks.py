@@ -47,6 +47,8 @@ class BlockShape:
         One more dropout on the block's output, as in DiffuRec's public code.
     checkpointing : bool
         Keep only what enters a sublayer for the backward pass, and compute the rest of it again there.
+    distances : int or None
+        Of how many distances between positions the heads of a causal block learn a score; None without any.
     """
 
     hidden_size: int
@@ -59,6 +61,7 @@ class BlockShape:
     cross_attention: bool = False
     output_dropout: bool = False
     checkpointing: bool = False
+    distances: int | None = None
 
 
 class Block(nn.Module):
@@ -82,7 +85,9 @@ class Block(nn.Module):
             self.cross_attention = MultiHeadAttention(size, heads, shape.attn_dropout, checkpointing)
         self.has_cross_attention = shape.cross_attention
         self.attention_norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
-        self.attention = MultiHeadAttention(size, heads, shape.attn_dropout, checkpointing, shape.causal)
+        self.attention = MultiHeadAttention(
+            size, heads, shape.attn_dropout, checkpointing, shape.causal, shape.distances
+        )
         self.ffn_norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
         activation = ACTIVATIONS[shape.hidden_act]()
         self.ffn = nn.Sequential(Linear(size, shape.inner_size), activation, Linear(shape.inner_size, size))

@@ -23,6 +23,9 @@ from recbole_diffurec.layers.device import device_type
 
 # What one more slab costs beside its tokens (kernel launches, small matrices), in tokens' worth of work.
 SLAB_OVERHEAD_TOKENS = {"cpu": 48, "cuda": 2048}
+# The attribute of lengths on a device that has the same numbers on the CPU, where somebody knows them: to ask a device
+# is to wait until it has done all that it was given.
+ON_HOST = "on_host"
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class RaggedBatch:
     item_seq : Tensor
         int [B, L], right-padded item ids.
     lengths : Tensor
-        int [B], number of real positions, at least 1 each.
+        int [B], number of real positions, at least 1 each; read from the device unless they have ``ON_HOST``.
 
     Attributes
     ----------
@@ -104,7 +107,7 @@ class RaggedBatch:
 
     def __init__(self, item_seq: Tensor, lengths: Tensor):
         device = item_seq.device
-        host_lengths = lengths.cpu().numpy()
+        host_lengths = getattr(lengths, ON_HOST, lengths).cpu().numpy()
         if len(host_lengths) == 0 or host_lengths.min() < 1:
             raise ValueError("every history needs at least one item")
         order = np.argsort(host_lengths, kind="stable")
@@ -146,6 +149,12 @@ class RaggedBatch:
         """int [N], 0 for the oldest item of a history, 1 for the one after, ..."""
         device = self.items.device
         return torch.cat([torch.arange(slab.length, device=device).repeat(slab.n) for slab in self.slabs])
+
+    @property
+    def first(self) -> Tensor:
+        """int [B], token of the oldest item of a history, in sorted order."""
+        device = self.last.device
+        return torch.cat([s.first_token + torch.arange(s.n, device=device) * s.length for s in self.slabs])
 
     def restore(self, x: Tensor) -> Tensor:
         """Bring [B, ...] from sorted order back to the order of the given batch."""

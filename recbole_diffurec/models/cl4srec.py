@@ -104,5 +104,6 @@ CL4SREC = ModelSpec(
         "different_operators": Rule("bool"),
     },
     trims_padding=True,
+    cannot={"sequences": "its contrast is between whole histories"},
     for_inference=sequential.FOR_INFERENCE,
 )

@@ -312,4 +312,5 @@ DIFFREC_DNR = ModelSpec(
     check=check_family,
     trims_padding=True,
     for_inference={"sampled_softmax": None},
+    cannot={"sequences": "a pass has one noised target, which every position of the history sees"},
 )

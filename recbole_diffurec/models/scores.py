@@ -18,6 +18,23 @@ from recbole_diffurec.layers.item_softmax import LogitBias
 REPEAT_SCALE = 10.0
 
 
+def bias_by_age(values: Tensor, item_seq: Tensor, scale: float) -> LogitBias:
+    """What is added to the scores of a history's items: ``scale`` times the value for how long ago each was.
+
+    Parameters
+    ----------
+    values : Tensor
+        [longest history], the first for the most recent item.
+    item_seq : Tensor
+        int [B, L], right-padded.
+    scale : float
+        Of the values.
+    """
+    length = (item_seq != 0).sum(dim=1, keepdim=True)
+    age = (length - 1 - torch.arange(item_seq.shape[1], device=item_seq.device)).clamp(min=0)
+    return LogitBias(item_seq, scale * values.index_select(0, age.flatten()).view(age.shape))
+
+
 class ItemScores:
     """How items are scored against a vector. Holds parameters of a model and owns none.
 
@@ -69,11 +86,8 @@ class ItemScores:
         """
         if self.repeat_bias is None:
             return None
-        length = (item_seq != 0).sum(dim=1, keepdim=True)
-        age = (length - 1 - torch.arange(item_seq.shape[1], device=item_seq.device)).clamp(min=0)
-        bias = self.repeat_bias.index_select(0, age.flatten()).view(age.shape)
         scale = REPEAT_SCALE if self.cosine_temperature is None else 1 / self.cosine_temperature
-        return LogitBias(item_seq, scale * bias)
+        return bias_by_age(self.repeat_bias, item_seq, scale)
 
     def logits(self, x: Tensor, bias: LogitBias | None) -> Tensor:
         """Scores of all items for x [B, d]: [B, I]; minus infinity for the padding row."""

@@ -60,7 +60,7 @@ class SequentialModel(SequentialRecommender, Exportable):
         super().__init__(config, dataset)
         self.hidden_size: int = config["hidden_size"]
         self.item_embedding = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
-        self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
+        self.build_positions(config)
         self.input_norm = nn.LayerNorm(self.hidden_size, eps=LAYER_NORM_EPS)
         self.input_dropout = Dropout(config["hidden_dropout_prob"])
         self.repeat_bias = nn.Parameter(torch.zeros(self.max_seq_length)) if config["repeat_bias"] else None
@@ -73,6 +73,10 @@ class SequentialModel(SequentialRecommender, Exportable):
         self._initialise(config["initializer_range"])
 
     # Parts
+
+    def build_positions(self, config: Any) -> None:
+        """Make what tells the encoder where in a history an item is."""
+        self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
 
     def build_encoder(self, config: Any, dataset: Any) -> None:
         """Make the layers between embeddings and scores, before all weights are drawn.
@@ -166,9 +170,12 @@ class SequentialModel(SequentialRecommender, Exportable):
         interaction : Interaction
             The batch.
         """
-        target = interaction[self.POS_ITEM_ID]
+        return self.mean_cross_entropy(states, interaction[self.POS_ITEM_ID], interaction[self.ITEM_SEQ])
+
+    def mean_cross_entropy(self, states: Tensor, target: Tensor, item_seq: Tensor) -> Tensor:
+        """``recommendation_loss`` of states [B, d] for targets int [B] after histories int [B, L]."""
         mean = states.new_full(target.shape, 1 / len(target))
-        bias = self.scores.bias(interaction[self.ITEM_SEQ])
+        bias = self.scores.bias(item_seq)
         loss, _ = self.cross_entropy(self.scores.query(states), self.scores.vectors(), target, mean, bias)
         return loss
 

@@ -32,10 +32,11 @@ BUILTIN = {
     "CL4SRec": "recbole_diffurec.models.cl4srec:CL4SREC",
     "DiffRecDNR": "recbole_diffurec.models.diffrec_dnr:DIFFREC_DNR",
     "STOSA": "recbole_diffurec.models.stosa:STOSA_SPEC",
+    "CausalRec": "recbole_diffurec.models.causal:CAUSALREC",
 }
 
 # What a model may be unable to do; ``ModelSpec.cannot`` gives the reason.
-ABILITIES = ("recommend", "samples", "onnx", "torch", "safetensors", "faiss", "resume", "nproc")
+ABILITIES = ("recommend", "samples", "onnx", "torch", "safetensors", "faiss", "resume", "nproc", "sequences")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class ModelSpec:
     trims_padding : bool
         Whether scores, loss and gradients are the same with and without trailing columns of padding, so that batches
         need be no wider than their longest history; ``testing.check_model`` proves it.
+    all_positions : bool
+        Whether its loss takes batches of sequences (see ``data.rows``) and is then that of every prefix as a row of its
+        own, so that ``rows: sequences`` can train it; ``testing.check_model`` proves it.
     trainer : type or None
         A trainer of its own, a subclass of RecBole's.
     dataset : type or None
@@ -82,6 +86,7 @@ class ModelSpec:
     check: Callable[[Mapping[str, Any]], None] | None = None
     method: bool = False
     trims_padding: bool = False
+    all_positions: bool = False
     trainer: type | None = None
     dataset: type | None = None
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

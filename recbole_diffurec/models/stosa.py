@@ -372,4 +372,5 @@ STOSA_SPEC = ModelSpec(
     check=check,
     trims_padding=True,
     for_inference=sequential.FOR_INFERENCE,
+    cannot={"sequences": "it counts positions from the end, so that each prefix has others"},
 )

@@ -318,7 +318,8 @@ def open_run(path: str | Path) -> RunCheckpoint:
     """
     state = validated(path, load(path), RunCheckpoint)
     n_items, popularity = len(state["id_tokens"]["items"]), state["popularity"]
-    if n_items < 2 or popularity.shape != (n_items,) or popularity.is_floating_point() or popularity.is_complex():
+    whole = not popularity.is_floating_point() and not popularity.is_complex() and popularity.dtype != torch.bool
+    if n_items < 2 or popularity.shape != (n_items,) or not whole or bool((popularity < 0).any()):
         raise UserError(
             f"checkpoint '{path}' is damaged (popularity: it must be a count for each of {n_items} items): use another "
             f"copy"

@@ -31,7 +31,6 @@ from recbole_diffurec.runtime.ranks import local_rank, local_world_size, rank, w
 __all__ = [
     "SynchronisedLoss",
     "all_gather",
-    "all_reduce_max",
     "broadcast_from_rank0",
     "exit_at_once",
     "gather_evaluation",
@@ -140,19 +139,11 @@ def _unpacked(content: bytes) -> Any:
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
-def _numbers_of_all(numbers: Sequence[float], device: torch.device) -> Tensor:
-    """A few ``numbers`` [m] of every process, float64 [processes, m]."""
-    own = torch.tensor(numbers, dtype=torch.float64, device=device)
+def _numbers_of_all(own: Tensor) -> Tensor:
+    """A few numbers ``own`` [m] of every process, [processes, m], on the CPU."""
     rows = [torch.empty_like(own) for _ in range(world_size())]
     distributed.all_gather(rows, own)
-    return torch.stack(rows)
-
-
-def all_reduce_max(numbers: Sequence[int], device: torch.device) -> list[int]:
-    """The largest of every process's ``numbers`` [m], at each place."""
-    if world_size() == 1:
-        return list(numbers)
-    return [int(number) for number in _numbers_of_all(numbers, device).amax(dim=0)]
+    return torch.stack(rows).cpu()
 
 
 class _Loss(nn.Module):
@@ -177,16 +168,17 @@ class SynchronisedLoss:
         The model whose parameters are trained.
     loss_func : callable
         The model's loss.
-    device : torch.device
-        Where the model is.
     unused_parameters : bool
         Whether some parameters may have no gradient in a step.
+
+    Attributes
+    ----------
+    votes : list of int
+        See ``__call__``.
     """
 
-    def __init__(
-        self, model: nn.Module, loss_func: Callable[[Any], Any], device: torch.device, unused_parameters: bool
-    ):
-        self._device = device
+    def __init__(self, model: nn.Module, loss_func: Callable[[Any], Any], unused_parameters: bool):
+        self.votes: list[int] = []
         self._loss: Any = loss_func
         if world_size() > 1:
             with warnings.catch_warnings():
@@ -197,17 +189,35 @@ class SynchronisedLoss:
                     _Loss(model, loss_func), broadcast_buffers=False, find_unused_parameters=unused_parameters
                 )
 
-    def __call__(self, interaction: Any) -> tuple[Any, Any]:
-        """The loss to differentiate and the value for the whole batch, each a number or a tuple of parts."""
+    def __call__(self, interaction: Any, row_weight: float | None = None, votes: Sequence[int] = ()) -> tuple[Any, Any]:
+        """The loss to differentiate and the value for the whole batch, each a number or a tuple of parts.
+
+        Parameters
+        ----------
+        interaction : Interaction
+            This process's rows of the batch.
+        row_weight : float, optional
+            What each row weighs, in every batch; by default a row's share of the batch.
+        votes : Sequence of int, optional
+            What this process wants to be known of it; ``self.votes`` are then the largest of all processes'. They go
+            with the losses, since each round of messages makes everybody wait.
+        """
         losses = self._loss(interaction)
         parts = losses if isinstance(losses, tuple) else (losses,)
-        values = tuple(float(part.detach()) for part in parts)
-        if world_size() > 1:
-            n = len(interaction)
-            table = _numbers_of_all([n, *(n * value for value in values)], self._device).sum(dim=0).tolist()
-            values = tuple(value / table[0] for value in table[1:])
-            # The gradients of the processes are averaged, whatever number of rows each had.
-            parts = tuple(part * (n * world_size() / table[0]) for part in parts)
+        n = len(interaction)
+        # Read from the device once: each reading waits for all that it has to do.
+        found = torch.stack([part.detach().double().reshape(()) for part in parts])
+        if world_size() == 1:
+            total, read, self.votes = n, found.tolist(), list(votes)
+        else:
+            table = _numbers_of_all(torch.cat([n * found, found.new_tensor([n, *votes])]))
+            *summed, total = table[:, : len(parts) + 1].sum(dim=0).tolist()
+            read = [value / total for value in summed]
+            self.votes = table[:, len(parts) + 1 :].amax(dim=0).int().tolist()
+        factor = 1.0 if row_weight is None else row_weight * total
+        values = tuple(factor * value for value in read)
+        # The gradients of the processes are averaged, whatever number of rows each had.
+        parts = tuple(part * (factor * n * world_size() / total) for part in parts)
         return (parts, values) if isinstance(losses, tuple) else (parts[0], values[0])
 
 

@@ -13,7 +13,7 @@ import tempfile
 import time
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -69,17 +69,16 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 def standard_output() -> Iterator[BinaryIO]:
     """A binary file to write, whose content goes to standard output once the block has ended without an error.
 
-    A reader that has gone, as ``head`` does, is no error.
+    Raises
+    ------
+    OSError
+        Standard output cannot be written.
     """
     with tempfile.TemporaryFile() as content:
         yield content
         content.seek(0)
-        try:
-            shutil.copyfileobj(content, sys.stdout.buffer)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # Python flushes standard output once more when it ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        shutil.copyfileobj(content, sys.stdout.buffer)
+        sys.stdout.flush()
 
 
 @contextlib.contextmanager
@@ -177,7 +176,7 @@ def unique_name(stem: str) -> str:
 
 def shortened(stem: str) -> str:
     """``stem``, or where no system might take it with an ending, its beginning and a digest of all of it."""
-    encoded = os.fsencode(stem)
+    encoded = stem.encode("utf-8", errors="surrogateescape")
     if len(encoded) <= _LONGEST_STEM:
         return stem
     return f"{encoded[:_LONGEST_STEM].decode('utf-8', errors='ignore')}~{hashlib.sha256(encoded).hexdigest()[:8]}"
@@ -189,15 +188,23 @@ def write_text(path: str | Path, text: str) -> None:
         file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
-def make_folder(path: str, what: str) -> None:
+def absolute(path: str | Path, what: str) -> Path:
+    """The whole path of a folder; an empty one, which would be the working folder, is refused."""
+    if not os.fspath(path):
+        raise UserError(f"{what} '' is no folder: give its path, such as '.' for the one that this is called in")
+    return Path(os.path.abspath(path))
+
+
+def make_folder(path: str | Path, what: str) -> None:
     """Make a folder for output, or say in one sentence why it cannot be."""
     try:
-        os.makedirs(path, exist_ok=True)
-        writable = os.access(path, os.W_OK)
+        os.makedirs(absolute(path, what), exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a name that no system has
         raise UserError(f"{what} '{path}' cannot be made ({_reason(error)}): give another one") from None
-    if not writable:
-        raise UserError(f"{what} '{path}' cannot be written to: give another one")
+    try:
+        tempfile.TemporaryFile(dir=path).close()  # the permissions alone do not tell of file systems that take no files
+    except OSError as error:
+        raise UserError(f"{what} '{path}' cannot be written to ({_reason(error)}): give another one") from None
 
 
 def _reason(error: OSError | ValueError) -> str:
@@ -207,7 +214,9 @@ def _reason(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def check_writable(path: str | Path | None, what: str) -> Path | None:
+def check_writable(
+    path: str | Path | None, what: str, read: Iterable[str | Path | None] = (), regular: bool = False
+) -> Path | None:
     """Refuse an output file that could not be written, before hours are spent on what it is to hold.
 
     Parameters
@@ -216,19 +225,27 @@ def check_writable(path: str | Path | None, what: str) -> Path | None:
         The file; None for none.
     what : str
         The parameter that names it.
+    read : Iterable of (str or Path or None)
+        Files that the same command reads.
+    regular : bool
+        Refuse devices and pipes too.
 
     Raises
     ------
     UserError
         It is a folder, its name is longer than the system takes, its folder cannot be made or written to, or a
-        checkpoint would be overwritten.
+        checkpoint or a file that is read would be overwritten.
     """
     if path is None:
         return None
-    if not os.fspath(path) or os.path.isdir(path):
+    if not os.fspath(path) or os.fspath(path).endswith(("/", os.sep)) or os.path.isdir(path):
         raise UserError(f"{what} '{path}' is a folder: give the path of a file")
+    if any(_same(path, other) for other in read if other is not None):
+        raise UserError(f"{what} '{path}' is read as well, and would be lost: give another file")
     try:
         if _stream(path) is not None:
+            if regular:
+                raise UserError(f"{what} '{path}' is no regular file: give the path of one")
             if not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             return Path(path)
@@ -244,6 +261,14 @@ def check_writable(path: str | Path | None, what: str) -> Path | None:
     if holds_checkpoint(real):
         raise UserError(f"{what} '{path}' is a checkpoint, which would be lost: give another file")
     return Path(path)
+
+
+def _same(path: str | Path, other: str | Path) -> bool:
+    """Whether two paths lead to one file, by links or by its number; False where one of them leads to none."""
+    try:
+        return os.path.samefile(path, other)
+    except (OSError, ValueError):
+        return False
 
 
 def holds_checkpoint(path: str | Path) -> bool:

@@ -57,7 +57,7 @@ def evaluate(
         _check_fits_together(members[0], other)
     first = members[0]
     first.config.refuse_without("test", "there is nothing to test on")
-    path = files.check_writable(result_file, "result_file")
+    path = files.check_writable(result_file, "result_file", (checkpoint_file, *more, *first.config.data_files()))
     with (
         compat.quiet(),
         compat.no_tensorboard(),

@@ -21,6 +21,7 @@ from recbole_diffurec.host.candidates import SampledEvalLoader
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.dataset import SequenceDataset, dataset_class
 from recbole_diffurec.host.loaders import dataset_of, fitting_users, group_by_length, order_by_length, split_loaders
+from recbole_diffurec.host.sequences import SequenceRows
 from recbole_diffurec.training.trainer import trainer_class
 from recbole_diffurec.training.weights import room_for_training
 
@@ -31,13 +32,13 @@ class DatasetCache:
     """Data sets that were read, filtered and ordered, for runs that differ in other things only."""
 
     def __init__(self) -> None:
-        self._read: dict[str, Any] = {}
+        self._read: dict[tuple[type, str], Any] = {}
 
     def get(self, config: RunConfig) -> Any:
         """A data set of RecBole's kind for ``config``, a copy of its own."""
-        key = config.dataset_key()
+        key = dataset_class(config), config.dataset_key()
         if key not in self._read:
-            dataset = dataset_class(config)(config)
+            dataset = key[0](config)
             dataset.config = None
             self._read[key] = dataset
         dataset = copy.deepcopy(self._read[key])
@@ -178,6 +179,14 @@ def prepare_data(config: RunConfig, datasets: DatasetCache | None = None) -> Pre
         f"{data.n_interactions:,}",
         time.perf_counter() - started,
     )
+    rows = dataset_of(data.loaders[0]).inter_feat
+    if isinstance(rows, SequenceRows):
+        logger.info(
+            "trained over all positions: %s targets in %s rows, about %.0f in a step",
+            f"{rows.n_targets:,}",
+            f"{len(rows):,}",
+            rows.n_targets / len(data.loaders[0]),
+        )
     if config["benchmark_filename"]:
         logger.info("its parts are the files %s, whatever eval_args says of a split", config["benchmark_filename"])
     if data.n_time_ties:

@@ -98,7 +98,7 @@ def format_result(result: Mapping[str, Any]) -> str:
         checkpoints = [result["checkpoint"]]
     lines += [f"checkpoint  {os.path.relpath(path)}" for path in checkpoints]
     for name in ("log", "result_file"):
-        if result.get(name):
+        if result.get(name) not in (None, os.devnull):
             lines.append(f"{name.replace('_file', ''):<12}{os.path.relpath(result[name])}")
     return "\n".join(lines)
 

@@ -82,7 +82,7 @@ def run(
     """
     dataset = data_set_of(dataset, parameters, config_files, experiment, data)
     config = RunConfig(model, dataset, parameters, config_files, experiment)
-    path = files.check_writable(result_file, "result_file")
+    path = files.check_writable(result_file, "result_file", (*config_files, *config.data_files()))
     events = compat.no_tensorboard() if distributed.rank() > 0 else contextlib.nullcontext()
     with events, distributed.process_group(config["device"]):
         # Asked by all processes before any of them can write a state.

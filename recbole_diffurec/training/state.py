@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import random
 import re
@@ -226,14 +227,28 @@ def open_state(path: str) -> TrainingState:
     named = _NAME.fullmatch(os.path.basename(path))
     if named is None or state["checkpoint"] != f"{named['stem']}.pth":
         raise UserError(f"'{path}' belongs to '{state['checkpoint']}': give it back its name")
-    validated = any("valid_score" in epoch for epoch in state["history"])
     epochs = [epoch["epoch"] for epoch in state["history"]]
-    if epochs != list(range(state["epoch"])) or (validated and state["best_valid_result"] is None):
+    if epochs != list(range(state["epoch"])) or not _has_best_of_history(state):
         raise UserError(f"checkpoint '{path}' is damaged (its history is not that of its epochs): use another copy")
-    if validated:
+    if len(state.get("attributes", state["random"])) != len(state["random"]):
+        raise UserError(f"checkpoint '{path}' is damaged (attributes: they must be of every process): use another copy")
+    if any("valid_score" in epoch for epoch in state["history"]):
         # The best weights so far are there alone; at the end of the training it would be late to miss them.
         checkpoint.open_run(os.path.join(os.path.dirname(path), state["checkpoint"]))
     return {**state, "state_file": path}
+
+
+def _has_best_of_history(state: TrainingState) -> bool:
+    """Whether the best score is that of the last epoch with it, and none of the epochs is better."""
+    scores = [epoch["valid_score"] for epoch in state["history"] if "valid_score" in epoch]
+    best = state["best_valid_score"]
+    if not scores:
+        return math.isinf(best) and state["best_valid_result"] is None
+    if best not in scores or (any(score < best for score in scores) and any(score > best for score in scores)):
+        return False
+    since = scores[::-1].index(best)
+    results = [epoch.get("valid_result") for epoch in state["history"] if "valid_score" in epoch]
+    return state["cur_step"] == since and state["best_valid_result"] == results[-1 - since]
 
 
 # Finding it

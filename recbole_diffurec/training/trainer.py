@@ -8,7 +8,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import MethodType
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ import torch
 from recbole.trainer import NCLTrainer, Trainer
 
 from recbole_diffurec.errors import Interrupted, RankError, UserError
+from recbole_diffurec.host.sequences import target_weight
 from recbole_diffurec.runtime import distributed
 from recbole_diffurec.training.epoch import Epoch
 from recbole_diffurec.training.keeping import KeepingTrainer
@@ -50,6 +51,7 @@ class PluginTrainer(KeepingTrainer):
         self.stop_request = StopRequest()
         self.keeps_state = False
         self._saved_at = 0.0
+        self._agreed: Sequence[int] = (0, 0)
         if self.enable_amp and self.device.type == "cuda":
             # RecBole's autocast takes the default, which is fp16 there and would need its loss scaled.
             torch.set_autocast_dtype("cuda", torch.bfloat16)
@@ -131,21 +133,23 @@ class PluginTrainer(KeepingTrainer):
             # RecBole's models may have parameters without a gradient.
             unused = not getattr(self.model, "uses_all_parameters", False)
             loss = loss_func or self.model.calculate_loss
-            self._synchronised_loss = distributed.SynchronisedLoss(self.model, loss, self.device, unused)
+            self._synchronised_loss = distributed.SynchronisedLoss(self.model, loss, unused)
         synchronised_loss = self._synchronised_loss
         if hasattr(self.model, "begin_epoch"):
             self.model.begin_epoch(epoch_idx)
 
         # RecBole calls the function that it is given, so this one sees every loss.
         def recorded(interaction: Any) -> Any:
-            losses, values = synchronised_loss(interaction)
+            weight = target_weight(train_data, epoch.done)
+            losses, values = synchronised_loss(interaction, weight, self._wishes())
+            self._agreed = synchronised_loss.votes
             total = epoch.record(values)
             if not math.isfinite(total):
                 raise UserError(self._describe_divergence(total, epoch_idx, len(epoch.losses)))
             return losses
 
         learning_rate = self.optimizer.param_groups[0]["lr"]
-        self._saved_at = time.monotonic()
+        self._saved_at, self._agreed = time.monotonic(), [0, 0]
         try:
             with torch.autograd.set_detect_anomaly(bool(self.config["detect_anomaly"])):
                 losses = super()._train_epoch(epoch, epoch_idx, loss_func=recorded)
@@ -177,15 +181,19 @@ class PluginTrainer(KeepingTrainer):
         """Between two batches: keep the state when it is time or wanted, and stop when asked to."""
         if not self.keeps_state:
             return
-        minutes = self.config["checkpoint_minutes"]
-        due = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
-        # All processes must come to the same decision.
-        due, asked = distributed.all_reduce_max([due, self.stop_request.signal or 0], self.device)
+        # All processes must come to the same decision: what they told each other with the losses of the last batch.
+        due, asked = self._wishes() if distributed.world_size() == 1 else self._agreed
         if due or asked or epoch.done == len(epoch):
             self._save_state(epoch, epoch_idx)
             self._saved_at = time.monotonic()
         if asked:
             raise Interrupted(asked, self.state_file)
+
+    def _wishes(self) -> tuple[int, int]:
+        """Whether it is time to keep the state, and the signal that asks for a stop, or 0."""
+        minutes = self.config["checkpoint_minutes"]
+        due = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        return int(due), self.stop_request.signal or 0
 
     def _describe_divergence(self, loss: float, epoch_idx: int, batch: int) -> str:
         rate = self.optimizer.param_groups[0]["lr"]

@@ -12,7 +12,6 @@ from torch import nn
 
 from recbole_diffurec.config.rules import NOT_IN_RESULT
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.runtime import checkpoint
 from recbole_diffurec.runtime.memory import MemoryLimit
 
 # How large a network may be that is built for the weights of a checkpoint: so many times as large as they are, and so
@@ -68,7 +67,7 @@ def load_weights(
         network.load_state_dict(state["state_dict"])
     except RuntimeError:
         raise _misfit(path, parameters or {}) from None
-    network.load_other_parameter(checkpoint.from_plain(state["other_parameter"]))
+    network.load_other_parameter(state["other_parameter"])
     problem = not_finite(network)
     if problem:
         raise UserError(f"checkpoint '{path}' is of no use, since {problem}: use another one")

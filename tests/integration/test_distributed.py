@@ -35,6 +35,11 @@ MODELS = {
     ],
     "DiffRecDNR": [*OURS, "--step_sampler=uniform"],
     "STOSA": [*TINY, "--MAX_ITEM_LIST_LENGTH=8", "--loss_type=CE", "--pvn_weight=0"],
+    # 787 windows in batches of 131: the last is of a single one, which both processes get.
+    "CausalRec": [
+        *(a.replace("=501", "=131") for a in TINY), "--MAX_ITEM_LIST_LENGTH=8", "--rows=sequences",
+        "--repeat_bias=True",
+    ],
 }  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 
@@ -102,6 +107,32 @@ def test_without_keyed_noise_the_processes_draw_differently(workdir):
     )
     finished(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(program))
     assert Path("draw0").read_text() != Path("draw1").read_text()
+
+
+def test_processes_talk_once_a_batch(workdir):
+    """Beside what the gradients need: losses, and whether to stop or to keep the state, go together."""
+    program = Path("rounds.py")
+    program.write_text(
+        "import pathlib, torch\n"
+        "from recbole_diffurec import run\n"
+        "from recbole_diffurec.runtime import distributed\n"
+        "from recbole_diffurec.training.trainer import PluginTrainer\n"
+        "gather, epoch, rounds = torch.distributed.all_gather, PluginTrainer._train_epoch, []\n"
+        "def counted(*args, **kwargs):\n"
+        "    rounds.append(1)\n"
+        "    return gather(*args, **kwargs)\n"
+        "def train(self, data, *args, **kwargs):\n"
+        "    rounds.clear()\n"
+        "    found = epoch(self, data, *args, **kwargs)\n"
+        "    pathlib.Path(f'rounds{distributed.rank()}').write_text(f'{len(rounds)} {len(data)}')\n"
+        "    return found\n"
+        "torch.distributed.all_gather, PluginTrainer._train_epoch = counted, train\n"
+        "run('SASRec', epochs=1, hidden_size=16, inner_size=16, n_layers=1, n_heads=2, gpu_id='',\n"
+        "    user_inter_num_interval='[5,30]', show_progress=False)\n"
+    )
+    finished(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(program))
+    rounds, batches = map(int, Path("rounds0").read_text().split())
+    assert rounds == batches
 
 
 def test_tensors_freed_late_do_not_abort_a_program(workdir):

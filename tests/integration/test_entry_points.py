@@ -51,10 +51,26 @@ def run_recbole(model: str, **more: Any) -> tuple[dict[str, Any], Path]:
     from recbole.quick_start import run_recbole as theirs
 
     before = set(Path("saved").glob("*.pth"))
-    given = {**TOPK, **PARAMETERS[model], "epochs": 2, "data_path": ".", "show_progress": False, "gpu_id": "", **more}
+    given = {
+        **TOPK,
+        **PARAMETERS.get(model, {}),
+        "epochs": 2,
+        "data_path": ".",
+        "show_progress": False,
+        "gpu_id": "",
+        **more,
+    }
     result = theirs(model=model, dataset="toy", config_dict=given)
     (path,) = set(Path("saved").glob("*.pth")) - before
     return result, path
+
+
+def test_rows_act_or_are_refused() -> None:
+    scores = [run_recbole("SASRec", rows=rows)[0]["best_valid_score"] for rows in ("prefixes", "sequences")]
+    assert scores[0] != scores[1]
+    for model, reason in (("DiffuRecSys", "one noised target"), ("BPR", "it reads no histories")):
+        with pytest.raises(UserError, match=reason):
+            run_recbole(model, rows="sequences")
 
 
 @pytest.mark.parametrize("model", PARAMETERS)
@@ -85,6 +101,20 @@ def test_run_recbole_and_its_checkpoint(model: str, capfd: pytest.CaptureFixture
     table = Recommender.load(path).recommend([["505", "507"]], k=3)
     assert len(table) == 3 and not table["popular"].any()
     assert len(Recommender.load(path).recommend([["nothing"]], k=3)) == 3  # the popular ones
+
+
+@pytest.mark.parametrize("model", ["DiffuRecSys", "SASRec", "BPR", "EASE", "ItemKNN", "SLIMElastic", "Pop"])
+def test_run_recbole_on_columns_of_other_names(model: str, workdir: Path) -> None:
+    """RecBole's defaults name its own columns; and what a model keeps as a matrix is one when it is tested."""
+    path = Path("toy/toy.inter")
+    head = path.read_text(encoding="utf-8").partition("\n")[0]
+    own = head.replace("user_id", "session").replace("item_id", "sku").replace("timestamp", "at")
+    path.write_text(path.read_text(encoding="utf-8").replace(head, own, 1), encoding="utf-8")
+    fields = {"USER_ID_FIELD": "session", "ITEM_ID_FIELD": "sku", "TIME_FIELD": "at"}
+    result, checkpoint_file = run_recbole(model, **fields)
+    again = recbole_diffurec.evaluate(checkpoint_file, show_progress=False)
+    assert again["test_result"] == pytest.approx(result["test_result"], abs=2e-4)
+    assert (again["n_users"], again["n_items"]) == (12, 15)
 
 
 def test_lists_of_what_load_data_and_model_returns_are_those_of_the_recommender() -> None:

@@ -14,8 +14,11 @@ from recbole.utils import ModelType
 
 from recbole_diffurec import Recommender, UserError, evaluate, run
 from recbole_diffurec.host import catalogue
+from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.dataset import dataset_class
 from recbole_diffurec.models import spec as register
 from recbole_diffurec.runtime import checkpoint
+from recbole_diffurec.training.prepare import DatasetCache
 from recbole_diffurec.training.trainer import PluginTrainer
 
 N_USERS, N_ITEMS = 24, 20
@@ -151,6 +154,35 @@ def test_every_listed_model(
     assert not list(Path("saved").glob("*.state"))
     printed = capfd.readouterr()
     assert printed.out == "" and "Traceback" not in printed.err
+
+
+def test_models_that_need_other_data_sets_share_none(folder: Path, workdir: Path) -> None:
+    """DIEN has negatives in its data; with equal parameters it would get SASRec's."""
+    datasets = DatasetCache()
+    given = {"load_col": FEATURES, "data_path": str(folder.parent), "show_progress": False, "gpu_id": ""}
+    made = [datasets.get(RunConfig(model, "tiny", given)) for model in ("SASRec", "DIEN", "GRU4Rec")]
+    assert [type(data).__name__ for data in made] == ["SequenceDataset", "DIENDataset", "SequenceDataset"]
+    assert len(datasets._read) == 2, "GRU4Rec's is SASRec's"
+    without_times = {**given, "eval_args": {"order": "RO", "split": {"RS": [0.8, 0.1, 0.1]}}}
+    orders = [RunConfig("BPR", "tiny", changed).dataset_key() for changed in (given, without_times)]
+    assert orders[0] != orders[1], "only one of them is checked for its times"
+
+
+@pytest.mark.parametrize("model", ["BPR", "SASRec", "DIEN", "FM", "CKE", "GRU4RecKG", "KSR"])
+def test_all_that_a_data_set_reads_tells_it_from_others(
+    model: str, folder: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: set[str] = set()
+    given = parameters(model, folder)
+    config = RunConfig(given.pop("model"), given.pop("dataset"), given)
+    make, get = dataset_class(config), RunConfig.__getitem__
+    monkeypatch.setattr(RunConfig, "__getitem__", lambda self, name: read.add(name) or get(self, name))
+    make(config)
+    read -= {"model", "dataset", "eval_args", "MODEL_TYPE", "show_progress"}
+    monkeypatch.undo()
+    key = config.dataset_key()
+    for name in read:
+        assert config.with_values(**{name: "another"}).dataset_key() != key, name
 
 
 @pytest.mark.parametrize("model", ["S3Rec", "RaCT"])

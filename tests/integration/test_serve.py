@@ -1,10 +1,12 @@
 """The service as its clients see it: a process of its own, asked over HTTP."""
 
 import asyncio
+import json
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -98,6 +100,67 @@ def test_what_json_cannot_hold_is_not_sent_back(service, value):
         f"{service}/recommend", data=value, headers={"content-type": "application/json"}, timeout=9
     )
     assert response.status_code == 422 and len(response.text) < 1000
+
+
+@pytest.mark.parametrize(
+    "item", ["true", "false", "1.5", "NaN", "1e22", "9007199254740994.0", str(10**20 + 1), "null", '["1"]']
+)
+def test_an_id_is_text_or_a_whole_number_that_is_exact(service, item):
+    """``true`` is not the item 1, nor a number the item that it is rounded to."""
+    for field in (f'"histories": [["50", {item}]]', f'"histories": [["50"]], "candidates": ["50", {item}]'):
+        body = f"{{{field}}}"
+        response = requests.post(
+            f"{service}/recommend", data=body, headers={"content-type": "application/json"}, timeout=9
+        )
+        assert response.status_code == 422, body
+        assert {"constrained-str", "constrained-int"} >= {one["loc"][-1] for one in response.json()["detail"]}
+
+
+def test_all_refusals_have_one_form(service):
+    """Those of the server itself as well."""
+    form = {"content-type": "application/json"}
+    asked = [
+        (400, requests.get(f"{service}/healthz", headers={"Host": "foreign.example"}, timeout=9)),
+        (400, requests.post(f"{service}/recommend", data="[" * 100_000, headers=form, timeout=9)),
+        (404, requests.get(f"{service}/healthz/", timeout=9)),
+        (405, requests.get(f"{service}/recommend", timeout=9)),
+        (413, requests.post(f"{service}/recommend", data="x" * 1_000_001, timeout=9)),
+        (415, requests.post(f"{service}/recommend", data='{"histories": [["1"]]}', timeout=9)),
+    ]
+    for status, response in asked:
+        assert (response.status_code, response.headers["content-type"]) == (status, "application/json")
+        assert list(response.json()) == ["detail"] and isinstance(response.json()["detail"], str)
+    with socket.create_connection(("127.0.0.1", int(service.rsplit(":", 1)[1]))) as client:
+        client.sendall(b"no HTTP\r\n\r\n")
+        head, body = b"".join(iter(lambda: client.recv(65536), b"")).split(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n") and b"content-type: application/json" in head
+    assert list(json.loads(body)) == ["detail"]
+
+
+def test_a_failure_of_the_service_is_described_and_counted(served_checkpoint):
+    from recbole_diffurec.inference import connections
+    from recbole_diffurec.inference.limits import Limits
+    from recbole_diffurec.inference.service import create_app
+
+    recommender = Recommender.load(served_checkpoint)
+    app = create_app(recommender)
+    recommender.with_sampling_steps = None
+    server = connections.server(app, Limits())
+    with connections.listen("127.0.0.1", 0) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        response = requests.post(f"{address}/recommend", json={"histories": [["50"]]}, timeout=60)
+        counted = requests.get(f"{address}/metrics", timeout=60).text
+        server.should_exit = True
+        thread.join(20)
+    assert (response.status_code, list(response.json())) == (500, ["detail"])
+    assert 'responses_total{path="/recommend",status="500"} 1.0' in counted
+    for path in app.openapi()["paths"].values():
+        for operation in path.values():
+            assert operation["responses"].keys() >= {"200", "400", "500"}
+            refusals = [answer for status, answer in operation["responses"].items() if status != "200"]
+            assert all(list(answer["content"]) == ["application/json"] for answer in refusals)
 
 
 def test_candidates(served_checkpoint, service):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from test_data import prepare, rows, write_inter
 
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.loaders import dataset_of
 from recbole_diffurec.training.prepare import PreparedData, build, training_histories
 
@@ -87,6 +88,29 @@ def test_users_that_are_split_together_are_in_exact_order(tmp_path, model):
         expected = own(ordered.iloc[places])
         # Loaders for evaluation sort by user.
         assert found == expected if part == 0 and model != "DIEN" else sorted(found) == sorted(expected)
+
+
+def test_the_temporal_experiment_trains_on_nothing_of_the_future(tmp_path, caplog):
+    """Targets of the parts follow each other in time, histories are complete; of places in a sequence it is said."""
+    frame = shop(seed=2, n=600, spread=10**6, items=30)
+    write_inter(tmp_path, frame)
+    config = RunConfig("DiffuRecSys", "toy", {"data_path": str(tmp_path), "gpu_id": "", **ALL}, (), "temporal")
+    data = PreparedData(config)
+    assert "the same 'timestamp'" not in caplog.text
+    times = frame.sort_values("timestamp").groupby("user_id").cumcount()
+    when = {(str(u), int(n)): t for u, n, t in zip(frame["user_id"], times.sort_index(), frame["timestamp"])}
+    users = np.array(data.id_tokens["users"])
+    parts = []
+    for loader in data.loaders:
+        feat = dataset_of(loader).inter_feat
+        parts.append([when[user, int(n)] for user, n in zip(users[feat["user_id"].numpy()], feat["item_length"])])
+    assert max(parts[0]) <= min(parts[1]) and max(parts[1]) <= min(parts[2])
+    assert [len(part) for part in parts] == [588 - 2 * 58, 58, 58]
+
+    frame["timestamp"] = times.sort_index() + 1
+    write_inter(tmp_path, frame)
+    PreparedData(RunConfig("DiffuRecSys", "toy", {"data_path": str(tmp_path), "gpu_id": "", **ALL}, (), "temporal"))
+    assert "the same 'timestamp'" in caplog.text and "not places in a sequence" in caplog.text
 
 
 def test_random_order_needs_no_times(tmp_path):

@@ -86,6 +86,30 @@ def test_a_state_takes_no_checkpoint_but_its_own(inter: Path) -> None:
         open_state(str(path))
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"best_valid_score": 7.0},
+        {"best_valid_score": float("nan")},
+        {"best_valid_score": float("inf")},
+        {"best_valid_result": {"ndcg@5": 1.0}},
+        {"best_valid_result": None},
+        {"cur_step": 3},
+        {"history": []},
+    ],
+)
+def test_the_best_epoch_is_one_of_the_history(values: dict[str, Any], inter: Path) -> None:
+    path = put_state(**values)
+    with pytest.raises(UserError, match="is damaged \\(its history is not that of its epochs\\)"):
+        open_state(str(path))
+
+
+def test_attributes_are_of_every_process(inter: Path) -> None:
+    assert open_state(str(put_state(attributes=[{"kept": {}, "lost": []}])))
+    with pytest.raises(UserError, match="attributes: they must be of every process"):
+        open_state(str(put_state(attributes=[])))
+
+
 def test_a_state_without_its_checkpoint_is_told_before_the_training(inter: Path) -> None:
     path = put_state()
     path.with_suffix(".pth").unlink()

@@ -232,10 +232,10 @@ def test_unknown_model_like_no_other_points_to_the_list(given: str) -> None:
 
 def test_model_whose_package_is_missing_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> type:
-        raise ModuleNotFoundError("No module named 'kmeans_pytorch'", name="kmeans_pytorch")
+        raise ModuleNotFoundError("No module named 'no_such_package'", name="no_such_package")
 
     monkeypatch.setattr(recbole.utils, "get_model", missing)
-    assert "model 'BPR' needs the Python package 'kmeans_pytorch'" in refusal("BPR")
+    assert "model 'BPR' needs no_such_package, which is not installed: pip install no_such_package" in refusal("BPR")
 
 
 def test_known_models_start_with_ours() -> None:
@@ -785,3 +785,41 @@ def test_plain_rebuilds_the_run_after_its_files_have_changed(model: str, propert
 def test_expected_counts_are_three_numbers(counts):
     with pytest.raises(UserError, match="expected_counts must map a minimum of interactions to"):
         RunConfig("DiffuRecSys", "ml-100k", {"expected_counts": counts})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"POSITION_FIELD": "place"}, "POSITION_FIELD would have no effect (nothing reads it), got 'place'"),
+        ({"valid_metric_bigger": False}, "valid_metric_bigger would have no effect"),
+        ({"token_num_threshold": 3}, "token_num_threshold would have no effect"),
+        ({"require_pow": True}, "require_pow would have no effect (LightGCN and SimpleX alone read it), got True"),
+        ({"state": "loud"}, "state must be one of debug, info,"),
+        ({"TIME_FIELD": ""}, "TIME_FIELD must be "),
+        ({"ITEM_LIST_LENGTH_FIELD": None}, "ITEM_LIST_LENGTH_FIELD must be the name of a column, got None"),
+    ],
+)
+def test_what_nothing_would_read_is_refused(given: dict[str, Any], message: str) -> None:
+    assert message in refusal("SASRec", overrides=given)
+
+
+def test_defaults_may_be_said_and_are_read_back() -> None:
+    """RecBole's own files name them, and a checkpoint holds all of them."""
+    said = RunConfig("SASRec", "small", {"POSITION_FIELD": "position_id", "valid_metric_bigger": True, "gpu_id": ""})
+    assert RunConfig("SASRec", "small", said.plain()).key() == said.key()
+    assert RunConfig("LightGCN", "small", {"require_pow": True, "gpu_id": ""})["require_pow"] is True
+
+
+def test_a_data_set_of_a_name_that_no_file_may_have() -> None:
+    with pytest.raises(UserError, match="is too long for the names of its files"):
+        RunConfig("SASRec", "é" * 121, {})
+
+
+def test_an_error_is_one_line_that_a_terminal_prints() -> None:
+    error = UserError("'a\nb\x1b[2J\u202e' of\r\n  é")
+    assert str(error) == "'a b\\x1b[2J\\u202e' of é"
+
+
+@pytest.mark.parametrize("text", ["|", ">", "|-", ";", ","])
+def test_a_separator_is_itself(text: str) -> None:
+    assert layers.parse_value("field_separator", text) == text

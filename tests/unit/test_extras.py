@@ -12,6 +12,7 @@ import pytest
 
 from recbole_diffurec.cli import main
 from recbole_diffurec.config import layers
+from recbole_diffurec.errors import cannot_import
 from recbole_diffurec.experiments.cluster import HowToRun
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     ("missing", "arguments", "what"),
     [
-        ("ray", ["tune"], "tune needs ray.tune"),
+        ("ray", ["tune"], "tune needs ray, which is not installed"),
         ("optuna", ["tune", "--search=optuna"], "search optuna needs optuna"),
         ("ray", ["compare", "--models=Pop", "--parallel=2"], "running in parallel needs ray"),
         ("ray", ["compare", "--models=Pop", "--ray_address=auto"], "running in parallel needs ray"),
@@ -38,6 +39,32 @@ def test_ray_and_optuna_are_asked_for_first(missing, arguments, what, workdir, c
     said = capsys.readouterr().err
     assert what in said and "pip install 'recbole-diffurec[tune]'" in said
     assert [path.name for path in Path().iterdir()] == ["space.test"], "nothing was begun"
+
+
+def test_what_is_there_and_cannot_be_imported_is_not_called_missing(tmp_path, monkeypatch):
+    """A package whose own imports fail, or that lacks a name that is wanted of it."""
+    (tmp_path / "half_installed.py").write_text("import a_missing_part\n", encoding="utf-8")
+    (tmp_path / "too_old.py").write_text("", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    expected = {
+        "import no_such_package": "x needs no_such_package, which is not installed: pip install p",
+        "import half_installed": "x needs a_missing_part, which is not installed: pip install p",
+        "from too_old import name": "cannot import name 'name' from 'too_old'",
+        "import too_old.part": "needs what cannot be imported here (No module named 'too_old.part'",
+    }
+    for code, message in expected.items():
+        with pytest.raises(ImportError) as caught:
+            exec(code)
+        assert message in str(cannot_import("x", caught.value, "p"))
+
+
+def test_serve_says_why_it_cannot_be_imported(monkeypatch, capsys):
+    pytest.importorskip("fastapi", reason="the service needs fastapi")
+    monkeypatch.delitem(sys.modules, "recbole_diffurec.inference.service", raising=False)
+    monkeypatch.delattr("fastapi.Query")
+    assert main(["serve", "a.pth"]) == 2
+    said = capsys.readouterr().err
+    assert "cannot import name 'Query' from 'fastapi'" in said and "not installed" not in said and said.count("\n") == 1
 
 
 def test_the_cost_of_parallel_runs_is_estimated_without_ray(monkeypatch):

@@ -50,6 +50,7 @@ data.dataset.dataset.Dataset
     _load_data(self, token, dataset_path)
     _load_feat(self, filepath, source)
     _load_inter_feat(self, token, dataset_path)
+    _preload_weight_matrix(self)
     _remove_duplication(self)
     _reset_index(self)
     _set_alias(self, alias_name, default_value)
@@ -60,6 +61,7 @@ data.dataset.sequential_dataset.SequentialDataset
     _aug_presets(self)
     _benchmark_presets(self)
     _change_feat_format(self)
+    build(self)
     data_augmentation(self)
     inter_matrix(self, form='coo', value_field=None)
 data.interaction.Interaction
@@ -70,6 +72,7 @@ data.interaction.Interaction
     _reindex(self, index)
     columns(self)
     drop(self, column)
+    to(self, device, selected_field=None)
 data.utils
     create_dataset(config)
     data_preparation(config, dataset)
@@ -90,6 +93,7 @@ model.abstract_recommender.ContextRecommender
     __init__(self, config, dataset)
 model.abstract_recommender.SequentialRecommender
     __init__(self, config, dataset)
+    gather_indexes(self, output, gather_index)
 model.general_recommender.ldiffrec.LDiffRec
     __init__(self, config, dataset)
 model.general_recommender.pop.Pop
@@ -103,8 +107,12 @@ model.knowledge_aware_recommender.mcclk.Aggregator
     forward
 model.sequential_recommender.bert4rec.BERT4Rec
     calculate_loss(self, interaction)
+model.sequential_recommender.gru4rec.GRU4Rec
+    calculate_loss(self, interaction)
 model.sequential_recommender.ksr.KSR
     __init__(self, config, dataset)
+model.sequential_recommender.sasrec.SASRec
+    calculate_loss(self, interaction)
 sampler.sampler.AbstractSampler
     _get_candidates_list(self)
 trainer.hyper_tuning.HyperTuning

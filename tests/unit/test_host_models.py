@@ -167,7 +167,7 @@ def test_a_model_that_cannot_run_is_not_listed(model: str) -> None:
 
 def test_a_package_that_training_needs_is_missed_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"model 'NCL' needs the Python package 'faiss-cpu'.*pip install faiss-cpu"):
+    with pytest.raises(UserError, match=r"model 'NCL' needs faiss-cpu, which is not installed: pip install faiss-cpu"):
         catalogue.model_class("NCL")
 
 

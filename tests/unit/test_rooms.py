@@ -50,14 +50,15 @@ ROOMS = {
     ),
     "config": Room("described layers protocol rules", imports="errors"),
     "models": Room(
-        "approximator base cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program diffurec_rules duorec "
-        "ensemble objectives scores sequential spec stosa",
+        "approximator base causal cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program diffurec_rules "
+        "duorec ensemble objectives scores sequential spec stosa",
         imports="errors runtime diffusion layers data config",
     ),
     "host": Room(
-        "bert4rec candidates catalogue checkpoints checks collector compat config dataset entry_points filters "
-        "fingerprint guards hooks items listing loaders metrics models presplit splits stand_in",
-        imports="errors runtime data config models",
+        "all_positions batches bert4rec candidates catalogue checkpoints checks collector compat config dataset "
+        "entry_points filters fingerprint guards hooks items listing loaders metrics models presplit repeats sequences "
+        "splits stand_in wanted_columns",
+        imports="errors runtime layers data config models",
     ),
     "training": Room(
         "attributes averaging epoch evaluate keeping load own_data prepare report run scoring state trainer weights",
@@ -72,10 +73,10 @@ ROOMS = {
         "cluster compare figures grid measures report space stats store tables trials tune",
         imports="errors runtime config models host training",
     ),
-    "testing": Room("testing", imports="errors runtime models host training inference"),
+    "testing": Room("testing", imports="errors runtime data models host training inference"),
     # What --help needs is imported at once, all else when a command is carried out.
     "cli": Room(
-        "commands parsers",
+        "commands parsers terminal",
         imports="errors version runtime config models",
         lazily="data host training inference experiments",
     ),
