@@ -13,12 +13,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import common
 
+RECTOOLS = Path(__file__).with_name("rectools_sasrec.py")
 RUNS = common.RESULTS / "time_to_quality_runs.json"
 LEVELS = {"amazon-beauty": (0.055, 0.065, 0.070), "ml-1m": (0.12, 0.14, 0.16)}
 # RecBole's SASRec at the size of RecTools' defaults: d = 128, 2 blocks, 4 heads, L = 100, batch 128.
@@ -80,38 +80,6 @@ def train(case: dict[str, Any], source: dict[str, str], dataset: str, limit: flo
     return curve
 
 
-def train_rectools(source: dict[str, str], dataset: str, limit: float) -> list[list[float]]:
-    """The same for RecTools' SASRec by its defaults, on the same training part; needs ``rectools[torch]``."""
-    import numpy as np
-    import pandas as pd
-    from rectools import Columns
-    from rectools.dataset import Dataset
-    from rectools.models import SASRecModel
-
-    path = Path(source["data_path"]) / source["dataset"] / f"{source['dataset']}.inter"
-    frame = pd.read_csv(path, sep="\t", usecols=[0, 1, 2])
-    frame.columns = [Columns.User, Columns.Item, "time"]
-    frame = frame.sort_values([Columns.User, "time"], kind="stable")
-    behind = frame.groupby(Columns.User).cumcount(ascending=False)
-    held_out = frame[behind == 1].set_index(Columns.User)[Columns.Item]
-    # RecTools orders by dates: the place in the order stands for the time.
-    order = frame.groupby(Columns.User).cumcount()
-    frame[Columns.Datetime] = pd.Timestamp("2000-01-01") + pd.to_timedelta(order, unit="D")
-    frame[Columns.Weight] = 1.0
-    table = Dataset.construct(frame[behind > 1].drop(columns="time"))
-    model = SASRecModel(epochs=1, verbose=0)
-    curve, seconds = [], 0.0
-    while not curve or (curve[-1][0] <= limit and curve[-1][1] < LEVELS[dataset][-1]):
-        started = time.perf_counter()
-        model.fit_partial(table, min_epochs=1, max_epochs=1)
-        seconds += time.perf_counter() - started
-        lists = model.recommend(users=held_out.index.to_numpy(), dataset=table, k=10, filter_viewed=True)
-        hits = lists[lists[Columns.Item].to_numpy() == held_out.loc[lists[Columns.User]].to_numpy()]
-        curve.append([seconds, float((1 / np.log2(hits[Columns.Rank] + 1)).sum() / len(held_out))])
-        print(*curve[-1], file=sys.stderr, flush=True)
-    return curve
-
-
 def first_at(curve: list[list[float]], level: float) -> float | None:
     return next((seconds for seconds, reached in curve if reached >= level), None)
 
@@ -145,11 +113,7 @@ def main() -> None:
     if common.TINY:
         source, options.limit = common.data_set(None), 0.0
     if options.child:
-        case = CONTESTANTS[options.child]
-        of_theirs = case.get("rectools")
-        arguments = (source, options.dataset, options.limit)
-        curve = train_rectools(*arguments) if of_theirs else train(case, *arguments)
-        print(json.dumps(curve))
+        print(json.dumps(train(CONTESTANTS[options.child], source, options.dataset, options.limit)))
         return
     kept = json.loads(RUNS.read_text()) if RUNS.is_file() else {}
     for threads in options.threads:
@@ -157,9 +121,12 @@ def main() -> None:
             key = f"{name}, {threads}"
             if key in kept.get(options.dataset, {}):
                 continue
-            python = options.rectools_python if CONTESTANTS[name].get("rectools") else sys.executable
-            command = [python, __file__, f"--child={name}", f"--dataset={options.dataset}", f"--limit={options.limit}"]
-            command += [f"--data_path={source['data_path']}"]
+            command = [sys.executable, __file__, f"--child={name}", f"--dataset={options.dataset}"]
+            command += [f"--limit={options.limit}", f"--data_path={source['data_path']}"]
+            if CONTESTANTS[name].get("rectools"):
+                file = Path(source["data_path"]) / source["dataset"] / f"{source['dataset']}.inter"
+                level = LEVELS[options.dataset][-1]
+                command = [options.rectools_python, str(RECTOOLS), str(file), str(options.limit), str(level)]
             environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
             curve = json.loads(done.stdout.splitlines()[-1])

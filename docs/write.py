@@ -114,6 +114,7 @@ def model_facts(spec: ModelSpec) -> str:
         "padding": "batches are as wide as their longest history, which changes nothing"
         if spec.trims_padding
         else "batches are as wide as `MAX_ITEM_LIST_LENGTH`",
+        **({"all positions": "trained at once with `rows: sequences`"} if spec.all_positions else {}),
         "recipes": _names(_recipes(spec.name)),
         **{
             f"variant `{name}`": ", ".join(f"`{key}: {value}`" for key, value in fixed.items())

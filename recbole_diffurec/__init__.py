@@ -2,7 +2,8 @@
 
 Importing this package mends RecBole for today's Python stack (``host.compat``) and registers the models with it
 (``plugin``), so that RecBole's own ``get_model("DiffuRecSys")`` finds them; both wait until RecBole is imported.
-``run`` trains and tests one model, ``evaluate`` tests a checkpoint, ``Recommender`` ranks items for any history.
+``run`` trains and tests one model, ``evaluate`` tests a checkpoint, ``audit`` measures what its diffusion contributes,
+``Recommender`` ranks items for any history.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from recbole_diffurec.version import __version__
 
 if TYPE_CHECKING:
     from recbole_diffurec.data.prepare import prepare
+    from recbole_diffurec.experiments.audit import audit
     from recbole_diffurec.experiments.compare import compare
     from recbole_diffurec.experiments.tune import tune
     from recbole_diffurec.inference.batch import recommend
@@ -37,6 +39,7 @@ _PLACES = {
     "DiffuRecSys": "models.diffurec",
     "ModelSpec": "models.spec",
     "Recommender": "inference.recommender",
+    "audit": "experiments.audit",
     "compare": "experiments.compare",
     "evaluate": "training.evaluate",
     "export": "inference.export",
@@ -54,6 +57,7 @@ __all__ = [
     "Recommender",
     "UserError",
     "__version__",
+    "audit",
     "compare",
     "evaluate",
     "export",

@@ -30,8 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _processes() -> int:
-    """How many processes there are; where the environment makes no sense of it, the error was told already."""
+    """How many processes there are; one where the environment makes no sense, which is told by each."""
     try:
+        ranks.check()
         return ranks.world_size()
     except UserError:
         return 1
@@ -39,18 +40,19 @@ def _processes() -> int:
 
 def _exit_code(arguments: list[str]) -> int:
     try:
+        ranks.check()
         terminal.log_to_standard_error(ranks.rank())
         return _dispatch(list(arguments))
     except UserError as error:
-        own = isinstance(error, RankError) and _processes() > 1
-        if own or _processes() == 1 or ranks.local_rank() == 0:  # others are told once a machine
-            who = f"process {ranks.rank()}: " if own else ""
-            terminal.tell(f"{who}{error}")
+        if _processes() > 1 and isinstance(error, RankError):
+            terminal.tell(f"process {ranks.rank()}: {error}")
+        elif _processes() == 1 or ranks.local_rank() == 0:  # others are told once a machine
+            terminal.tell(str(error))
         return 2
     except Interrupted as stop:
         if ranks.rank() > 0:
             return 128 + stop.signal
-        how = "resumes" if arguments[:1] == ["compare"] else "with --resume resumes"
+        how = "resumes" if arguments[:1] in (["audit"], ["compare"]) else "with --resume resumes"
         where = os.path.relpath(stop.state_file)
         terminal.tell(f"interrupted; the same command {how} from '{where}'")
         return 128 + stop.signal
@@ -67,12 +69,15 @@ def _dispatch(arguments: list[str]) -> int:
     processes = ranks.world_size()
     if processes > 1 and command not in ("run", "evaluate"):
         raise UserError(f"'recbole-diffurec {command}' works in one process: start it without torchrun")
+    # torch's own words on a connection that fails, with addresses of its code; read when it is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if command == "run" and processes == 1 and (options.nproc != 1 or options.world_size not in (None, 1)):
         from recbole_diffurec.runtime import distributed
 
         make_data_set(options, parameters)  # which the processes find
         places = options.nproc, options.world_size, options.group_offset, options.ip, options.port
-        return distributed.launch(["run", *(each for each in arguments if each != "--overwrite")], *places)
+        arguments = [argument for argument in arguments if argument != "--overwrite"]
+        return distributed.launch(["run", *arguments], *places, options.rendezvous_minutes)
     allocator.keep_freed_memory()
     if not sys.stderr.isatty() or ranks.rank() > 0:
         parameters["show_progress"] = False

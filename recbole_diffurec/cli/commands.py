@@ -108,15 +108,33 @@ def _evaluate(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     from recbole_diffurec.training.evaluate import evaluate
     from recbole_diffurec.training.report import format_result
 
-    for name in {"checkpoint_file", "config_files", "experiment"} & parameters.keys():
-        raise UserError(f"'recbole-diffurec evaluate' takes no --{name}: give single parameters as --name=value")
-    for argument in options.checkpoints:
-        if "=" in argument and not os.path.exists(argument):
-            raise UserError(f"unexpected argument '{argument}': parameters are given as --name=value")
+    _refuse_files_of_settings("evaluate", options.checkpoints, parameters)
     result = evaluate(*options.checkpoints, result_file=options.result_file, **parameters)
     if ranks.rank() == 0:
         say(format_result(result))
     return 0
+
+
+def _audit(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    from recbole_diffurec.experiments import audit_tables
+    from recbole_diffurec.experiments.audit import audit
+
+    _refuse_files_of_settings("audit", options.checkpoints, parameters)
+    given = vars(options)
+    first, *more = given.pop("checkpoints")
+    found = audit(first, *more, **given, **parameters)
+    print(audit_tables.terminal(found.result))
+    print(f"report      {os.path.relpath(found.output_dir / 'audit.html')}")
+    return 0
+
+
+def _refuse_files_of_settings(command: str, checkpoints: list[str], parameters: dict[str, Any]) -> None:
+    """Refuse what stands for other parameters, and parameters that look like checkpoints."""
+    for name in {"checkpoint_file", "config_files", "experiment"} & parameters.keys():
+        raise UserError(f"'recbole-diffurec {command}' takes no --{name}: give single parameters as --name=value")
+    for argument in checkpoints:
+        if "=" in argument and not os.path.exists(argument):
+            raise UserError(f"unexpected argument '{argument}': parameters are given as --name=value")
 
 
 def _compare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
@@ -244,6 +262,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, dict[str, Any]], int]] = {
     "prepare": _prepare,
     "run": _run,
     "evaluate": _evaluate,
+    "audit": _audit,
     "compare": _compare,
     "tune": _tune,
     "recommend": _recommend,

@@ -92,8 +92,8 @@ def _run() -> _Parser:
     command = _Parser.of(
         "run",
         "Train, validate and test a recommender; DiffuRecSys on ml-100k by default.\n"
-        "Other commands: recbole-diffurec evaluate CHECKPOINT, recbole-diffurec prepare, compare, tune,\n"
-        "recommend, similar, export, serve.",
+        "Other commands: recbole-diffurec evaluate CHECKPOINT, recbole-diffurec prepare, audit, compare,\n"
+        "tune, recommend, similar, export, serve.",
     )
     _add_subject(command)
     _add_settings(command)
@@ -111,6 +111,9 @@ def _run() -> _Parser:
     )
     several.add_argument("--ip", default="localhost", metavar="ADDRESS", help="of the machine with process 0")
     several.add_argument("--port", type=int, default=5678, metavar="N", help="there, for several machines (5678)")
+    several.add_argument(
+        "--rendezvous_minutes", type=float, default=15, metavar="N", help="how long to wait for other machines (15)"
+    )
     listings = command.add_argument_group("what there is", "printed instead of a run")
     listings.add_argument("--list_models", action="store_true", help="the names that --model takes, by kind")
     listings.add_argument("--list_experiments", action="store_true", help="the names that --experiment takes")
@@ -133,6 +136,29 @@ def _evaluate() -> _Parser:
     )
     command.add_argument("checkpoints", metavar="CHECKPOINT", nargs="+", help="a .pth file that a run wrote")
     command.add_argument("--result_file", metavar="PATH", help="write the result as JSON")
+    return command
+
+
+def _audit() -> _Parser:
+    command = _Parser.of(
+        "audit",
+        "Measure what the diffusion contributes to a trained diffusion model: its parts taken away or replaced,\n"
+        "fewer steps, the same inference spent otherwise, the samples. Several checkpoints: the first is audited,\n"
+        "all of them are an ensemble of the same inference. Nothing is trained unless asked for.",
+    )
+    command.add_argument("checkpoints", metavar="CHECKPOINT", nargs="+", help="a .pth file that a run wrote")
+    command.add_argument("--users", type=int, metavar="N", help="test users to draw; by default all")
+    command.add_argument("--sample_seed", type=int, default=2020, metavar="N", help="of the draw of users (2020)")
+    command.add_argument(
+        "--samples", type=int, default=10, metavar="K", help="reconstructions drawn for each user (10)"
+    )
+    command.add_argument(
+        "--train_twin",
+        action="store_true",
+        help="train the same network without the noised vector, with the run's seed and budget; resumes",
+    )
+    command.add_argument("--output_dir", default="audit", metavar="DIR", help="folder of report and figure (audit)")
+    command.add_argument("--result_file", metavar="PATH", help="write the result as JSON too")
     return command
 
 
@@ -288,6 +314,7 @@ PARSERS: dict[str, Callable[[], _Parser]] = {
     "prepare": _prepare,
     "run": _run,
     "evaluate": _evaluate,
+    "audit": _audit,
     "compare": _compare,
     "tune": _tune,
     "recommend": _recommend,

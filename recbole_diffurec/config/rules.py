@@ -25,6 +25,7 @@ MEANT_BEFORE: dict[str, Any] = {
     "ddim_eta": 0.0,
     "valid_sampling_steps": None,
     "rows": "prefixes",
+    "noised_target": True,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import os
 import shutil
 import socket
 import tempfile
@@ -37,10 +38,12 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
     Raises
     ------
     UserError
-        Nothing answers at the address.
+        Nothing answers at the address, or at that of the environment variable ``RAY_ADDRESS``, within five seconds.
     """
     import ray
 
+    # Ray takes what the environment says where it is told nothing.
+    address = address or os.environ.get("RAY_ADDRESS", "").strip() or None
     _check_address(address)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "recbole_diffurec"
@@ -51,7 +54,9 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
         options: dict[str, Any] = {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
         try:
             ray.init(**options, runtime_env=environment, logging_level=logging.WARNING, log_to_driver=False)
-        except ConnectionError:
+        except (ConnectionError, ValueError):
+            if address is None:
+                raise
             raise UserError(_NO_CLUSTER.format(address)) from None
         try:
             yield ray
@@ -60,8 +65,8 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
 
 
 _NO_CLUSTER = (
-    "no Ray cluster answers at '{}': check --ray_address, start one with 'ray start --head', or set "
-    "RAY_AUTH_MODE=token where the cluster wants its token ('ray get-auth-token')"
+    "no Ray cluster answers at '{}': check --ray_address and the environment variable RAY_ADDRESS, start one with "
+    "'ray start --head', or set RAY_AUTH_MODE=token where the cluster wants its token ('ray get-auth-token')"
 )
 
 

@@ -15,6 +15,7 @@ from recbole_diffurec.config import layers
 from recbole_diffurec.config.rules import take_options
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.experiments import cluster, figures, measures, report, tables
+from recbole_diffurec.experiments.audit import short_audit
 from recbole_diffurec.experiments.cluster import HowToRun
 from recbole_diffurec.experiments.grid import Job, plan
 from recbole_diffurec.experiments.store import RunStore
@@ -22,8 +23,7 @@ from recbole_diffurec.host.loaders import FirstBatches, dataset_of, subset_loade
 from recbole_diffurec.runtime import files
 from recbole_diffurec.training.own_data import data_set_of
 from recbole_diffurec.training.prepare import DatasetCache, build, prepare_data
-from recbole_diffurec.training.run import train
-from recbole_diffurec.training.state import OtherDataError, find_state
+from recbole_diffurec.training.run import train_or_resume
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -177,18 +177,15 @@ def run_job(job: Job, datasets: DatasetCache | None = None) -> tuple[dict[str, A
     started = time.perf_counter()
     config = job.config()
     collector = measures.RankCollector(config["topk"], config["USER_ID_FIELD"])
-    state = find_state(config, strict=False)
-    try:
-        run = train(config, datasets, on_scores=collector, state=state)
-    except OtherDataError as error:
-        logger.warning("%s: %s; it starts afresh", job, error)
-        run = train(config, datasets, on_scores=collector)
+    run = train_or_resume(config, datasets, collector)
     lists = {
         str(k): measures.list_measures(collector.lists[:, :k], run.data.popularity, config["tail_ratio"])
         for k in collector.topk
     }
     arrays = {**measures.per_user(collector, run.data), **measures.diffusion_measures(run)}
-    result = {**run.result, "label": job.entry.label, "lists": lists, "seconds": time.perf_counter() - started}
+    found = short_audit(run)
+    about = {"label": job.entry.label, "lists": lists, **({"audit": found} if found else {})}
+    result = {**run.result, **about, "seconds": time.perf_counter() - started}
     return result, arrays
 
 

@@ -66,11 +66,11 @@ def draw_all(results: Results, folder: Path) -> list[Picture]:
             for name, title, figure in _figures(results, dataset):
                 stem = "".join(c if c.isalnum() or c in "._-" else "_" for c in f"{dataset}-{name}")
                 stem = files.shortened(stem)
-                pictures.append(Picture(stem, dataset, title, _write(figure, folder / stem)))
+                pictures.append(Picture(stem, dataset, title, write_figure(figure, folder / stem)))
     return pictures
 
 
-def _write(figure: Figure, stem: Path) -> bytes:
+def write_figure(figure: Figure, stem: Path) -> bytes:
     """Write ``stem.svg`` and ``stem.png``; returns the SVG."""
     svg, png = io.BytesIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None}, dpi=200, bbox_inches="tight")
@@ -98,7 +98,7 @@ def draw_search(
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
-        _write(_parallel_coordinates(trials, names, logarithmic, metric), stem)
+        write_figure(_parallel_coordinates(trials, names, logarithmic, metric), stem)
 
 
 def _parallel_coordinates(

@@ -53,7 +53,9 @@ class RankCollector:
 
     def __call__(self, interaction: Any, scores: Tensor, positive_u: Tensor, positive_i: Tensor) -> None:
         target = positive_i.to(scores.device)
-        values, lists = scores.topk(self.topk[-1], dim=-1)
+        # Among sampled candidates a user's targets share a row of scores, and so a list.
+        row = positive_u.to(scores.device)
+        values, lists = (part[row] for part in scores.topk(self.topk[-1], dim=-1))
         found = lists == target.unsqueeze(1)
         self._ranks.append(torch.where(found.any(dim=1), found.int().argmax(dim=1) + 1, 0).cpu())
         self._users.append(interaction[self.user_field].cpu())

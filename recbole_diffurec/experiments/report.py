@@ -5,11 +5,11 @@ from __future__ import annotations
 import html
 import json
 from pathlib import Path
-from typing import Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 import pandas as pd
 
-from recbole_diffurec.experiments import tables
+from recbole_diffurec.experiments import audit_tables, tables
 from recbole_diffurec.experiments.figures import Picture
 from recbole_diffurec.experiments.tables import Results
 from recbole_diffurec.runtime import files
@@ -38,7 +38,56 @@ def write(results: Results, pictures: Sequence[Picture], failures: Mapping[str, 
     for dataset in results.datasets:
         sections.append(_dataset(results, dataset, [p for p in pictures if p.dataset == dataset]))
     links = "".join(f'<a href="#{html.escape(name)}">{html.escape(name)}</a>' for name in results.datasets)
-    page = f"""<!doctype html>
+    body = f"<nav>{links}</nav>\n{''.join(sections)}\n<h2>Runs</h2>\n{_runs(results)}"
+    files.write_text(path, _page(title, body))
+
+
+def write_audit(result: Mapping[str, Any], picture: Picture, path: Path) -> None:
+    """Write the page of one audit to ``path``.
+
+    Parameters
+    ----------
+    result : Mapping
+        Of a whole audit.
+    picture : Picture
+        Its figure.
+    path : Path
+        The file.
+    """
+    title = f"What the diffusion contributes to {result['model']} on {result['dataset']}"
+    answers = [
+        "<h3>Are the answers calibrated?</h3>",
+        f'<p class="note">{html.escape(audit_tables.CALIBRATION_NOTE)}</p>',
+        _table(audit_tables.calibration(result)),
+        f"<p>{html.escape(audit_tables.spread_and_rank(result))}</p>",
+    ]
+    head = f"<p>{html.escape(audit_tables.protocol(result))}.</p>"
+    settings = json.dumps({"config": result["config"], "versions": result["versions"]}, indent=1)
+    run = f"<details><summary>Settings</summary><pre>{html.escape(settings)}</pre></details>"
+    files.write_text(path, _page(title, "\n".join([head, audit_section(result), *answers, _figure(picture), run])))
+
+
+def audit_section(result: Mapping[str, Any]) -> str:
+    """The verdict, the lines and the agreement of samples, as HTML that needs nothing else.
+
+    Parameters
+    ----------
+    result : Mapping
+        Of an audit, whole or short.
+    """
+    about = [*audit_tables.not_applicable(result), audit_tables.agreement(result)]
+    return "\n".join(
+        [
+            f"<p><b>{html.escape(result['verdict']['sentence'])}</b></p>",
+            _table(audit_tables.shown(result)),
+            *(f"<p>{html.escape(sentence)}</p>" for sentence in about),
+            f'<p class="note">{html.escape(audit_tables.NOTE)} {html.escape(result["verdict"]["rule"])}</p>',
+        ]
+    )
+
+
+def _page(title: str, body: str) -> str:
+    return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -48,14 +97,10 @@ def write(results: Results, pictures: Sequence[Picture], failures: Mapping[str, 
 </head>
 <body>
 <h1>{html.escape(title)}</h1>
-<nav>{links}</nav>
-{"".join(sections)}
-<h2>Runs</h2>
-{_runs(results)}
+{body}
 </body>
 </html>
 """
-    files.write_text(path, page)
 
 
 def _failures(failures: Mapping[str, str]) -> str:
@@ -80,12 +125,20 @@ def _dataset(results: Results, dataset: str, pictures: Sequence[Picture]) -> str
     parts += ["<h3>Cost</h3>", _table(results.costs(dataset))]
     parts += ["<h3>Lists (test)</h3>", _table(results.lists(dataset))]
     parts += ["<h3>Groups of test users</h3>", _table(tables.group_table(results, dataset))]
-    shown = "".join(
+    for label in results.labels_of(dataset):
+        found = results.results[results.of(dataset, label)[0]].get("audit")
+        if found:
+            parts.append(f"<h3>What the diffusion contributes to {html.escape(label)}</h3>")
+            parts.append(f'<p class="note">{found["users"]:,} test users of the first seed.</p>{audit_section(found)}')
+    shown = "".join(map(_figure, pictures))
+    return "\n".join([*parts, "<h3>Figures</h3>", f'<div class="figures">{shown}</div>'])
+
+
+def _figure(picture: Picture) -> str:
+    return (
         f'<figure><img src="{picture.data_uri}" alt="{html.escape(picture.title)}">'
         f"<figcaption>{html.escape(picture.title)}</figcaption></figure>"
-        for picture in pictures
     )
-    return "\n".join([*parts, "<h3>Figures</h3>", f'<div class="figures">{shown}</div>'])
 
 
 def _table(table: pd.DataFrame, escape: bool = True) -> str:

@@ -30,6 +30,8 @@ from recbole_diffurec.host.config import known_parameters, nearest
 # type: number of bounds
 _BOUNDS = {"uniform": 2, "quniform": 3, "loguniform": 2, "randint": 2}
 TYPES = ("choice", *_BOUNDS)
+# What is larger is no range of a parameter, and nearer to where Ray's integers and floats end.
+_LARGEST = 1e15
 _LINE = re.compile(r"(\S+)\s+(\S+)\s+(.+)")
 
 
@@ -123,7 +125,7 @@ def _values(kind: str, text: str, where: str) -> tuple[Any, ...]:
             raise UserError(f"{where}: choice takes a list such as [1,2,4], got '{text}'")
         return tuple(_unquoted(value) for value in values)
     numbers = isinstance(values, list) and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values
+        isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < math.inf for v in values
     )
     if not numbers or len(values) != _BOUNDS[kind]:
         raise UserError(f"{where}: {kind} takes {_BOUNDS[kind]} numbers between commas, got '{text}'")
@@ -131,8 +133,14 @@ def _values(kind: str, text: str, where: str) -> tuple[Any, ...]:
         raise UserError(f"{where}: randint takes integers, got '{text}'")
     if values[0] >= values[1]:
         raise UserError(f"{where}: the first bound of {kind} must be below the second, got '{text}'")
+    if max(map(abs, values)) > _LARGEST:
+        raise UserError(f"{where}: the numbers of {kind} must be at most {_LARGEST:.0e}, got '{text}'")
     if kind == "quniform" and values[2] <= 0:
         raise UserError(f"{where}: the step of quniform must be above 0, got '{text}'")
-    if kind == "loguniform" and values[1] > 100:
+    if kind == "quniform" and not 1 <= (values[1] - values[0]) / values[2] <= _LARGEST:
+        raise UserError(
+            f"{where}: the step of quniform must fit between its bounds, at most {_LARGEST:.0e} times, got '{text}'"
+        )
+    if kind == "loguniform" and (max(map(abs, values)) > 100 or math.exp(values[0]) >= math.exp(values[1])):
         raise UserError(f"{where}: loguniform takes natural logarithms, such as -8,-4 for 3e-4 to 2e-2, got '{text}'")
     return tuple(values)

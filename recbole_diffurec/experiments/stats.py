@@ -1,7 +1,8 @@
 """Significance of differences between a model and a baseline, over seeds and over users.
 
-All tests ask one thing: is the model *better* than the baseline (one-sided)? ``p`` near 1 says that it is worse. The
-p-values of one kind of test on one data set are corrected together (Benjamini and Hochberg 1995).
+Comparisons ask one thing: is the model *better* than the baseline (one-sided)? ``p`` near 1 says that it is worse.
+Audits ask whether the two differ at all. The p-values of one kind of test on one data set are corrected together
+(Benjamini and Hochberg 1995).
 """
 
 from __future__ import annotations
@@ -32,17 +33,19 @@ def seed_test(model: np.ndarray, baseline: np.ndarray) -> float:
     return float(stats.ttest_rel(model, baseline, alternative="greater").pvalue)
 
 
-def user_test(model: np.ndarray, baseline: np.ndarray) -> float:
+def user_test(model: np.ndarray, baseline: np.ndarray, alternative: str = "greater") -> float:
     """p of Wilcoxon's signed-rank test over users; users with no difference say nothing. Works with one seed.
 
     Parameters
     ----------
     model, baseline : np.ndarray
         [users], one metric, user by user; means over seeds where there are several.
+    alternative : str, default "greater"
+        That the model is better, or "two-sided": that it differs.
     """
     if np.array_equal(model, baseline):
-        return 0.5
-    return float(stats.wilcoxon(model, baseline, zero_method="wilcox", alternative="greater").pvalue)
+        return 0.5 if alternative == "greater" else 1.0
+    return float(stats.wilcoxon(model, baseline, zero_method="wilcox", alternative=alternative).pvalue)
 
 
 def user_interval(model: np.ndarray, baseline: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:

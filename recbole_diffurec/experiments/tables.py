@@ -281,6 +281,8 @@ def markdown(results: Results) -> str:
         lines += ["### Cost", "", _markdown_table(results.costs(dataset)), ""]
         lines += ["### Lists (test)", "", _markdown_table(results.lists(dataset)), ""]
         lines += ["### Groups of test users", "", _markdown_table(group_table(results, dataset)), ""]
+        for label, sentence in verdicts(results, dataset).items():
+            lines += [f"### What the diffusion contributes to {label}", "", sentence, ""]
         significance = significance_table(results, dataset)
         if len(significance):
             lines += [f"### Better than {results.baseline_of(dataset)}?", "", SIGNIFICANCE_NOTE, ""]
@@ -347,7 +349,14 @@ def terminal(results: Results) -> str:
     for dataset in results.datasets:
         table = marked(results, dataset, "test", "{}", "{}")
         parts += [f"{dataset}, test. {seeds_note(results, dataset)}", "", table.to_string(), ""]
+        parts += [f"{label}: {sentence}" for label, sentence in verdicts(results, dataset).items()]
     return "\n".join(parts)
+
+
+def verdicts(results: Results, dataset: str) -> dict[str, str]:
+    """What the short audit of each diffusion model's first seed comes to, by label."""
+    first = {label: results.results[results.of(dataset, label)[0]] for label in results.labels_of(dataset)}
+    return {label: found["audit"]["verdict"]["sentence"] for label, found in first.items() if "audit" in found}
 
 
 def latex_text(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -20,6 +19,7 @@ from recbole_diffurec.config import layers
 from recbole_diffurec.config.rules import NOT_IN_RESULT, check_numbers, take_options
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.experiments import cluster, figures, trials
+from recbole_diffurec.experiments.search_folder import refuse_foreign, same_search
 from recbole_diffurec.experiments.space import Dimension, read_space
 from recbole_diffurec.experiments.trials import BUDGET, SCORE, TrialTable
 from recbole_diffurec.host.config import RunConfig
@@ -194,6 +194,9 @@ class _Search:
             raise UserError(
                 f"output_dir '{self.output_dir}' holds a search already: add --resume, or give another folder"
             )
+        if resume:
+            refuse_foreign(state)
+            logger.info("resuming opens Ray Tune's own files in '%s', which are pickles and may run code", state)
         files.make_folder(self.output_dir, "output_dir")
         asked = {
             "model": self.model,
@@ -204,7 +207,7 @@ class _Search:
             "search": self.options.search,
             "scheduler": self.options.scheduler,
         }
-        _same_search(self.output_dir / "search.json", asked, resume)
+        same_search(self.output_dir / "search.json", asked, resume)
 
     def go(self, resume: bool) -> bool:
         """Run the trials; returns whether that ended within the time budget."""
@@ -295,19 +298,6 @@ class _Search:
         ]
 
 
-def _same_search(path: Path, asked: Mapping[str, Any], resume: bool) -> None:
-    """Keep what was asked for; a search is resumed only as what it was."""
-    text = json.dumps(asked, indent=1, sort_keys=True, default=str)
-    if resume and path.is_file():
-        before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
-        changed = [key for key in now if key != "fixed" and before.get(key) != now[key]]
-        names = before["fixed"].keys() | now["fixed"].keys()
-        changed += sorted(n for n in names - NOT_IN_RESULT if before["fixed"].get(n) != now["fixed"].get(n))
-        if changed:
-            raise UserError(f"the search in '{path.parent}' has another {', '.join(changed)}: resume it as it was")
-    files.write_text(path, text)
-
-
 def objective_function(
     config_dict: Mapping[str, Any] | None = None,
     config_file_list: Sequence[str] | None = None,
@@ -353,6 +343,10 @@ def _check_space(
             raise UserError(f"{where}: '{dimension.name}' must be the same for all trials: give it as a parameter")
         if search == "grid" and dimension.kind != "choice":
             raise UserError(f"{where}: grid search needs choices, got {dimension.kind}: use --search=random")
+        try:
+            trials.for_search(dimension, search)
+        except (ValueError, OverflowError) as error:  # of Ray Tune, such as a step that does not divide its bounds
+            raise UserError(f"{where}: Ray Tune refuses this ({str(error).splitlines()[0].rstrip('.')})") from None
         for value in dimension.corners():
             try:
                 RunConfig(model, dataset, {**fixed, dimension.name: value})

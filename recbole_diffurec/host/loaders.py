@@ -148,8 +148,13 @@ def share_evaluation(loader: Any) -> None:
 
 def subset_loader(loader: Any, n: int) -> Any:
     """A loader of ``n`` of an evaluation loader's rows, evenly spaced."""
+    last = len(loader._dataset) - 1
+    return rows_loader(loader, np.unique(np.linspace(0, last, min(n, last + 1)).astype(int)))
+
+
+def rows_loader(loader: Any, rows: np.ndarray) -> Any:
+    """A loader of some of an evaluation loader's rows, int [n]."""
     dataset = loader._dataset
-    rows = np.unique(np.linspace(0, len(dataset) - 1, min(n, len(dataset))).astype(int))
     return type(loader)(loader.config, dataset.copy(dataset.inter_feat[rows]), loader._sampler)
 
 

@@ -48,8 +48,16 @@ class Exportable(ABC):
         """
 
 
+class NotApplicable(Exception):
+    """A model cannot be changed so; the message is the reason, a clause that follows "because"."""
+
+
 class DiffusionRecommender(SequentialRecommender, Exportable):
-    """A sequential recommender that reconstructs the target item by diffusion."""
+    """A sequential recommender that reconstructs the target item by diffusion.
+
+    What is abstract is what comparisons, lists and services ask for. The others are for audits, each optional: a model
+    that leaves one as it is, or raises ``NotApplicable`` with its reason, is audited without.
+    """
 
     # Whether every parameter gets a gradient in every step, which several processes need not look for then.
     uses_all_parameters = True
@@ -79,6 +87,30 @@ class DiffusionRecommender(SequentialRecommender, Exportable):
     @abstractmethod
     def with_sampling_steps(self: Self, sampling_steps: int) -> Self:
         """The same model, its weights shared, with another number of reverse steps, from 1 to ``n_steps``."""
+
+    def without_noised_target(self: Self) -> Self:
+        """The same model, its weights shared, whose network gets zeros where it had the noised target, in inference."""
+        raise self._undeclared("leave its noised target out", "without_noised_target")
+
+    def with_other_noise(self: Self) -> Self:
+        """The same model, its weights shared, whose network gets noise as long as the noised target in its place."""
+        raise self._undeclared("replace its noised target", "with_other_noise")
+
+    def with_frozen_step(self: Self) -> Self:
+        """The same model, its weights shared, whose network is told step T whatever step it is at, in inference."""
+        raise self._undeclared("freeze its step embedding", "with_frozen_step")
+
+    def with_sampler(self: Self, name: str, sampling_steps: int) -> Self:
+        """The same model, its weights shared, with the reverse process ``ddpm`` or ``ddim`` in so many steps."""
+        raise self._undeclared("change its reverse process", "with_sampler")
+
+    @classmethod
+    def twin_parameters(cls) -> dict[str, Any]:
+        """Parameters of a run that trains the same network without the noised target."""
+        raise NotApplicable(f"{cls.__name__} does not say how to train without its noised target (twin_parameters)")
+
+    def _undeclared(self, what: str, name: str) -> NotApplicable:
+        return NotApplicable(f"{type(self).__name__} does not say how to {what} ({name})")
 
     def queries(self, interaction: Any) -> Tensor:
         """``Exportable.queries``: of the reconstructions for the configuration's first seed."""

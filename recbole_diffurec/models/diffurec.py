@@ -8,7 +8,6 @@ Shapes: B batch, L padded history length, N tokens, d hidden size, T diffusion s
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -29,10 +28,11 @@ from recbole_diffurec.layers.item_softmax import SampledCrossEntropy, full_cross
 from recbole_diffurec.layers.ragged import RaggedBatch
 from recbole_diffurec.layers.step_embedding import StepEmbedding
 from recbole_diffurec.models.approximator import Approximator
-from recbole_diffurec.models.base import DiffusionRecommender, Program
+from recbole_diffurec.models.base import Program
 from recbole_diffurec.models.denoiser import Denoiser, UncertainDenoiser
 from recbole_diffurec.models.diffurec_program import DiffuRecProgram
 from recbole_diffurec.models.diffurec_rules import FAMILY_RULES, check_family
+from recbole_diffurec.models.interventions import Audited, ChangedDenoiser, NoDiffusion
 from recbole_diffurec.models.objectives import CrossEntropyObjective, Objective
 from recbole_diffurec.models.scores import ItemScores
 from recbole_diffurec.models.spec import ModelSpec
@@ -42,7 +42,7 @@ TOKENS_AT_ONCE = {"cpu": 2**13, "cuda": 2**20}
 OFFSET_NOISE_MEAN = 0.1  # the factor of delta_c in eps ~ N(0.1 delta_c, I), DiffuRecSys section 5.2
 
 
-class DiffuRecFamily(DiffusionRecommender):
+class DiffuRecFamily(Audited):
     """The family: a denoiser, a sampler, an objective and scores, each made by a method that a subclass may replace.
 
     Parameters
@@ -74,6 +74,10 @@ class DiffuRecFamily(DiffusionRecommender):
         self.position_embedding = nn.Embedding(longest, self.hidden_size) if config["use_position"] else None
         self.repeat_bias = nn.Parameter(torch.zeros(longest)) if config["repeat_bias"] else None
         self.denoiser = self.build_denoiser(config)
+        self.noised_target: bool = config["noised_target"] is not False
+        if not self.noised_target:
+            # Beside the modules, of which a plugin's denoiser may be one.
+            self.__dict__["denoiser"] = ChangedDenoiser(self.denoiser, NoDiffusion(config["diffusion_steps"]))
         self.process = DiffusionProcess(schedules.betas(config["noise_schedule"], config["diffusion_steps"]))
         self.sampler = self.build_sampler(config)
         self.step_sampler = STEP_SAMPLERS[config["step_sampler"]](config["diffusion_steps"])
@@ -217,7 +221,8 @@ class DiffuRecFamily(DiffusionRecommender):
     @property
     def visits(self) -> list[int]:
         """The 0-based diffusion steps in the order in which inference visits them."""
-        return [self.n_steps - 1] if self.reverse_start == "last_item" else self.sampler.visits
+        one = self.reverse_start == "last_item" or not self.noised_target
+        return [self.n_steps - 1] if one else self.sampler.visits
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items, [B, I]; the padding row scores minus infinity.
@@ -303,13 +308,20 @@ class DiffuRecFamily(DiffusionRecommender):
             last = self.n_steps - 1
             x_T = self.process.q_sample(self.item_embedding(last_item), torch.full_like(last_item, last), draws.start())
             return denoise(x_T, last)
+        if not self.noised_target:
+            return denoise(draws.start(), self.n_steps - 1)  # all steps would be alike
         return self.sampler.sample(draws.start(), denoise, draws.step)
 
     def with_sampling_steps(self, sampling_steps: int) -> DiffuRecFamily:
         """The same model, its weights shared, with another number of reverse steps, from 1 to T."""
-        shared: dict[int, Any] = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
-        other = copy.deepcopy(self, shared)
-        other.sampler, other._bfloat16_denoiser = self.sampler.with_steps(sampling_steps), None
+        other = self.sharing_weights()
+        other.sampler = self.sampler.with_steps(sampling_steps)
+        return other
+
+    def sharing_weights(self) -> DiffuRecFamily:
+        """``Audited.sharing_weights``; a copy of the network in bf16 is made anew."""
+        other = super().sharing_weights()
+        other._bfloat16_denoiser = None
         return other
 
     def program(self) -> Program:

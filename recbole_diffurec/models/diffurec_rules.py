@@ -25,6 +25,7 @@ FAMILY_RULES = {
     "offset_noise": Rule("bool"),
     "offset_scale": Rule("number"),
     "reverse_start": Rule("str", choices=["noise", "last_item"]),
+    "noised_target": Rule("bool"),
     "noise_seed": Rule("int", 0, 2**63 - 1),
     "ensemble_seeds": Rule("list", optional=True),
     "sampled_softmax": Rule("int", 1, optional=True),

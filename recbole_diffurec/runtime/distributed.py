@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
 import signal
 import sys
@@ -45,8 +46,10 @@ __all__ = [
 
 logger = logging.getLogger("recbole_diffurec")
 
-# How long processes on several machines wait for each other.
+# How long processes wait for each other before they begin, in seconds.
 RENDEZVOUS_SECONDS = 900
+# Far more processes than a machine has GPUs.
+MOST_HERE = 1024
 # What RecBole collects for each user.
 COLLECTED = ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label")
 
@@ -62,7 +65,9 @@ def process_group(device: torch.device) -> Iterator[None]:
             torch.cuda.set_device(device)  # where NCCL puts what processes tell each other
         # Preparing large data takes its time, while the other processes wait.
         backend = "nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=timedelta(days=1))
+        distributed.init_process_group(
+            backend, timeout=timedelta(days=1), store=_met(), rank=rank(), world_size=world_size()
+        )
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -75,6 +80,23 @@ def process_group(device: torch.device) -> Iterator[None]:
     # tensors of Python, and comes after the operations that have.
     distributed.barrier()
     distributed.destroy_process_group()
+
+
+def _met() -> distributed.Store:
+    """The store that all processes share, once all of them are there; ``RuntimeError`` where they are not in time."""
+    patience = timedelta(seconds=RENDEZVOUS_SECONDS)
+    where = f"{os.environ.get('MASTER_ADDR')} port {os.environ.get('MASTER_PORT')}"
+    minutes = RENDEZVOUS_SECONDS / 60
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # torchrun starts them when all can be there
+        logger.info("waiting up to %g minutes at %s for %d processes", minutes, where, world_size() - 1)
+    try:
+        store, *_ = next(iter(distributed.rendezvous("env://", timeout=patience)))
+        store.set(f"here/{rank()}", "")
+        store.wait([f"here/{other}" for other in range(world_size())], patience)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise RuntimeError(f"not all came to {where} within {minutes:g} minutes: {reason}") from None
+    return store
 
 
 def exit_at_once(code: int) -> None:
@@ -231,7 +253,15 @@ def gather_evaluation(struct: Any) -> Any:
     return struct
 
 
-def launch(arguments: list[str], nproc: int, world_size: int | None, group_offset: int, ip: str, port: int) -> int:
+def launch(
+    arguments: list[str],
+    nproc: int,
+    world_size: int | None,
+    group_offset: int,
+    ip: str,
+    port: int,
+    minutes: float = RENDEZVOUS_SECONDS / 60,
+) -> int:
     """Start processes on this machine, as ``torchrun`` does, each with the command line ``arguments``.
 
     Parameters
@@ -246,6 +276,8 @@ def launch(arguments: list[str], nproc: int, world_size: int | None, group_offse
         Address of process 0's machine, where there are several machines.
     port : int
         Port there.
+    minutes : float
+        How long to wait for the other machines.
 
     Returns
     -------
@@ -257,7 +289,7 @@ def launch(arguments: list[str], nproc: int, world_size: int | None, group_offse
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import elastic_launch
 
-    config = _launch_config(nproc, nproc if world_size is None else world_size, group_offset, ip, port)
+    config = _launch_config(nproc, nproc if world_size is None else world_size, group_offset, ip, port, minutes)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         with _environment_of_children(nproc):
@@ -283,7 +315,7 @@ def launch(arguments: list[str], nproc: int, world_size: int | None, group_offse
     return 0
 
 
-def _launch_config(nproc: int, world_size: int, group_offset: int, ip: str, port: int) -> Any:
+def _launch_config(nproc: int, world_size: int, group_offset: int, ip: str, port: int, minutes: float) -> Any:
     """What ``elastic_launch`` is asked for; raises ``UserError`` where the numbers do not fit together."""
     from torch.distributed.launcher.api import LaunchConfig
 
@@ -292,11 +324,18 @@ def _launch_config(nproc: int, world_size: int, group_offset: int, ip: str, port
             f"{nproc} processes from number {group_offset} of {world_size} do not fit together: --world_size and "
             f"--group_offset must be multiples of --nproc, and the offset below the size"
         )
+    if nproc > MOST_HERE:
+        raise UserError(f"--nproc must be at most {MOST_HERE}, got {nproc}: start one process for each GPU or so")
+    if not 0 < minutes <= 24 * 60 or not 0 < port < 2**16:
+        raise UserError(
+            f"--rendezvous_minutes must be above 0 and at most 1440, and --port from 1 to 65535, got {minutes:g} and "
+            f"{port}"
+        )
     alone = world_size == nproc
     if not alone:
         logger.info(
-            "waiting up to %d minutes at %s port %d for %d processes of other machines",
-            RENDEZVOUS_SECONDS // 60,
+            "waiting up to %g minutes at %s port %d for %d processes of other machines",
+            minutes,
             ip,
             port,
             world_size - nproc,
@@ -308,7 +347,7 @@ def _launch_config(nproc: int, world_size: int, group_offset: int, ip: str, port
         run_id=uuid.uuid4().hex if alone else f"{ip}:{port}",
         rdzv_backend="c10d" if alone else "static",
         rdzv_endpoint="localhost:0" if alone else f"{ip}:{port}",
-        rdzv_configs={} if alone else {"rank": group_offset // nproc, "timeout": RENDEZVOUS_SECONDS},
+        rdzv_configs={} if alone else {"rank": group_offset // nproc, "timeout": math.ceil(60 * minutes)},
         max_restarts=0,
     )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 from recbole.utils import EvaluatorType, ModelType
 
@@ -52,12 +53,88 @@ def evaluate(
         A file is no checkpoint of ours, a parameter is wrong, the data is not what the model was trained on, or the
         models do not fit together.
     """
-    members = [_Member.open(path, parameters) for path in (checkpoint_file, *more)]
+    members = open_members([checkpoint_file, *more], parameters)
+    read = checkpoint_file, *more, *members[0].config.data_files()
+    path = files.check_writable(result_file, "result_file", read)
+    with opened(members, parameters) as found:
+        first, (network, trainer) = found.members[0], found.built[0]
+        if more:
+            network = trainer.model = as_one([network for network, _ in found.built], found.members)
+        with explained(f"testing model '{first.state['model']}'", found.log):
+            test_result, eval_seconds = timed_test(trainer, found.data.loaders[2], first.config, load_best=False)
+    result = {
+        **describe_run(first.config, found.data, network),
+        "best_epoch": first.state["epoch"],
+        "test_result": test_result,
+        "eval_seconds": eval_seconds,
+        "checkpoint": os.path.abspath(checkpoint_file),
+        **({"checkpoints": [os.path.abspath(member.path) for member in found.members]} if more else {}),
+        "log": found.log,
+    }
+    return deliver(result, path)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Checkpoints of one data set, opened.
+
+    Attributes
+    ----------
+    members : list of Member
+        The checkpoints.
+    built : list of tuple
+        The network with its weights, and a trainer, of each.
+    data : PreparedData
+        Their data.
+    log : str
+        The path of the log file.
+    """
+
+    members: list[Member]
+    built: list[tuple[Any, Any]]
+    data: PreparedData
+    log: str
+
+
+def open_members(paths: Sequence[str | Path], parameters: Mapping[str, Any]) -> list[Member]:
+    """Checkpoints of one data set, read, before any data is.
+
+    Parameters
+    ----------
+    paths : Sequence of str or Path
+        The files.
+    parameters : Mapping of str to object
+        What to change, for every checkpoint.
+
+    Raises
+    ------
+    UserError
+        As ``evaluate``, as far as it can be told so early.
+    """
+    members = [Member.open(path, parameters) for path in paths]
     for other in members[1:]:
         _check_fits_together(members[0], other)
+    members[0].config.refuse_without("test", "there is nothing to test on")
+    return members
+
+
+@contextlib.contextmanager
+def opened(members: list[Member], parameters: Mapping[str, Any]) -> Iterator[Opened]:
+    """The networks, the trainers and the data of checkpoints, to be tested; leaves the process as it was.
+
+    Parameters
+    ----------
+    members : list of Member
+        From ``open_members``.
+    parameters : Mapping of str to object
+        What the user changed.
+
+    Raises
+    ------
+    UserError
+        The data is not what the models were trained on, or weights do not fit.
+    """
     first = members[0]
-    first.config.refuse_without("test", "there is nothing to test on")
-    path = files.check_writable(result_file, "result_file", (checkpoint_file, *more, *first.config.data_files()))
     with (
         compat.quiet(),
         compat.no_tensorboard(),
@@ -66,26 +143,11 @@ def evaluate(
         log_file(first.config, required=False) as log,
     ):
         data = first.data(log, parameters)
-        built = [member.build(data, log, parameters) for member in members]
-        network, trainer = built[0]
-        if more:
-            network = trainer.model = _ensemble([network for network, _ in built], members)
-        with explained(f"testing model '{first.state['model']}'", log):
-            test_result, eval_seconds = timed_test(trainer, data.loaders[2], first.config, load_best=False)
-    result = {
-        **describe_run(first.config, data, network),
-        "best_epoch": first.state["epoch"],
-        "test_result": test_result,
-        "eval_seconds": eval_seconds,
-        "checkpoint": os.path.abspath(checkpoint_file),
-        **({"checkpoints": [os.path.abspath(member.path) for member in members]} if more else {}),
-        "log": log,
-    }
-    return deliver(result, path)
+        yield Opened(members, [member.build(data, log, parameters) for member in members], data, log)
 
 
 @dataclass(frozen=True)
-class _Member:
+class Member:
     """One of the checkpoints that are tested."""
 
     path: str | Path
@@ -93,7 +155,8 @@ class _Member:
     config: RunConfig
 
     @classmethod
-    def open(cls, path: str | Path, parameters: Mapping[str, Any]) -> _Member:
+    def open(cls, path: str | Path, parameters: Mapping[str, Any]) -> Member:
+        """Read a checkpoint, and its configuration with ``parameters`` changed."""
         state = checkpoint.open_run(path)
         say_without_gpu(parameters)
         config = RunConfig(state["model"], state["dataset"], {**state["config"], **parameters})
@@ -151,7 +214,7 @@ def check_same_data(
         )
 
 
-def _check_fits_together(first: _Member, other: _Member) -> None:
+def _check_fits_together(first: Member, other: Member) -> None:
     """Refuse checkpoints that one evaluation cannot serve."""
     if any(other.state[name] != first.state[name] for name in ("dataset", "id_tokens")):
         raise UserError(
@@ -166,7 +229,21 @@ def _check_fits_together(first: _Member, other: _Member) -> None:
         )
 
 
-def _ensemble(networks: Sequence[Any], members: Sequence[_Member]) -> Ensemble:
+def as_one(networks: Sequence[Any], members: Sequence[Member]) -> Ensemble:
+    """The networks of checkpoints as one model.
+
+    Parameters
+    ----------
+    networks : Sequence of object
+        RecBole models.
+    members : Sequence of Member
+        Where each is from.
+
+    Raises
+    ------
+    UserError
+        They do not rank all items, or are judged by single scores.
+    """
     metrics = members[0].config["metrics"]
     if members[0].config["eval_type"] == EvaluatorType.VALUE:
         raise UserError(f"checkpoints are tested as one by their rankings, and metrics {metrics} are of single scores")

@@ -29,7 +29,7 @@ from recbole_diffurec.training.report import (
     log_file,
     plain_metrics,
 )
-from recbole_diffurec.training.state import TrainingState, check_data, find_state
+from recbole_diffurec.training.state import OtherDataError, TrainingState, check_data, find_state
 
 logger = logging.getLogger("recbole_diffurec")
 
@@ -159,6 +159,28 @@ def train(
     if distributed.rank() == 0:
         Path(trainer.state_file).unlink(missing_ok=True)
     return TrainedRun(config, data, network, trainer, result)
+
+
+def train_or_resume(
+    config: RunConfig, datasets: DatasetCache | None = None, on_scores: Callable[..., None] | None = None
+) -> TrainedRun:
+    """``train``, from the state that an interrupted training of this very configuration left, where it left one.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Checked.
+    datasets : DatasetCache, optional
+        Data sets that runs share.
+    on_scores : callable, optional
+        As of ``train``.
+    """
+    state = find_state(config, strict=False)
+    try:
+        return train(config, datasets, on_scores, state)
+    except OtherDataError as error:
+        logger.warning("%s on %s: %s; it starts afresh", config["model"], config["dataset"], error)
+        return train(config, datasets, on_scores)
 
 
 def _share(data: PreparedData, trainer: Any) -> None:

@@ -63,12 +63,34 @@ def test_run_evaluate_recommend(installed: Path, command: Any, model: str) -> No
     assert len(pd.read_csv(installed / f"{model}.csv")) == 3 * result["n_users"]
 
 
+def test_audit(installed: Path, command: Any) -> None:
+    """A plugin's model is changed like our own, and has a twin."""
+    command("run", "--model=TinyDiffusion", *SMALL, "--result_file=audited.json")
+    path = json.loads((installed / "audited.json").read_text())["checkpoint"]
+    asked = ("--gpu_id=", "--show_progress=False", "--users=120", "--samples=3", "--train_twin", "--output_dir=tiny")
+    out = command("audit", path, *asked, "--result_file=tiny.json")
+    result = json.loads((installed / "tiny.json").read_text())
+    lines = {line["name"]: line for line in result["lines"]}
+    assert all("ndcg" in lines[name] for name in ("factor_0", "other_noise", "frozen_step", "ddpm_4", "ddim_4", "twin"))
+    assert lines["factor_0"]["overlap"] < 1 == lines["frozen_step"]["overlap"]  # its network sees no step
+    assert lines["mc_dropout"]["not_applicable"] == "the network has no dropout"
+    assert result["verdict"]["line"] == "twin" and result["verdict"]["sentence"] in out
+    command("run", "--model=TinyMean", *SMALL, "--result_file=mean.json")
+    path = json.loads((installed / "mean.json").read_text())["checkpoint"]
+    assert "TinyDiffusion" in command("audit", path, code=2)
+
+
 def test_compare_and_tune(installed: Path, command: Any) -> None:
     models = "--models=TinyDiffusion,TinyNoise,TinyMean,DiffuRec@n_layers=1+hidden_size=8+sampling_steps=1"
     out = command("compare", models, *SMALL, "--output_dir=side-by-side")
     assert "TinyMean" in out
     runs = pd.read_csv(installed / "side-by-side" / "runs.csv")
     assert list(runs["model"]) == ["TinyDiffusion", "TinyNoise", "TinyMean", models.rpartition(",")[2]]
+    results = [json.loads(path.read_text()) for path in (installed / "side-by-side" / "runs").glob("*.json")]
+    assert {result["model"] for result in results if "audit" in result} == {"TinyDiffusion", "DiffuRec"}
+    assert "TinyNoise: Removing the noised vector changes" in out
+    page = (installed / "side-by-side" / "report.html").read_text()
+    assert page.count("What the diffusion contributes to") == 3
     # TinyMean alone is no method, and so the one to beat.
     significance = pd.read_csv(installed / "side-by-side" / "significance.csv")
     assert set(significance["baseline"]) == {"TinyMean"}

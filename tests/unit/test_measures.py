@@ -22,6 +22,14 @@ def test_ranks_and_lists_of_scores():
     assert collector.lists.tolist() == [[1, 2, 3], [4, 3, 0], [1, 3, 4]]  # of user 8 two items can be recommended
 
 
+def test_targets_of_one_user_share_a_row_of_scores():
+    collector = measures.RankCollector([3], "user_id")
+    scores = torch.tensor([[-np.inf, 4.0, 3.0, 2.0, 1.0], [-np.inf, 1.0, 2.0, 3.0, 4.0]])
+    users = Interaction({"user_id": torch.tensor([7, 7, 8])})
+    collector(users, scores, torch.tensor([0, 0, 1]), torch.tensor([2, 4, 4]))
+    assert collector.ranks.tolist() == [2, 0, 1] and collector.lists.tolist() == [[1, 2, 3], [1, 2, 3], [4, 3, 2]]
+
+
 def test_gains_are_those_of_the_textbook():
     gains = measures.gains(np.array([1, 2, 10, 11, 0]), 10)
     assert gains["hit"].tolist() == [1, 1, 1, 0, 0]

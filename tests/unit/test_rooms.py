@@ -51,7 +51,7 @@ ROOMS = {
     "config": Room("described layers protocol rules", imports="errors"),
     "models": Room(
         "approximator base causal cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program diffurec_rules "
-        "duorec ensemble objectives scores sequential spec stosa",
+        "duorec ensemble interventions objectives scores sequential spec stosa",
         imports="errors runtime diffusion layers data config",
     ),
     "host": Room(
@@ -70,7 +70,8 @@ ROOMS = {
         imports="errors version runtime data config models host training",
     ),
     "experiments": Room(
-        "cluster compare figures grid measures report space stats store tables trials tune",
+        "audit audit_bench audit_figure audit_lines audit_tables calibration cluster compare figures grid measures "
+        "report search_folder space stats store tables trials tune verdict",
         imports="errors runtime config models host training",
     ),
     "testing": Room("testing", imports="errors runtime data models host training inference"),

@@ -15,6 +15,7 @@ from recbole.data.interaction import Interaction
 from recbole_diffurec.data.rows import FIRST_TARGET, ROW, windows
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.dataset import PrefixRows
 from recbole_diffurec.host.loaders import dataset_of, training_batch
 from recbole_diffurec.host.sequences import SequenceRows
 from recbole_diffurec.layers.device import assume
@@ -121,6 +122,18 @@ def test_every_training_target_is_in_one_batch_with_its_history(longest):
     )  # what counts of items are made of
     for part in (1, 2):
         assert len(dataset_of(sequences.loaders[part])) == len(dataset_of(prefixes.loaders[part]))
+
+
+@pytest.mark.parametrize("group_by", ["user", "none"])
+def test_shares_in_time_are_split_before_histories_are_cut(group_by):
+    """Nothing of validation or test is a target, wherever in a user's history training ends."""
+    numbers = []
+    for rows in ("prefixes", "sequences"):
+        split = {"split": {"RS": [0.6, 0.2, 0.2]}, "group_by": group_by}
+        values = {**SMALL, "MAX_ITEM_LIST_LENGTH": 6, "rows": rows, "eval_args": split}
+        data = PreparedData(RunConfig("CausalRec", "ml-100k", values))
+        numbers.append(torch.cat([batch[ROW] for batch in data.loaders[0]]).sort().values)
+    assert torch.equal(*numbers)
 
 
 # Losses
@@ -296,6 +309,15 @@ def test_what_cannot_be_trained_over_all_positions_is_refused(model, more, messa
     with pytest.raises(UserError) as refusal:
         RunConfig(model, "ml-100k", {"gpu_id": "", "rows": "sequences", **more})
     assert message in str(refusal.value)
+
+
+def test_histories_that_are_no_targets_are_refused():
+    """Of two targets with two items before each, as files with a history for each target give them."""
+    columns = {"item_id": torch.tensor([3, 6]), "item_length": torch.tensor([2, 2])}
+    flat = {"item_id_list": torch.arange(1, 7)}
+    rows = PrefixRows(columns, flat, torch.tensor([0, 3]), torch.tensor([2, 5]), 5, "item_length")
+    with pytest.raises(UserError, match="every item of a history but the first must be a training target"):
+        SequenceRows(rows)
 
 
 def test_rows_of_before_are_prefixes():
