@@ -313,13 +313,10 @@ def test_evaluate_gets_what_was_given(calls: list, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("command", PARSERS)
 def test_a_value_may_have_spaces_in_every_command(command: str, given: list[str]) -> None:
     """``argparse`` takes an argument with a space for a file."""
-<<<<<<< HEAD
     needed = {"tune": ["--params_file=x"], "recommend": ["a.pth", "--output=x"], "prepare": ["a.csv"]}
-    needed |= {name: ["a.pth"] for name in ("evaluate", "export", "serve")} | {"similar": ["a.pth", "--items=1"]}
-=======
-    needed = {"tune": ["--params_file=x"], "recommend": ["a.pth", "--output=x"]}
-    needed |= {name: ["a.pth"] for name in ("evaluate", "audit", "export", "serve")}
->>>>>>> main
+    needed |= {name: ["a.pth"] for name in ("evaluate", "audit", "export", "serve")} | {
+        "similar": ["a.pth", "--items=1"]
+    }
     options, parameters = parse(command, [*given, *needed.get(command, [])])
     assert parameters == {"topk": [5, 10]}
     assert getattr(options, "checkpoints", ["a.pth"]) == ["a.pth"]
@@ -377,13 +374,9 @@ def test_every_name_in_the_help_exists(capsys: pytest.CaptureFixture[str]) -> No
         main(["--help"])
     named = set(re.findall(r"--(\w+)", capsys.readouterr().out))
     options = {"model", "dataset", "config_files", "experiment", "result_file", "list_models", "version", "help"}
-<<<<<<< HEAD
-    options |= {"resume", "nproc", "world_size", "group_offset", "ip", "port"}
+    options |= {"resume", "nproc", "world_size", "group_offset", "ip", "port", "rendezvous_minutes"}
     options |= {"list_experiments", "list_parameters"}
     options |= {"user", "item", "time", "rating", "min_rating", "items", "title", "separator", "name", "overwrite"}
-=======
-    options |= {"resume", "nproc", "world_size", "group_offset", "ip", "port", "rendezvous_minutes"}
->>>>>>> main
     of_models = [name for model in spec.names() for name in spec.find(model).rules]
     assert named - options - {"NAME"} <= {*RULES, *of_models}
     assert named >= options
