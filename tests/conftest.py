@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import recbole_diffurec  # mends RecBole before a test imports it
-from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.config import RunConfig, known_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -93,8 +93,9 @@ class FakeDataset:
 
 def make_model(name: str = "DiffuRecSys", n_items: int = 31, **parameters: Any):
     """A small model in evaluation mode, in float64."""
-    values = {"hidden_size": 16, "n_layers": 2, "n_heads": 4, "MAX_ITEM_LIST_LENGTH": 12, "gpu_id": "", **parameters}
-    config = RunConfig(name, "test", values)
+    small = {"hidden_size": 16, "n_layers": 2, "n_heads": 4, "MAX_ITEM_LIST_LENGTH": 12, "gpu_id": ""}
+    known = known_parameters(name)
+    config = RunConfig(name, "test", {**{key: value for key, value in small.items() if key in known}, **parameters})
     return config.model_class(config, FakeDataset(n_items)).double().eval()
 
 

@@ -283,7 +283,7 @@ def _export() -> _Parser:
         "--format",
         default="onnx",
         help="onnx (default) or torch: inference with the whole reverse process; safetensors: the weights; faiss: an "
-        "index of the item vectors",
+        "index of the item vectors; npy: these vectors",
     )
     command.add_argument("--output", metavar="FILE", help="by default the checkpoint's name with the format's ending")
     command.add_argument("--input", metavar="FILE", help="histories to measure the faiss index's recall on")

@@ -87,6 +87,31 @@ def named(name: str) -> tuple[ModelSpec, Mapping[str, Any]]:
     return find(name), {}
 
 
+def in_host_spelling(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters under the names that RecBole reads: DiffRec's ``time_aware`` is ``time-aware`` there.
+
+    Parameters
+    ----------
+    name : str
+        A model.
+    given : Mapping of str to object
+        Parameters.
+
+    Raises
+    ------
+    UserError
+        One is given under both names, with two values.
+    """
+    values = dict(given)
+    for theirs in find(name).default_values():
+        ours = theirs.replace("-", "_")
+        if ours != theirs and ours in values:
+            value = values.pop(ours)
+            if values.setdefault(theirs, value) != value:
+                raise UserError(f"{ours} is {value!r}, and {theirs}, its other name, {values[theirs]!r}: give one")
+    return values
+
+
 def model_class(name: str) -> type:
     """The class of a model; ``UserError`` where a package that it needs cannot be imported."""
     module, package = NEEDED.get(name, (None, None))

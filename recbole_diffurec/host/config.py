@@ -34,6 +34,7 @@ from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue
 from recbole_diffurec.host.catalogue import HOST_PROPERTIES
 from recbole_diffurec.host.checks import FILTERS, check_data_and_evaluation, check_effect
+from recbole_diffurec.host.inputs import reconstructs
 from recbole_diffurec.host.repeats import with_repeat_bias
 from recbole_diffurec.host.sequences import check_rows
 from recbole_diffurec.runtime import distributed, precision
@@ -69,7 +70,7 @@ def known_parameters(model: str) -> frozenset[str]:
     overall, own = layers.shipped_defaults("overall"), catalogue.find(model).default_values()
     host_files = [HOST_PROPERTIES / "overall.yaml", HOST_PROPERTIES / "dataset" / "sample.yaml"]
     host_files += sorted((HOST_PROPERTIES / "quick_start_config").glob("*.yaml"))
-    known = {*overall, *own, *_UNLISTED_HOST_KEYS}
+    known = {*overall, *own, *(name.replace("-", "_") for name in own), *_UNLISTED_HOST_KEYS}
     known.update(key for path in host_files for key in layers.read_yaml(path))
     known.update(general_arguments, training_arguments, evaluation_arguments, dataset_arguments)
     return frozenset(known - {"config_file"})  # listed by RecBole and read by nothing
@@ -120,6 +121,7 @@ class RunConfig(Config):
                     f"give --model={self.spec.name}"
                 )
         self._check_names(self.spec.name, given)
+        given = catalogue.in_host_spelling(self.spec.name, given)
         cls = catalogue.model_class(self.spec.name)
         try:
             super().__init__(model=cls, dataset=dataset, config_dict=given)
@@ -130,6 +132,14 @@ class RunConfig(Config):
             raise UserError(f"RecBole refuses these parameters: {reason}") from error
         if isinstance(self.spec, catalogue.HostSpec) and self["repeat_bias"]:
             self.model_class = with_repeat_bias(cls)
+        if self["valid_item_in_input"]:
+            self.refuse_without("validation", "valid_item_in_input is to put its items into the input of the test")
+        if reconstructs(cls) and not self["mask_seen"]:
+            once(
+                logging.WARNING,
+                f"model {self.spec.name} reconstructs the items it is given, which fill the top of a ranking that has "
+                f"them: figures without --mask_seen=True say little of it",
+            )
 
     # Hooks of RecBole's constructor
 
@@ -318,8 +328,8 @@ def own_names(columns: Mapping[str, Any], final: Mapping[str, Any]) -> dict[str,
 
 
 def columns_to_load(final: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``load_col`` is where the user gives none: of the interactions the time as well, and of files that are split
-    already the histories, where they have some.
+    """What ``load_col`` is where the user gives none: of the interactions the time as well, of files that are split
+    already the histories, where they have some, and of the items the column that is a factor of the model.
     """
     fields = [final[f"{kind}_FIELD"] for kind in ("USER_ID", "ITEM_ID", "TIME")]
     columns = own_names(final["load_col"] or {}, final)
@@ -327,6 +337,8 @@ def columns_to_load(final: Mapping[str, Any]) -> dict[str, Any]:
         fields += [name for name in columns.get("inter", []) if name not in fields]
     if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final["benchmark_filename"]:
         fields.append(final["ITEM_ID_FIELD"] + final["LIST_SUFFIX"])
+    if final.get("category_field"):
+        columns["item"] = [final["ITEM_ID_FIELD"], final["category_field"]]
     return {**columns, "inter": fields}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
-import os
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -132,15 +132,51 @@ def numbers_only(ldiffrec: Any) -> Iterator[None]:
     @functools.wraps(build)
     def build_from_vectors(self: Any, config: Any, dataset: Any) -> None:
         if config["n_cate"] > 1:
-            path = os.path.join(dataset.dataset_path, "item_emb.npy")
-            found, items = len(load_vectors(path)), dataset.num(config["ITEM_ID_FIELD"]) - 1
-            if found != items:
-                raise UserError(
-                    f"'{path}' has {found} rows for {items} items: give one vector for each, in order of their numbers"
-                )
+            check_item_vectors(Path(dataset.dataset_path) / "item_emb.npy", dataset)
         build(self, config, dataset)
 
     ldiffrec.LDiffRec.__init__ = build_from_vectors
+
+
+def check_item_vectors(path: Path, dataset: Any) -> None:
+    """Refuse a file of vectors that is not of a data set's items.
+
+    Parameters
+    ----------
+    path : Path
+        A ``.npy`` file; beside it there may be ``PATH.json``, as ``export`` writes it, which names the items.
+    dataset : recbole.data.dataset.Dataset
+        Filtered.
+
+    Raises
+    ------
+    UserError
+        The file is missing or no table, or its rows are those of other items, or in another order.
+    """
+    again = f"recbole-diffurec export CHECKPOINT --format=npy --output={path}"
+    if not path.exists():
+        raise UserError(
+            f"n_cate above 1 clusters the items by their vectors, and '{path}' is missing: write it with '{again}' "
+            f"from a model trained on the same data, or give --n_cate=1"
+        )
+    items = [str(token) for token in dataset.field2id_token[dataset.iid_field][1:]]
+    found = len(load_vectors(path))
+    if found != len(items):
+        raise UserError(
+            f"'{path}' has {found} rows for {len(items)} items: give one vector for each, in order of their numbers"
+        )
+    beside = Path(f"{path}.json")
+    if not beside.exists():
+        return
+    try:
+        named = json.loads(beside.read_text(encoding="utf-8"))["items"][1:]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"'{beside}' does not name the items of '{path}': write both with '{again}'") from None
+    if named != items:
+        raise UserError(
+            f"'{path}' is of other items than this run's, or of another order: write it with '{again}' from a model "
+            f"trained with the same filters"
+        )
 
 
 def load_vectors(path: str | Path) -> np.ndarray:

@@ -140,4 +140,5 @@ def target_weight(loader: Any, batch: int) -> float | None:
     size = loader.batch_sampler.batch_size
     # Small batches are all of every process, see ``loaders``.
     copies = distributed.world_size() if min(size, len(rows) - batch * size) < distributed.world_size() else 1
-    return len(loader) / (rows.n_targets * copies)
+    # Of the whole epoch, also where no more than its first batches are trained on.
+    return len(loader.batch_sampler) / (rows.n_targets * copies)

@@ -1,4 +1,4 @@
-"""Trained models as files for other runtimes: ONNX, torch.export, safetensors, a nearest-neighbour index of the items.
+"""Trained models as files for other runtimes: ONNX, torch.export, safetensors, an index or a table of item vectors.
 
 Shapes: B batch, L padded history length, d hidden size, I items with padding row 0.
 
@@ -27,7 +27,7 @@ from recbole_diffurec.runtime import files
 from recbole_diffurec.training.prepare import training_histories
 from recbole_diffurec.version import __version__
 
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "faiss": ".faiss"}
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "faiss": ".faiss", "npy": ".npy"}
 OUTPUT = "scores"
 TOLERANCE = 1e-4  # of the exported program's scores, relative to the largest
 # Of the index: neighbours of a node, and candidates kept while building it and while searching (Malkov, Yashunin 2018).
@@ -53,7 +53,8 @@ def export(
     output : str or Path, optional
         The file, whose folder is made when missing; by default the checkpoint's name with the format's ending.
     format : str, optional
-        ``onnx``, ``torch`` (torch.export), ``safetensors`` (the weights), ``faiss`` (an index of item vectors).
+        ``onnx``, ``torch`` (torch.export), ``safetensors`` (the weights), ``faiss`` (an index of item vectors), ``npy``
+        (the item vectors, float32 [items, d], without padding).
     input : str or Path, optional
         With ``faiss``, a file of histories to measure the recall on (see ``recbole_diffurec.data.histories``); the
         first thousand users of the training data by default.
@@ -111,6 +112,10 @@ def _content(
         content, recall = _index(recommender, input)
         about = {"metric": "inner product", "neighbour_0_is_item": 1, "recall_at_20": recall}
         return content, about, {"recall": recall}
+    if format == "npy":
+        buffer = io.BytesIO()
+        np.save(buffer, network.item_vectors().detach()[1:].numpy())
+        return buffer.getvalue(), {"row_0_is_item": 1}, {}
     program = network.program().eval()
     content, difference = _serialised(program, recommender, format)
     return content, program.describe(), {"difference": difference}

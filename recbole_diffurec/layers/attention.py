@@ -38,7 +38,7 @@ class MultiHeadAttention(nn.Module):
     checkpointing : bool
         Keep no attention weights for the backward pass, and compute a few histories' at a time again there.
     causal : bool
-        Whether ``self_attention`` looks back alone: a token sees itself and what is before it in its history.
+        Whether a token looks back alone, to itself and what is before it in its history.
     distances : int, optional
         D, with which each head learns a score for the distance of a key from its query, from 0 to D - 1 places back
         (Raffel et al. 2020, section 2.1, without their bins). For ``causal`` attention.
@@ -80,7 +80,7 @@ class MultiHeadAttention(nn.Module):
         Parameters
         ----------
         query : Tensor
-            [N, d], one query a token, or [B, d], one a history in sorted order.
+            [N, d], one query a token, or [B, d], one a history in sorted order, which sees all of it.
         keys_values : list of Tensor
             What ``keys_values`` returned.
         batch : RaggedBatch
@@ -93,7 +93,10 @@ class MultiHeadAttention(nn.Module):
         """
         queries = self._project([self.query], query, batch)
         slabs = zip(queries, keys_values, batch.slabs)
-        return self.output(torch.cat([self._slab_contexts(q, k, v, slab, query.dtype) for (q,), (k, v), slab in slabs]))
+        causal = self.causal and query.shape[0] != batch.n_sequences  # the query of a history comes last in it
+        return self.output(
+            torch.cat([self._slab_contexts(q, k, v, slab, query.dtype, causal) for (q,), (k, v), slab in slabs])
+        )
 
     def from_last(self, query: Tensor, x: Tensor, batch: RaggedBatch) -> Tensor:
         """Attend from one query a history, [B, d] in sorted order, to its tokens ``x`` [N, d]; [B, d].

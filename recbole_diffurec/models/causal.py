@@ -8,13 +8,13 @@ Shapes: B batch, M targets of a batch of sequences, L padded history length, N t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from recbole_diffurec.config.rules import Rule
 from recbole_diffurec.data.rows import FIRST_TARGET, prefixes, target_places
-from recbole_diffurec.layers.blocks import BlockShape
 from recbole_diffurec.layers.encoder import TransformerEncoder
 from recbole_diffurec.layers.ragged import RaggedBatch
 from recbole_diffurec.models import sequential
@@ -47,17 +47,8 @@ class CausalRec(SequentialModel):
 
     def build_encoder(self, config: Any, dataset: Any) -> None:
         """The blocks."""
-        shape = BlockShape(
-            hidden_size=self.hidden_size,
-            n_heads=config["n_heads"],
-            inner_size=config["inner_size"] or 4 * self.hidden_size,
-            hidden_act=config["hidden_act"],
-            hidden_dropout=config["hidden_dropout_prob"],
-            attn_dropout=config["attn_dropout_prob"],
-            causal=True,
-            checkpointing=config["gradient_checkpointing"],
-            distances=self.max_seq_length if self.position_kind == "relative" else None,
-        )
+        distances = self.max_seq_length if self.position_kind == "relative" else None
+        shape = replace(self.block_shape(config), distances=distances)
         self.encoder = TransformerEncoder(shape, config["n_layers"], self.norm)
 
     def embed(self, batch: RaggedBatch) -> Tensor:

@@ -29,35 +29,8 @@ from recbole_diffurec.models.diffurec import DiffuRecFamily
 from recbole_diffurec.models.diffurec_program import ReverseProgram
 from recbole_diffurec.models.diffurec_rules import FAMILY_RULES, check_family
 from recbole_diffurec.models.objectives import SquaredErrorObjective
-from recbole_diffurec.models.scores import ItemScores
+from recbole_diffurec.models.scores import ItemScores, OutputScores
 from recbole_diffurec.models.spec import ModelSpec
-
-
-class OutputScores(ItemScores):
-    """Scores by an output layer of its own, W x + b (Eq. 8). Holds the layer and owns it not.
-
-    As inner products, they are those of [x ; 1] with [W ; b].
-
-    Parameters
-    ----------
-    item_embedding : nn.Embedding
-        E, which scores nothing here.
-    output : nn.Linear
-        From d to I.
-    """
-
-    def __init__(self, item_embedding: nn.Embedding, output: nn.Linear):
-        super().__init__(item_embedding)
-        self.output = output
-
-    def vectors(self, items: Tensor | None = None) -> Tensor:
-        """[W ; b] as [I, d + 1], or its rows [n, d + 1] for items int [n]."""
-        vectors = torch.cat([self.output.weight, self.output.bias.unsqueeze(1)], dim=1)
-        return vectors if items is None else vectors.index_select(0, items)
-
-    def query(self, x: Tensor) -> Tensor:
-        """[x ; 1], [B, d + 1]."""
-        return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
 
 
 class SequenceNetwork(nn.Module):

@@ -1,4 +1,4 @@
-"""Scores of items for a vector: inner products or cosines, and a learned score for an item's place in the history.
+"""Scores of items for a vector: inner products, cosines or an output layer, and a score for the place in the history.
 
 Shapes: B batch, L padded history length, d hidden size, I items with padding row 0.
 """
@@ -101,3 +101,30 @@ class ItemScores:
         """The score of one item int [B] for each x [B, d]: [B]."""
         scores = (self.query(x) * self.vectors(items)).sum(dim=-1)
         return scores if bias is None else scores + bias.gather(items)
+
+
+class OutputScores(ItemScores):
+    """Scores by an output layer of its own, W x + b. Holds the layer and owns it not.
+
+    As inner products, they are those of [x ; 1] with [W ; b].
+
+    Parameters
+    ----------
+    item_embedding : nn.Embedding
+        E, which scores nothing here.
+    output : nn.Linear
+        From d to I.
+    """
+
+    def __init__(self, item_embedding: nn.Embedding, output: nn.Linear):
+        super().__init__(item_embedding)
+        self.output = output
+
+    def vectors(self, items: Tensor | None = None) -> Tensor:
+        """[W ; b] as [I, d + 1], or its rows [n, d + 1] for items int [n]."""
+        vectors = torch.cat([self.output.weight, self.output.bias.unsqueeze(1)], dim=1)
+        return vectors if items is None else vectors.index_select(0, items)
+
+    def query(self, x: Tensor) -> Tensor:
+        """[x ; 1], [B, d + 1]."""
+        return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)

@@ -5,7 +5,7 @@ Shapes: B batch, L padded history length, N tokens, d hidden size, I items with 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 
 from recbole_diffurec.config.rules import Rule
+from recbole_diffurec.errors import UserError
 from recbole_diffurec.layers.blocks import ACTIVATIONS, LAYER_NORM_EPS, BlockShape
 from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.encoder import TransformerEncoder
@@ -31,8 +32,35 @@ RULES = {
     "cosine_temperature": Rule("number", 0, 1, open_low=True, optional=True),
     "repeat_bias": Rule("bool"),
 }
+
 # Sampled softmax is a matter of training, and wants the training data's counts.
 FOR_INFERENCE = {"sampled_softmax": None}
+
+
+def check_negatives(model: str, values: Mapping[str, Any], pairwise: str, without: str) -> None:
+    """Raise ``UserError`` where ``loss_type`` and what stands for its negatives do not fit together.
+
+    Parameters
+    ----------
+    model : str
+        Its name.
+    values : Mapping of str to object
+        The parameters.
+    pairwise : str
+        The value of ``loss_type`` for a loss with drawn negatives; the other one is the cross-entropy over all items.
+    without : str
+        The options that ask for the cross-entropy.
+    """
+    if values["loss_type"] != pairwise:
+        return
+    negatives = values["train_neg_sample_args"]
+    if not isinstance(negatives, dict) or negatives.get("distribution") not in ("uniform", "popularity"):
+        raise UserError(
+            f"train_neg_sample_args must say how {model}'s negatives are drawn, got {negatives!r}: leave it out, or "
+            f"give {without}"
+        )
+    if values["sampled_softmax"]:
+        raise UserError("sampled_softmax stands for the cross-entropy over all items: give --loss_type=CE with it")
 
 
 class SequentialModel(SequentialRecommender, Exportable):
@@ -41,8 +69,9 @@ class SequentialModel(SequentialRecommender, Exportable):
     As it is, the encoder is that of SASRec (Kang, McAuley 2018) in the form of RecBole: post-norm causal Transformer
     blocks over item and position vectors, x = Dropout(LayerNorm(E[i] + P[k])), positions counted from the oldest item.
 
-    A model of this kind changes what it needs to: ``build_encoder`` for the layers, ``embed`` and ``encode`` for the
-    way from items to states, ``build_scores`` for how items are scored, ``calculate_loss`` for what is learned.
+    A model of this kind changes what it needs to: ``build_input`` and ``build_encoder`` for the layers, ``embed`` and
+    ``encode`` for the way from items to states, ``build_scores`` for how items are scored, ``calculate_loss`` for what
+    is learned.
 
     Parameters
     ----------
@@ -60,9 +89,7 @@ class SequentialModel(SequentialRecommender, Exportable):
         super().__init__(config, dataset)
         self.hidden_size: int = config["hidden_size"]
         self.item_embedding = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
-        self.build_positions(config)
-        self.input_norm = nn.LayerNorm(self.hidden_size, eps=LAYER_NORM_EPS)
-        self.input_dropout = Dropout(config["hidden_dropout_prob"])
+        self.build_input(config)
         self.repeat_bias = nn.Parameter(torch.zeros(self.max_seq_length)) if config["repeat_bias"] else None
         self.build_encoder(config, dataset)
         self.scores = self.build_scores(config)
@@ -73,6 +100,12 @@ class SequentialModel(SequentialRecommender, Exportable):
         self._initialise(config["initializer_range"])
 
     # Parts
+
+    def build_input(self, config: Any) -> None:
+        """Make what ``embed`` adds to the item vectors, and does to the sum."""
+        self.build_positions(config)
+        self.input_norm = nn.LayerNorm(self.hidden_size, eps=LAYER_NORM_EPS)
+        self.input_dropout = Dropout(config["hidden_dropout_prob"])
 
     def build_positions(self, config: Any) -> None:
         """Make what tells the encoder where in a history an item is."""
@@ -86,7 +119,11 @@ class SequentialModel(SequentialRecommender, Exportable):
         config, dataset : object
             Those of the constructor.
         """
-        shape = BlockShape(
+        self.encoder = TransformerEncoder(self.block_shape(config), config["n_layers"], self.norm)
+
+    def block_shape(self, config: Any) -> BlockShape:
+        """Sizes and switches of causal blocks."""
+        return BlockShape(
             hidden_size=self.hidden_size,
             n_heads=config["n_heads"],
             inner_size=config["inner_size"] or 4 * self.hidden_size,
@@ -96,7 +133,6 @@ class SequentialModel(SequentialRecommender, Exportable):
             causal=True,
             checkpointing=config["gradient_checkpointing"],
         )
-        self.encoder = TransformerEncoder(shape, config["n_layers"], self.norm)
 
     def build_scores(self, config: Any) -> ItemScores:
         """How items are scored."""

@@ -32,6 +32,9 @@ BUILTIN = {
     "CL4SRec": "recbole_diffurec.models.cl4srec:CL4SREC",
     "DiffRecDNR": "recbole_diffurec.models.diffrec_dnr:DIFFREC_DNR",
     "STOSA": "recbole_diffurec.models.stosa:STOSA_SPEC",
+    "VSAN": "recbole_diffurec.models.vsan:VSAN_SPEC",
+    "ACVAE": "recbole_diffurec.models.acvae:ACVAE_SPEC",
+    "MFGAN": "recbole_diffurec.models.mfgan:MFGAN_SPEC",
     "CausalRec": "recbole_diffurec.models.causal:CAUSALREC",
 }
 

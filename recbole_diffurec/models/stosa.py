@@ -341,17 +341,8 @@ class STOSA(SequentialModel):
 
 def check(values: Mapping[str, Any]) -> None:
     """Raise ``UserError`` where parameters do not fit together."""
-    negatives = values["train_neg_sample_args"]
-    drawn = isinstance(negatives, dict) and negatives.get("distribution") in ("uniform", "popularity")
-    if values["loss_type"] == "BPR":
-        if not drawn:
-            raise UserError(
-                f"train_neg_sample_args must say how STOSA's negatives are drawn, got {negatives!r}: leave it out, or "
-                f"give --loss_type=CE --pvn_weight=0"
-            )
-        if values["sampled_softmax"]:
-            raise UserError("sampled_softmax stands for the cross-entropy over all items: give --loss_type=CE with it")
-    elif values["pvn_weight"]:
+    sequential.check_negatives("STOSA", values, "BPR", "--loss_type=CE --pvn_weight=0")
+    if values["loss_type"] == "CE" and values["pvn_weight"]:
         raise UserError(
             f"pvn_weight {values['pvn_weight']} weighs a term between a target and its drawn negative, of which "
             f"loss_type CE has none: give --pvn_weight=0 with it"

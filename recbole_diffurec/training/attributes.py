@@ -117,6 +117,8 @@ def _mark(value: Any) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
+    if isinstance(value, nn.Parameter):  # a weight already, which recurrent layers of PyTorch keep in lists as well
+        return False
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "biuf"
     if isinstance(value, dict):

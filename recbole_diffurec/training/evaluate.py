@@ -15,6 +15,7 @@ from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
 from recbole_diffurec.host.config import DATA_PARAMETERS, RunConfig, say_without_gpu
 from recbole_diffurec.host.fingerprint import differences
+from recbole_diffurec.host.inputs import inputs_of_test
 from recbole_diffurec.host.loaders import dataset_of, share_evaluation
 from recbole_diffurec.host.models import WITHOUT_FIRST_WEIGHTS
 from recbole_diffurec.models.ensemble import Ensemble, ranks_all_items
@@ -61,7 +62,7 @@ def evaluate(
         if more:
             network = trainer.model = as_one([network for network, _ in found.built], found.members)
         with explained(f"testing model '{first.state['model']}'", found.log):
-            test_result, eval_seconds = timed_test(trainer, found.data.loaders[2], first.config, load_best=False)
+            test_result, eval_seconds = timed_test(trainer, found.data, load_best=False)
     result = {
         **describe_run(first.config, found.data, network),
         "best_epoch": first.state["epoch"],
@@ -256,10 +257,11 @@ def as_one(networks: Sequence[Any], members: Sequence[Member]) -> Ensemble:
     return Ensemble(networks)
 
 
-def timed_test(trainer: Any, test_data: Any, config: RunConfig, load_best: bool = True) -> tuple[dict, float]:
+def timed_test(trainer: Any, data: PreparedData, load_best: bool = True) -> tuple[dict, float]:
     """Test metrics, none where there is no test part, and the seconds they took, without the loading of the weights."""
     if load_best:
         trainer.load_best()
     started = time.perf_counter()
-    result = trainer.evaluate(test_data, load_best_model=False, show_progress=config["show_progress"])
+    with inputs_of_test(trainer.model, data.loaders, bool(data.config["valid_item_in_input"])):
+        result = trainer.evaluate(data.loaders[2], load_best_model=False, show_progress=data.config["show_progress"])
     return plain_metrics(result), time.perf_counter() - started

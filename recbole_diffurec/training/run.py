@@ -125,6 +125,8 @@ def train(
         State of an interrupted training, from ``find_state``, to resume.
     """
     model, dataset = config["model"], config["dataset"]
+    if distributed.world_size() > 1:
+        config.spec.refuse("nproc", "be trained in several processes")
     files.make_folder(config["checkpoint_dir"], "checkpoint_dir")
     say_without_gpu(config.external_config_dict)
     with compat.quiet(), restored(), log_file(config) as log:
@@ -144,7 +146,7 @@ def train(
                 data.loaders[0], data.loaders[1], lambda epoch: logger.info(describe_epoch(epoch, config))
             )
         with trainer.telling(on_scores):
-            test_result, eval_seconds = timed_test(trainer, data.loaders[2], config)
+            test_result, eval_seconds = timed_test(trainer, data)
     result = {
         **describe_run(config, data, network),
         "best_epoch": trainer.best_epoch,
@@ -188,7 +190,6 @@ def _share(data: PreparedData, trainer: Any) -> None:
     if distributed.world_size() == 1:
         return
     config, (train_data, *held_out) = data.config, data.loaders
-    config.spec.refuse("nproc", "be trained in several processes")
     if not (trainer.has_plain_epochs and hasattr(train_data, "batch_sampler")):
         raise UserError(
             f"model '{config['model']}' trains in a way of its own: train it in one process, without --nproc or "

@@ -34,6 +34,7 @@ MODELS = {
         "--sim=cos", "--lmd=0.5", "--tau=0.3",
     ],
     "DiffRecDNR": [*OURS, "--step_sampler=uniform"],
+    "MFGAN": [*TINY[:-1], "--discriminator_dropout_prob=0", "--n_generated=1", "--pretrain_epochs=1"],
     "STOSA": [*TINY, "--MAX_ITEM_LIST_LENGTH=8", "--loss_type=CE", "--pvn_weight=0"],
     # 787 windows in batches of 131: the last is of a single one, which both processes get.
     "CausalRec": [
@@ -77,6 +78,25 @@ def test_two_processes_train_what_one_trains(model, workdir):
     assert len(list(Path("log_tensorboard").iterdir())) == 2
     assert said.count("epoch 2/2") == said.count("HR@10") == 1 and "Warning" not in said
     assert evaluate(two["checkpoint"])["test_result"] == pytest.approx(two["test_result"], abs=1e-6)
+
+
+def test_a_model_with_draws_of_its_own(workdir):
+    """Other draws, and figures that are as near as those of another seed."""
+    command = ["--model=VSAN", *TINY, "--inner_size=32"]
+    assert cli.main([*command, "--result_file=one.json"]) == 0
+    finished(sys.executable, "-m", "recbole_diffurec", *command, "--nproc=2", "--result_file=two.json")
+    one, two = (json.loads(Path(name).read_text())["history"] for name in ("one.json", "two.json"))
+    for epoch, other in zip(one, two):
+        assert other["train_loss"] == pytest.approx(epoch["train_loss"], rel=0.01)
+
+
+def test_pairs_of_a_batch_are_not_taken_apart(workdir, capfd):
+    assert cli.main(["--model=ACVAE", "--nproc=2", "--gpu_id="]) == 2
+    said = capfd.readouterr().err.strip()
+    assert said.startswith(
+        "recbole-diffurec: model 'ACVAE' cannot be trained in several processes, because its contrast"
+    )
+    assert "\n" not in said  # before any data is read
 
 
 def test_torchrun_and_evaluate(workdir):

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 
-import contrastive_checks  # noqa: F401  registers its checks
+import acvae_checks  # noqa: F401  registers its checks
+import contrastive_checks  # noqa: F401
 import dnr_checks  # noqa: F401
+import mfgan_checks  # noqa: F401
 import pytest
 import stosa_checks  # noqa: F401
 import torch
+import vsan_checks  # noqa: F401
 from reference_files import FILES, PATTERN, VARIABLE, Arrays, Check, cases
 
 

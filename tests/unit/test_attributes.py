@@ -94,6 +94,18 @@ def test_what_training_changes_is_kept_and_put_back(tmp_path: Path) -> None:
     assert torch.equal(fresh.weight, torch.ones(2))
 
 
+class Recurrent(nn.GRU):
+    """A layer with lists of its own parameters, of a class that is not PyTorch's."""
+
+
+def test_lists_of_weights_are_no_attributes() -> None:
+    model = Recurrent(2, 3)
+    attributes = PlainAttributes(model)
+    with torch.no_grad():
+        model.weight_ih_l0.add_(1)
+    assert attributes.changed()["kept"] == {}
+
+
 def test_what_was_put_back_is_kept_again() -> None:
     """A training that is killed, resumed and killed again."""
     model, fresh = Model(), Model()

@@ -192,7 +192,7 @@ def _save_several() -> None:
 @pytest.mark.parametrize(
     "write,message",
     [
-        (lambda: None, "cannot be read"),
+        (lambda: None, "is missing: write it with"),
         (_save(np.zeros((7, 4))), "has 7 rows for 8 items"),
         (_save(np.zeros(8)), "must hold one table of numbers"),
         (_save(np.full((8, 4), np.nan)), "not finite"),

@@ -41,7 +41,7 @@ ROOMS = {
     ),
     "diffusion": Room("noise process samplers schedules step_samplers"),
     "layers": Room(
-        "attention blocks contrast device dropout encoder item_softmax linear ragged step_embedding",
+        "attention blocks contrast device dropout encoder item_softmax linear ragged recurrent step_embedding",
     ),
     "data": Room(
         "atomic augment columns delimited formats histories interactions items output prepare rows sniff sources "
@@ -50,14 +50,14 @@ ROOMS = {
     ),
     "config": Room("described layers protocol rules", imports="errors"),
     "models": Room(
-        "approximator base causal cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program diffurec_rules "
-        "duorec ensemble interventions objectives scores sequential spec stosa",
+        "acvae approximator base causal cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program "
+        "diffurec_rules duorec ensemble interventions mfgan objectives scores sequential spec stosa vsan",
         imports="errors runtime diffusion layers data config",
     ),
     "host": Room(
         "all_positions batches bert4rec candidates catalogue checkpoints checks collector compat config dataset "
-        "entry_points filters fingerprint guards hooks items listing loaders metrics models presplit repeats sequences "
-        "splits stand_in wanted_columns",
+        "entry_points filters fingerprint guards hooks inputs items listing loaders metrics models presplit repeats "
+        "sequences splits stand_in wanted_columns",
         imports="errors runtime layers data config models",
     ),
     "training": Room(

@@ -16,8 +16,8 @@ from recbole_diffurec.data.rows import FIRST_TARGET, ROW, windows
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.dataset import PrefixRows
-from recbole_diffurec.host.loaders import dataset_of, training_batch
-from recbole_diffurec.host.sequences import SequenceRows
+from recbole_diffurec.host.loaders import FirstBatches, dataset_of, training_batch
+from recbole_diffurec.host.sequences import SequenceRows, target_weight
 from recbole_diffurec.layers.device import assume
 from recbole_diffurec.layers.ragged import PaddedBatch, RaggedBatch
 from recbole_diffurec.training.prepare import PreparedData, build
@@ -222,6 +222,7 @@ def test_every_target_of_an_epoch_weighs_the_same(more, workdir):
     assert len(data.loaders[0]) > 3
     assert trainer.history[-1]["train_loss"] == pytest.approx(expected, rel=1e-5)
     assert trainer.history[-1]["train_loss"] != pytest.approx(_mean_of_batches(network, data), rel=1e-5)
+    assert target_weight(FirstBatches(data.loaders[0], 2), 0) == target_weight(data.loaders[0], 0)
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])

@@ -16,6 +16,7 @@ from recbole_diffurec import UserError
 from recbole_diffurec.experiments.space import read_space
 from recbole_diffurec.experiments.tune import _parameter
 from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.models.spec import BUILTIN
 
 SPACE = ROOT / "hyper.test"
 
@@ -127,3 +128,16 @@ def test_any_text_is_a_space_or_one_sentence(tmp_path_factory, text):
         read_space(path, "SASRec")
     except UserError as error:
         assert "params_file" in str(error)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "properties" / "search").glob("*.test")), ids=lambda path: path.stem)
+def test_shipped_spaces_are_of_their_model(path):
+    """Each end of each range is a value that the model takes."""
+    for dimension in read_space(path, path.stem):
+        for value in dimension.corners():
+            RunConfig(path.stem, "amazon-beauty", {dimension.name: value})
+
+
+def test_every_other_model_has_a_space():
+    own = {path.stem for path in (ROOT / "properties" / "search").glob("*.test")}
+    assert set(BUILTIN) - own == {"DiffuRec", "DiffuRecSys"}  # whose space is hyper.test

@@ -15,6 +15,11 @@ class AbstractRecommender(nn.Module):
     def predict(self, interaction: Interaction) -> Tensor: ...
     def full_sort_predict(self, interaction: Interaction) -> Tensor: ...
 
+class AutoEncoderMixin:
+    history_item_id: Tensor
+    history_item_value: Tensor
+    def build_histroy_items(self, dataset: Any) -> None: ...
+
 class SequentialRecommender(AbstractRecommender):
     type: ModelType  # type: ignore[assignment]  # hides the method of nn.Module that casts
     USER_ID: str
