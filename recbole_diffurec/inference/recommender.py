@@ -22,7 +22,8 @@ from recbole_diffurec.data.sniff import kind_of
 from recbole_diffurec.data.tables import Frame, Table
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, compat
-from recbole_diffurec.host.config import RunConfig, say_without_gpu
+from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.devices import say_without_gpu
 from recbole_diffurec.host.loaders import batch_of, fitting_users
 from recbole_diffurec.inference.checkpoint_data import CheckpointData, check_reads_histories_alone
 from recbole_diffurec.inference.items import ItemTable

@@ -13,7 +13,8 @@ from recbole.utils import EvaluatorType, ModelType
 
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
-from recbole_diffurec.host.config import DATA_PARAMETERS, RunConfig, say_without_gpu
+from recbole_diffurec.host.config import DATA_PARAMETERS, RunConfig
+from recbole_diffurec.host.devices import say_without_gpu
 from recbole_diffurec.host.fingerprint import differences
 from recbole_diffurec.host.inputs import inputs_of_test
 from recbole_diffurec.host.loaders import dataset_of, share_evaluation

@@ -13,7 +13,8 @@ from recbole.utils import init_seed
 
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
-from recbole_diffurec.host.config import RunConfig, say_without_gpu
+from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.devices import say_without_gpu
 from recbole_diffurec.host.loaders import dataset_of, share_evaluation, share_training
 from recbole_diffurec.runtime import distributed, files
 from recbole_diffurec.runtime.process import restored

@@ -18,7 +18,8 @@ from recbole_diffurec.cli.parsers import PARSERS, parse, parse_parameters
 from recbole_diffurec.config.rules import RULES
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.catalogue import known_models
-from recbole_diffurec.host.config import RunConfig, known_parameters, once, say_without_gpu
+from recbole_diffurec.host.config import RunConfig, known_parameters, once
+from recbole_diffurec.host.devices import say_without_gpu
 from recbole_diffurec.models import spec
 from recbole_diffurec.runtime import checkpoint
 from recbole_diffurec.training import evaluate, run

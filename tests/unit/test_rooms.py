@@ -56,8 +56,8 @@ ROOMS = {
     ),
     "host": Room(
         "all_positions batches bert4rec candidates catalogue checkpoints checks collector compat config dataset "
-        "entry_points filters fingerprint guards hooks inputs items listing loaders metrics models presplit repeats "
-        "sequences splits stand_in wanted_columns",
+        "devices entry_points filters fingerprint guards hooks inputs items listing loaders metrics models presplit "
+        "repeats sequences splits stand_in wanted_columns",
         imports="errors runtime layers data config models",
     ),
     "training": Room(
