@@ -361,6 +361,24 @@ def gpu_numbers(final: Mapping[str, Any]) -> list[int]:
     return [int(part) for part in parts] if final["use_gpu"] else []
 
 
+def say_without_gpu(given: Mapping[str, Any]) -> None:
+    """Warn where GPUs are asked for and there is none, so that the processors do the work.
+
+    Parameters
+    ----------
+    given : Mapping of str to object
+        The parameters that the user set; the default GPU is asked for by nobody.
+    """
+    devices = gpu_numbers({"gpu_id": given.get("gpu_id"), "use_gpu": given.get("use_gpu", True)})
+    if devices and not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        reason = "PyTorch sees none" if built else "this PyTorch is built without GPUs"
+        once(
+            logging.WARNING,
+            f"gpu_id is {','.join(map(str, devices))}, but {reason}: the CPU is used (--gpu_id= asks for it)",
+        )
+
+
 def _listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, (list, tuple)) else str(value).split(",")
 
