@@ -303,6 +303,8 @@ class RunConfig(Config):
     def plain(self) -> dict[str, Any]:
         """The parameters as plain values, enough to build the same configuration again."""
         values = {**self.internal_config_dict, **self.external_config_dict}
+        if isinstance(self.spec, catalogue.HostSpec) and not values.get("repeat_bias"):
+            values.pop("repeat_bias", None)  # a run without it is the run that it was before RecBole's models had it
         # A data set's defaults may name parameters that this model does not have.
         return {name: value for name, value in values.items() if name in self._known - DERIVED}
 
