@@ -11,11 +11,11 @@ import ast
 import inspect
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from recbole_diffurec.config.described import experiments, read
 from recbole_diffurec.config.layers import Loader
 from recbole_diffurec.models import spec as register
 from recbole_diffurec.models.spec import BUILTIN, ModelSpec
@@ -31,54 +31,6 @@ ROOMS = (
 
 
 # Parameters
-
-
-@dataclass
-class Parameter:
-    """One key of a YAML file with what its comment says."""
-
-    name: str
-    default: str
-    kind: str
-    meaning: str
-
-
-@dataclass
-class Section:
-    """The keys below one heading of a YAML file."""
-
-    title: str
-    parameters: list[Parameter]
-
-
-def read(path: Path) -> tuple[str, list[Section]]:
-    """What a YAML file says of itself in its first lines, and its keys with their comments, by section."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    head = []
-    while lines and lines[0].startswith("#"):
-        head.append(lines.pop(0).lstrip("# "))
-    sections = [Section("", [])]
-    for line in lines:
-        title = re.fullmatch(r"# ([^:]+)(: .*)?", line)
-        key = re.match(r"(\w+):\s*(.*?)\s+# (\(.*)", line)
-        nested = re.match(r"  (\S.*?)\s+#\s+(.*)", line)
-        if title:
-            sections.append(Section(title[1], []))
-        elif key and key[1] != "base":
-            sections[-1].parameters.append(Parameter(key[1], key[2], *_type_and_meaning(key[3])))
-        elif nested:
-            sections[-1].parameters[-1].meaning += f"; `{nested[1]}`: {nested[2]}"
-    return " ".join(head), [section for section in sections if section.parameters]
-
-
-def _type_and_meaning(comment: str) -> tuple[str, str]:
-    """``(type, range) meaning`` in two; an interval's brackets need not be a pair."""
-    depth = 0
-    for place, character in enumerate(comment):
-        depth += (character in "([") - (character in ")]")
-        if depth == 0:
-            return comment[1:place], comment[place + 1 :].strip()
-    raise ValueError(f"no type in parentheses: {comment}")
 
 
 def parameters_page() -> str:
@@ -133,11 +85,7 @@ def _prose(text: str) -> str:
 
 
 def _experiments() -> str:
-    folder = PROPERTIES / "experiment"
-    rows = []
-    for path in sorted(folder.rglob("*.yaml")):
-        what = _prose(read(path)[0].partition(". ")[0].rstrip(".:"))
-        rows.append(f"| `{path.relative_to(folder).with_suffix('').as_posix()}` | {what} |")
+    rows = [f"| `{name}` | {_prose(what)} |" for name, what in experiments()]
     return "\n".join(["| name | what it is |", "|---|---|", *rows])
 
 

@@ -17,6 +17,7 @@ from recbole_diffurec.host import compat
 from recbole_diffurec.version import __version__
 
 if TYPE_CHECKING:
+    from recbole_diffurec.data.prepare import prepare
     from recbole_diffurec.experiments.audit import audit
     from recbole_diffurec.experiments.compare import compare
     from recbole_diffurec.experiments.tune import tune
@@ -42,6 +43,7 @@ _PLACES = {
     "compare": "experiments.compare",
     "evaluate": "training.evaluate",
     "export": "inference.export",
+    "prepare": "data.prepare",
     "recommend": "inference.batch",
     "run": "training.run",
     "serve": "inference.service",
@@ -59,6 +61,7 @@ __all__ = [
     "compare",
     "evaluate",
     "export",
+    "prepare",
     "recommend",
     "run",
     "serve",

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from recbole_diffurec.cli import terminal
-from recbole_diffurec.cli.commands import COMMANDS
+from recbole_diffurec.cli.commands import COMMANDS, make_data_set
 from recbole_diffurec.cli.parsers import parse
 from recbole_diffurec.errors import Interrupted, RankError, UserError
 from recbole_diffurec.runtime import allocator, ranks
@@ -74,7 +74,9 @@ def _dispatch(arguments: list[str]) -> int:
     if command == "run" and processes == 1 and (options.nproc != 1 or options.world_size not in (None, 1)):
         from recbole_diffurec.runtime import distributed
 
+        make_data_set(options, parameters)  # which the processes find
         places = options.nproc, options.world_size, options.group_offset, options.ip, options.port
+        arguments = [argument for argument in arguments if argument != "--overwrite"]
         return distributed.launch(["run", *arguments], *places, options.rendezvous_minutes)
     allocator.keep_freed_memory()
     if not sys.stderr.isatty() or ranks.rank() > 0:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -17,13 +20,8 @@ FIRST_RUN = "first_run"  # the experiment of a run that names no model, data set
 
 
 def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
-    if options.list_models:
-        from recbole_diffurec.host.catalogue import known_models
-        from recbole_diffurec.models.spec import all_specs
-
-        say("\n".join(known_models()))
-        for reason in all_specs()[1].values():
-            tell(f"{reason}")
+    if options.list_models or options.list_experiments or options.list_parameters is not None:
+        _list(options)
         return 0
     from recbole_diffurec.training.report import format_result
     from recbole_diffurec.training.run import run
@@ -37,11 +35,73 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
         experiment=options.experiment if named else FIRST_RUN,
         result_file=options.result_file,
         resume=options.resume,
+        **_table_options(options),
         **parameters,
     )
     if ranks.rank() == 0:
         say(format_result(result))
     return 0
+
+
+def _list(options: argparse.Namespace) -> None:
+    """Print what there is to choose from."""
+    from recbole_diffurec.config.described import experiments
+    from recbole_diffurec.host import listing
+    from recbole_diffurec.models.spec import all_specs
+
+    if options.list_models:
+        for kind, names in listing.models_by_kind().items():
+            say(f"{kind}:\n" + "".join(_entry(name, said, 14, one_line=True) for name, said in names) + "\n")
+        for reason in all_specs()[1].values():
+            tell(reason)
+    if options.list_experiments:
+        say("".join(_entry(name, said, 24) for name, said in experiments()))
+    if options.list_parameters is not None:
+        for heading, parameters in listing.parameters_of(options.list_parameters or None):
+            say(f"{heading}:")
+            for one in parameters:
+                default = "empty" if one.default == "~" else one.default or "(see the meaning)"
+                say(_entry(one.name, f"{default}  ({one.kind}) {one.meaning}", 24))
+            say("\n")
+
+
+def _entry(name: str, said: str, width: int, one_line: bool = False) -> str:
+    """A name and what is said of it, in lines of the terminal's width, or cut to one of them on a terminal."""
+    columns = max(60, shutil.get_terminal_size((120, 24)).columns)
+    margin = " " * (width + 3)
+    if one_line:
+        room = columns - len(margin)
+        lines = [textwrap.shorten(said, room, placeholder=" …") if sys.stdout.isatty() else said]
+    else:
+        lines = textwrap.wrap(said, columns - len(margin), break_long_words=False, break_on_hyphens=False) or [""]
+    head = f"  {name:<{width}} "
+    first = [head + lines[0]] if len(name) <= width else [head.rstrip(), margin + lines[0]]
+    return "\n".join([*first, *(margin + line for line in lines[1:])]).rstrip() + "\n"
+
+
+def _prepare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    from recbole_diffurec.data.prepare import prepare
+
+    parameters.pop("show_progress", None)  # there is none
+    given = {**_table_options(options), **parameters}
+    made = prepare(options.source, data_path=options.data_path, encoding=options.encoding, **given)
+    say(made.describe())
+    where = "" if options.data_path == "dataset" else f" --data_path={shlex.quote(options.data_path)}"
+    say(f"train on it   recbole-diffurec --dataset={shlex.quote(made.name)}{where} --experiment=best/default")
+    return 0
+
+
+def _table_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What is given of the options of a table."""
+    return {name: value for name, value in vars(options).items() if name in _TABLE_OPTIONS and value is not None}
+
+
+def make_data_set(options: argparse.Namespace, parameters: dict[str, Any]) -> None:
+    """Make the data set of the table that ``--dataset`` of a run names, if it names one."""
+    from recbole_diffurec.training.own_data import data_set_of
+
+    given = {**_table_options(options), **parameters}
+    data_set_of(options.dataset, given, _file_list(options.config_files), options.experiment)
 
 
 def _evaluate(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
@@ -95,6 +155,7 @@ def _compare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
         cpus_per_run=options.cpus_per_run,
         gpus_per_run=options.gpus_per_run,
         dry_run=options.dry_run,
+        **_table_options(options),
         **parameters,
     )
     if comparison is None:
@@ -111,6 +172,7 @@ def _tune(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     from recbole_diffurec.training.report import format_result
 
     given = {**vars(options), **parameters, "config_files": _file_list(options.config_files)}
+    given = {name: value for name, value in given.items() if value is not None or name not in _TABLE_OPTIONS}
     try:
         found = tune(given.pop("model"), given.pop("dataset"), **given)
     except KeyboardInterrupt:
@@ -124,15 +186,44 @@ def _tune(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
 
 
 def _recommend(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    from recbole_diffurec.data.output import is_standard_output
     from recbole_diffurec.inference.batch import recommend
 
     given = vars(options)
-    counts = recommend(given.pop("checkpoint"), given.pop("output"), **given, **parameters)
-    say(f"{counts['users']:,} users, {counts['rows']:,} rows")
-    if counts["unknown_items"]:
-        say(f"{counts['unknown_items']:,} items of the histories are unknown to the model and were skipped")
-    if counts["popular_users"]:
-        say(f"{counts['popular_users']:,} users have no known item and got the most popular ones")
+    count = tell if is_standard_output(options.output) else say  # standard output is the data's alone
+    try:
+        counts = recommend(given.pop("checkpoint"), given.pop("output"), **given, **parameters)
+    except OSError as error:  # all others are told as mistakes
+        raise output_lost(error) from None
+    count(f"{counts['users']:,} users, {counts['rows']:,} rows")
+    notes = {
+        "unknown_items": "items of the histories are unknown to the model and were skipped",
+        "popular_users": "users have no known item and got the most popular ones",
+        "missing_users": "of the users asked for have no history",
+    }
+    for name, note in notes.items():
+        if counts[name]:
+            count(f"{counts[name]:,} {note}")
+    return 0
+
+
+def _similar(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    from recbole_diffurec.data.output import check_output, writing
+    from recbole_diffurec.inference.recommender import Recommender
+
+    if options.output is not None:
+        check_output(options.output, (options.checkpoint,))
+    listed = options.items.lstrip().startswith("[")
+    items = layers.parse_value("items", options.items) if listed else options.items.split(",")
+    table = Recommender.load(options.checkpoint, **parameters).similar(items, options.k, options.columns)
+    if options.output is None:
+        say(table.to_string(index=False, float_format="{:.4f}".format, na_rep=""))
+        return 0
+    try:
+        with writing(options.output) as append:
+            append(table)
+    except OSError as error:
+        raise output_lost(error) from None
     return 0
 
 
@@ -163,13 +254,19 @@ def _serve(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     return 0
 
 
+_TABLE_OPTIONS = frozenset(
+    {"user", "item", "time", "rating", "min_rating", "items", "title", "separator", "name", "overwrite"}
+)
+
 COMMANDS: dict[str, Callable[[argparse.Namespace, dict[str, Any]], int]] = {
+    "prepare": _prepare,
     "run": _run,
     "evaluate": _evaluate,
     "audit": _audit,
     "compare": _compare,
     "tune": _tune,
     "recommend": _recommend,
+    "similar": _similar,
     "export": _export,
     "serve": _serve,
 }

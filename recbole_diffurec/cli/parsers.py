@@ -15,7 +15,8 @@ from recbole_diffurec.version import __version__
 _PARAMETERS_HELP = """\
 any other parameter:
   --NAME=VALUE             any parameter of the model or of RecBole, such as --epochs=5 --learning_rate=1e-3
-                           --topk=[5,10]. Names, meanings and defaults: docs/parameters.md and properties/*.yaml.
+                           --topk=[5,10]. Names, meanings and defaults: recbole-diffurec --list_parameters=MODEL,
+                           docs/parameters.md and properties/*.yaml.
                            Precedence: command line, --config_files, --experiment, data set, model, overall.
 """
 
@@ -24,25 +25,20 @@ class _Parser(argparse.ArgumentParser):
     """Mistakes become ``UserError``, so that there is one form of message and one exit code."""
 
     @classmethod
-    def of(cls, name: str, description: str) -> _Parser:
+    def of(cls, name: str, description: str, epilog: str | None = _PARAMETERS_HELP) -> _Parser:
         """The parser of a command."""
         return cls(
             prog=f"recbole-diffurec {name}".removesuffix(" run"),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
             description=description,
-            epilog=_PARAMETERS_HELP,
+            epilog=epilog,
         )
 
-    def __init__(self, **options: Any):
-        self.own: set[str] = set()  # --NAME of every option
-        super().__init__(**options)
-
-    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
-        """An argument, whose names are remembered."""
-        action = super().add_argument(*names, **options)
-        self.own.update(action.option_strings)
-        return action
+    @property
+    def own(self) -> set[str]:
+        """--NAME of every option."""
+        return set(self._option_string_actions)
 
     def _print_message(self, message: str, file: Any = None) -> None:
         say(message)
@@ -53,40 +49,82 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_subject(command: _Parser) -> None:
     ours = ", ".join(register.names())
-    command.add_argument("--model", help=f"{ours} or any model of RecBole (DiffuRecSys)")
-    command.add_argument("--dataset", help="amazon-beauty, amazon-toys-games, ml-1m, ml-100k (default), yours")
+    subject = command.add_argument_group("model and data")
+    subject.add_argument("--model", help=f"{ours} or any model of RecBole (DiffuRecSys)")
+    subject.add_argument("--dataset", help="amazon-beauty, amazon-toys-games, ml-1m, ml-100k (default), yours, a table")
 
 
 def _add_settings(command: _Parser) -> None:
-    command.add_argument("--config_files", default="", metavar="'A B'", help="YAML files, later ones stronger")
-    command.add_argument("--experiment", help="settings from properties/experiment, such as diffurec_paper")
+    settings = command.add_argument_group("settings")
+    settings.add_argument("--config_files", default="", metavar="'A B'", help="YAML files, later ones stronger")
+    settings.add_argument("--experiment", metavar="NAME", help="settings that --list_experiments names")
+
+
+def _add_table(command: _Parser) -> None:
+    """What is read of a table that somebody brings."""
+    what = "a .csv, .tsv, .jsonl (these also .gz, .zst) or .parquet file in the place of a data set"
+    table = command.add_argument_group("a table of your own", what)
+    for name, default in (("user", "user_id"), ("item", "item_id"), ("time", "timestamp")):
+        table.add_argument(f"--{name}", metavar="COLUMN", help=f"its column of {name}s ({default})")
+    table.add_argument("--rating", metavar="COLUMN", help="its column of ratings")
+    table.add_argument("--min_rating", type=float, metavar="N", help="leave out interactions with a lower rating")
+    table.add_argument("--items", metavar="FILE", help="a second table, with a row for each item")
+    table.add_argument("--title", metavar="COLUMN", help="the column of titles, of either table")
+    table.add_argument("--separator", metavar="C", help="between the columns of CSV files; found by default")
+    table.add_argument("--name", help="of the data set that is made of it; by default the file's")
+    table.add_argument("--overwrite", action="store_true", default=None, help="replace a data set of this name")
+
+
+def _prepare() -> _Parser:
+    command = _Parser.of(
+        "prepare",
+        "Make a data set of a table of interactions, and of another one of the items; say what it took.",
+        epilog=None,
+    )
+    command.add_argument("source", metavar="TABLE", help="a file with a row for each interaction")
+    command.add_argument("--data_path", default="dataset", metavar="DIR", help="folder of data sets (dataset)")
+    _add_table(command)
+    command.add_argument("--encoding", metavar="NAME", help="of CSV files; found by default where it can be told")
+    return command
 
 
 def _run() -> _Parser:
     command = _Parser.of(
         "run",
         "Train, validate and test a recommender; DiffuRecSys on ml-100k by default.\n"
-        "Other commands: recbole-diffurec evaluate CHECKPOINT, recbole-diffurec audit, compare, tune,\n"
-        "recommend, export, serve.",
+        "Other commands: recbole-diffurec evaluate CHECKPOINT, recbole-diffurec prepare, audit, compare,\n"
+        "tune, recommend, similar, export, serve.",
     )
     _add_subject(command)
     _add_settings(command)
-    command.add_argument("--result_file", metavar="PATH", help="write the result as JSON")
-    command.add_argument("--resume", action="store_true", help="resume an interrupted run of the same command")
-    command.add_argument(
+    training = command.add_argument_group("training")
+    training.add_argument("--result_file", metavar="PATH", help="write the result as JSON")
+    training.add_argument("--resume", action="store_true", help="resume an interrupted run of the same command")
+    _add_table(command)
+    several = command.add_argument_group("several processes")
+    several.add_argument(
         "--nproc", type=int, default=1, metavar="N", help="processes to train with on this machine (1)"
     )
-    command.add_argument("--world_size", type=int, metavar="N", help="processes on all machines; by default --nproc")
-    command.add_argument(
+    several.add_argument("--world_size", type=int, metavar="N", help="processes on all machines; by default --nproc")
+    several.add_argument(
         "--group_offset", type=int, default=0, metavar="N", help="number of the first process here (0)"
     )
-    command.add_argument("--ip", default="localhost", metavar="ADDRESS", help="of the machine with process 0")
-    command.add_argument("--port", type=int, default=5678, metavar="N", help="there, for several machines (5678)")
-    command.add_argument(
+    several.add_argument("--ip", default="localhost", metavar="ADDRESS", help="of the machine with process 0")
+    several.add_argument("--port", type=int, default=5678, metavar="N", help="there, for several machines (5678)")
+    several.add_argument(
         "--rendezvous_minutes", type=float, default=15, metavar="N", help="how long to wait for other machines (15)"
     )
-    command.add_argument("--list_models", action="store_true", help="print the names that --model takes, and exit")
-    command.add_argument("--version", action="version", version=f"recbole-diffurec {__version__}")
+    listings = command.add_argument_group("what there is", "printed instead of a run")
+    listings.add_argument("--list_models", action="store_true", help="the names that --model takes, by kind")
+    listings.add_argument("--list_experiments", action="store_true", help="the names that --experiment takes")
+    listings.add_argument(
+        "--list_parameters",
+        nargs="?",
+        const="",
+        metavar="MODEL",
+        help="parameters with their defaults, types, ranges and meanings; those of a model first, where one is named",
+    )
+    listings.add_argument("--version", action="version", version=f"recbole-diffurec {__version__}")
     return command
 
 
@@ -145,6 +183,7 @@ def _compare() -> _Parser:
     command.add_argument("--gpus_per_run", type=float, default=0, metavar="N", help="GPUs for each; may be a fraction")
     command.add_argument("--dry_run", action="store_true", help="estimate the cost, and stop")
     _add_settings(command)
+    _add_table(command)
     return command
 
 
@@ -176,6 +215,7 @@ def _tune() -> _Parser:
     command.add_argument("--resume", action="store_true", help="resume the search in --output_dir")
     command.add_argument("--ray_address", metavar="ADDRESS", help="a Ray cluster to run on; auto finds a local one")
     _add_settings(command)
+    _add_table(command)
     return command
 
 
@@ -185,11 +225,19 @@ def _recommend() -> _Parser:
         "Write the best items for each history in a file; without --input, for every user of the training data.",
     )
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file that a run wrote")
-    command.add_argument("--output", required=True, metavar="FILE", help=".csv, .jsonl or .parquet")
+    command.add_argument(
+        "--output", required=True, metavar="FILE", help=".csv, .jsonl (also .gz, .zst) or .parquet; - prints CSV"
+    )
     command.add_argument(
         "--input",
         metavar="FILE",
-        help=".inter, .csv, .jsonl or .parquet with user_id, item_id, timestamp, or with user_id, items",
+        help=".inter, .csv, .jsonl or .parquet with user_id, item_id, timestamp, or with user_id, items; - reads "
+        "standard input",
+    )
+    command.add_argument("--users", metavar="FILE", help="recommend only to the users in this file, one a line")
+    _add_columns(command)
+    command.add_argument(
+        "--explain", action="store_true", help="add 'because': the items of the history that are most like the item"
     )
     command.add_argument("--k", type=int, default=20, metavar="N", help="items for each user (20)")
     command.add_argument(
@@ -209,6 +257,28 @@ def _recommend() -> _Parser:
     command.add_argument(
         "--diversity", type=float, default=0.0, metavar="D", help="0 to 1: spread each list over the samples' own (0)"
     )
+    return command
+
+
+def _add_columns(command: _Parser) -> None:
+    command.add_argument(
+        "--columns",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="A,B",
+        help="columns of the items to add, such as title",
+    )
+
+
+def _similar() -> _Parser:
+    command = _Parser.of("similar", "The items that are most like some, by the cosine of the model's vectors of items.")
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file that a run wrote")
+    command.add_argument(
+        "--items", required=True, metavar="A,B", help='ids, or a JSON list of them where one has a comma: ["a, b"]'
+    )
+    command.add_argument("--k", type=int, default=10, metavar="N", help="items for each (10)")
+    command.add_argument("--output", metavar="FILE", help="as for recommend; by default a table is printed")
+    _add_columns(command)
     return command
 
 
@@ -247,12 +317,14 @@ def _serve() -> _Parser:
 
 
 PARSERS: dict[str, Callable[[], _Parser]] = {
+    "prepare": _prepare,
     "run": _run,
     "evaluate": _evaluate,
     "audit": _audit,
     "compare": _compare,
     "tune": _tune,
     "recommend": _recommend,
+    "similar": _similar,
     "export": _export,
     "serve": _serve,
 }

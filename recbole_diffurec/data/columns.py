@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -244,6 +244,28 @@ class Column:
                 except ValueError:
                     raise self.wrong(row, f"numbers with {separator!r} between them") from None
 
+    def texts(self) -> pa.Array:
+        """Every cell as the text that it would be in a file, a list with spaces between its elements: string [n].
+
+        Null where it is missing.
+
+        Raises
+        ------
+        UserError
+            A cell, or the column's type, is neither text, nor a number, a date, or a list of texts.
+        """
+        cells = _decoded(self.cells) if isinstance(self.cells, pa.Array) else self.cells
+        if isinstance(cells, pa.Array) and not _is_list(cells.type):
+            try:
+                found = cells.cast(pa.string())
+            except pa.ArrowException:
+                raise self._wrong_type("text, numbers or dates") from None
+        else:
+            whole = cells.to_pylist() if isinstance(cells, pa.Array) else cells
+            in_one = [_joined(cell) if isinstance(cell, (list, tuple, np.ndarray)) else cell for cell in whole]
+            found = Column(self.table, self.name, in_one, self.first_row)._texts("text, a number or a date")
+        return pc.if_else(pc.is_in(found, pa.array(["", "nan", "NaN"])), None, found)
+
     def _texts(self, expected: str) -> pa.Array:
         """Cells of types of their own as the texts that they would be in a file."""
         texts: list[str | None] = []
@@ -303,6 +325,15 @@ class Column:
             raise self.no_time(int(np.flatnonzero(lost)[0]))
         return found, dates
 
+    def names_zone(self) -> bool | None:
+        """Whether the first date of a column of text names its time zone; None where there is no date."""
+        texts = _decoded(self.cells) if isinstance(self.cells, pa.Array) else self._texts(TIME_FORM)
+        if not _is_text(texts.type):
+            return None
+        trimmed = (cell.as_py().strip() for cell in texts if cell.is_valid)
+        first = next((cell for cell in trimmed if is_date(cell)), None)
+        return None if first is None else cast(pa.scalar(first), DATES[1]) is not None
+
     def no_time(self, row: int) -> UserError:
         """The error that says that the cell in ``row`` is missing, or infinite."""
         where = self.table.place(self.first_row + row)
@@ -349,6 +380,11 @@ def _decoded(cells: pa.Array) -> pa.Array:
 
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _joined(parts: Iterable[Any]) -> str:
+    """A list as text, where spaces part the elements."""
+    return " ".join(str(part).replace(" ", "_") for part in parts)
 
 
 def _is_list(kind: pa.DataType) -> bool:

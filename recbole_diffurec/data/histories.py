@@ -1,4 +1,4 @@
-"""Tables of histories in, files of recommendations out, a part at a time.
+"""Tables of histories, a part at a time.
 
 Rows are either interactions (``user_id``, ``item_id``, ``timestamp``) or whole histories (``user_id``, ``items``), the
 oldest item first; in text, the items of a history are separated by spaces, or written as a JSON list.
@@ -6,29 +6,23 @@ oldest item first; in text, the items of a history are separated by spaces, or w
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Callable
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet
 
-from recbole_diffurec.data.columns import id_text
+from recbole_diffurec.data.columns import Column, id_text
 from recbole_diffurec.data.delimited import AtomicFile
 from recbole_diffurec.data.tables import Table
 from recbole_diffurec.data.times import refuse_mixed_units
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.runtime import files
 
 logger = logging.getLogger("recbole_diffurec")
 
-OUTPUTS = (".csv", ".jsonl", ".parquet")
 HISTORIES_PER_BATCH = 4096
 
 HistoryBatch = tuple[list[str], list[list[str]]]  # users, their histories
@@ -142,6 +136,30 @@ def _sequences(table: Table, names: HistoryColumns, split: bool) -> Iterator[His
     left_out.say()
 
 
+class Times:
+    """The times of a column whose rows come in parts, all of which are of one kind.
+
+    Parameters
+    ----------
+    as_dates : bool or None
+        Whether they are dates; None lets the first one decide.
+    """
+
+    def __init__(self, as_dates: bool | None = None):
+        self.as_dates = as_dates
+        self._zone: bool | None = None
+
+    def of(self, column: Column, needed: np.ndarray) -> np.ndarray:
+        """``Column.times`` of a part."""
+        found, self.as_dates = column.times(needed, self.as_dates)
+        zone = column.names_zone() if self.as_dates else None
+        if zone is not None and self._zone not in (None, zone):
+            kinds = ("without a time zone", "with one")
+            raise column.wrong(0, f"a date {kinds[not zone]}, like those before it")
+        self._zone = self._zone if zone is None else zone
+        return found
+
+
 class _Numbers:
     """Ids numbered in the order in which they first come."""
 
@@ -155,6 +173,7 @@ class _Numbers:
         return np.append(np.array(numbers, np.int32), np.int32(-1))[coded.indices.fill_null(-1).to_numpy()]
 
     def names(self) -> list[str]:
+        """The ids in order of their numbers."""
         return list(self._of)
 
 
@@ -163,11 +182,11 @@ def _interactions(table: Table, names: HistoryColumns) -> Iterator[HistoryBatch]
     users, items = _Numbers(), _Numbers()
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     left_out = _LeftOut(table, "a user or an item")
-    as_dates = False if isinstance(table, AtomicFile) else None  # whose times are numbers, by their type
+    times = Times(False if isinstance(table, AtomicFile) else None)  # whose times are numbers, by their type
     for part in table.parts([names.user, names.item, names.time]):
         user, item = users.of(part[names.user].ids()), items.of(part[names.item].ids())
         usable = (user >= 0) & (item >= 0)
-        time, as_dates = part[names.time].times(usable, as_dates)
+        time = times.of(part[names.time], usable)
         left_out.add(~usable, part[names.user].first_row)
         parts.append((user, item, time))
     left_out.say()
@@ -252,49 +271,3 @@ def _excerpt(value: Any) -> str:
     if hasattr(value, "columns"):
         return f"a table ({type(value).__name__})"
     return reprlib.repr(value)
-
-
-def check_output(path: str | Path) -> None:
-    """Raise ``UserError`` for a file of a kind that ``writing`` does not write."""
-    if Path(path).suffix not in OUTPUTS:
-        raise UserError(f"output '{path}' must end in one of {', '.join(OUTPUTS)}")
-
-
-@contextlib.contextmanager
-def writing(path: str | Path) -> Iterator[Callable[[pd.DataFrame], None]]:
-    """A function that appends a table to ``path``, which is there as a whole once the block has ended.
-
-    Raises
-    ------
-    UserError
-        The file's kind is unknown, or it cannot be written.
-    """
-    check_output(path)
-    path = Path(path)
-    with files.atomic_write(path) as file, _appender(file, path.suffix) as append:
-        yield append
-
-
-@contextlib.contextmanager
-def _appender(file: BinaryIO, kind: str) -> Iterator[Callable[[pd.DataFrame], None]]:
-    if kind == ".parquet":
-        with contextlib.ExitStack() as stack:
-            writers: list[Any] = []
-
-            def append_parquet(table: pd.DataFrame) -> None:
-                data = pa.Table.from_pandas(table, preserve_index=False)
-                if not writers:
-                    writers.append(stack.enter_context(pa.parquet.ParquetWriter(file, data.schema)))
-                writers[0].write_table(data)
-
-            yield append_parquet
-        return
-
-    def append(table: pd.DataFrame) -> None:
-        if kind == ".jsonl":
-            text = table.to_json(orient="records", lines=True)
-        else:
-            text = table.to_csv(index=False, header=file.tell() == 0, lineterminator="\n")
-        file.write(text.encode("utf-8"))
-
-    yield append

@@ -10,10 +10,11 @@ import abc
 import codecs
 import contextlib
 import csv
+import difflib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,20 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from recbole_diffurec.data.columns import Column
+from recbole_diffurec.data.sniff import check_encoding, open_text
 from recbole_diffurec.errors import UserError
 
-__all__ = ["PART_BYTES", "PART_ROWS", "Frame", "JsonLines", "ParquetFile", "Table", "TextFile"]
+__all__ = [
+    "PART_BYTES",
+    "PART_ROWS",
+    "Frame",
+    "JsonLines",
+    "ParquetFile",
+    "Table",
+    "TextFile",
+    "check_columns",
+    "unreadable",
+]
 
 PART_ROWS = 100_000  # rows handed out at a time
 # Bytes read at a time, which a line must fit into: no history is as long, and a file without line ends fills no memory.
@@ -76,10 +88,7 @@ class Table(abc.ABC):
         return f"row {row + 1}"
 
     def _unreadable(self, error: Exception) -> UserError:
-        if isinstance(error, OSError) and error.errno:
-            return UserError(f"{self.name} cannot be read ({os.strerror(error.errno)}): check the path")
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return UserError(f"{self.name} cannot be read ({reason}): mend the file")
+        return unreadable(self.name, error)
 
     def _refuse_twins(self) -> None:
         twins = [name for place, name in enumerate(self.columns) if name in self.columns[:place]]
@@ -87,8 +96,36 @@ class Table(abc.ABC):
             raise UserError(f"{self.name} has the column '{twins[0]}' twice: rename one")
 
 
+def unreadable(name: str, error: Exception) -> UserError:
+    """The error that says why a table cannot be read."""
+    if isinstance(error, OSError) and error.errno:
+        return UserError(f"{name} cannot be read ({os.strerror(error.errno)}): check the path")
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(f"{name} cannot be read ({reason}): mend the file")
+
+
+def check_columns(table: Table, options: Mapping[str, str]) -> None:
+    """Raise UserError unless a table has the columns that options name.
+
+    Parameters
+    ----------
+    table : Table
+        The table.
+    options : mapping of str to str
+        Columns by the names of the options that name them.
+    """
+    for option, column in options.items():
+        if column in table.columns:
+            continue
+        by_lower = {name.lower(): name for name in table.columns}
+        near = difflib.get_close_matches(column.lower(), by_lower, n=1)
+        hint = f" (did you mean '{by_lower[near[0]]}'?)" if near else ""
+        names = ", ".join(name if name.isprintable() else repr(name) for name in table.columns) or "none"
+        raise UserError(f"{table.name} has no column '{column}'{hint} but {names}: name one with --{option}")
+
+
 class TextFile(Table):
-    """A file of lines.
+    """A file of lines, decompressed where its name ends in ``.gz`` or ``.zst``.
 
     Parameters
     ----------
@@ -101,13 +138,9 @@ class TextFile(Table):
     """
 
     def __init__(self, path: Path, name: str, encoding: str = "utf-8-sig"):
+        check_encoding(encoding)
         self.path, self.name, self.encoding = path, name, encoding
-        try:
-            self._utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
-        except LookupError:
-            raise UserError(
-                f"encoding '{encoding}' is unknown: give one such as utf-8-sig, latin-1 or utf-16"
-            ) from None
+        self._utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
 
     def _lines(self) -> Iterator[tuple[int, str]]:
         """Lines and their numbers, from 1, without the end of the line.
@@ -118,7 +151,7 @@ class TextFile(Table):
             The file cannot be opened, or a line is no text of the encoding, or too long.
         """
         try:
-            with open(self.path, encoding=self.encoding, errors="surrogateescape") as file:
+            with open_text(self.path, self.encoding) as file:
                 for number in itertools.count(1):
                     line = file.readline(PART_BYTES)
                     if not line:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from recbole_diffurec.errors import UserError
 
-__all__ = ["DATES", "Rows", "cast", "is_date", "refuse_mixed_units", "seconds"]
+__all__ = ["DATES", "TIME_UNITS", "Rows", "cast", "is_date", "refuse_mixed_units", "seconds", "unit_of"]
 
 # Today's times lie far apart in the units that people keep them in: none of the ranges below, from March 1973 to the
 # year 2103, meets the next one.
@@ -53,6 +53,15 @@ def seconds(stamps: pa.Array) -> np.ndarray:
         stamps = stamps.cast(pa.timestamp("s"), safe=False)
     per_second = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}[stamps.type.unit]
     return stamps.cast(pa.int64()).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False) / per_second
+
+
+def unit_of(times: np.ndarray) -> str:
+    """The unit that times are in since 1970 where most of them, and the latest, are of one; else an empty text."""
+    middle, latest = np.median(times), times.max()
+    for unit, per_second in TIME_UNITS.items():
+        if FIRST_TIME <= middle / per_second <= latest / per_second < LAST_TIME:
+            return unit
+    return ""
 
 
 def refuse_mixed_units(table: Rows, name: str, times: np.ndarray, rows: np.ndarray | None = None) -> None:

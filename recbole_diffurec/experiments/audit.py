@@ -134,8 +134,7 @@ def audit(
     Raises
     ------
     UserError
-        A file is no checkpoint of a diffusion model, an argument or a parameter is wrong, or the data is not what the
-        model was trained on.
+        A file is no checkpoint of a diffusion model, an argument is wrong, or the data is not what it was trained on.
     """
     extent, folder = Extent(users, samples, sample_seed), Path(output_dir)
     members = open_members([checkpoint_file, *more], parameters)

@@ -21,6 +21,7 @@ from recbole_diffurec.experiments.grid import Job, plan
 from recbole_diffurec.experiments.store import RunStore
 from recbole_diffurec.host.loaders import FirstBatches, dataset_of, subset_loader
 from recbole_diffurec.runtime import files
+from recbole_diffurec.training.own_data import data_set_of
 from recbole_diffurec.training.prepare import DatasetCache, build, prepare_data
 from recbole_diffurec.training.run import train_or_resume
 
@@ -69,7 +70,7 @@ def compare(
         Entries such as ``SASRec``, ``V1``, ``DiffuRecSys@best/amazon-beauty.yaml`` or
         ``DiffuRecSys@n_layers=2+sampling_steps=1``.
     datasets : Sequence of str, optional
-        Names of data sets.
+        Names of data sets, or paths of tables.
     seeds : int or Sequence of int, optional
         How many, counted up from the parameter ``seed``; or the seeds themselves.
     output_dir : str or Path, optional
@@ -91,6 +92,7 @@ def compare(
         Anything given is wrong; raised before the first run starts.
     """
     how = take_options(HowToRun, parameters)
+    datasets, parameters = _made_of_tables(datasets, parameters, config_files, experiment)
     settings = layers.settings(experiment, config_files, parameters, many_runs=True)
     files.make_folder(output_dir, "output_dir")
     output_dir = Path(output_dir)
@@ -109,6 +111,19 @@ def compare(
     if not finished:
         raise UserError("no run of the comparison succeeded: " + "; ".join(f"{k}: {v}" for k, v in failures.items()))
     return write_outputs(finished, store, output_dir, baseline, failures)
+
+
+def _made_of_tables(
+    datasets: Sequence[str], parameters: dict[str, Any], config_files: Sequence[str | Path], experiment: str | None
+) -> tuple[list[str], dict[str, Any]]:
+    """The names of data sets, some of which were paths of tables, and the parameters without what was for these."""
+    names, left = [], dict(parameters)
+    for dataset in datasets:
+        left = dict(parameters)
+        names.append(str(data_set_of(dataset, left, config_files, experiment)))
+    if not datasets:
+        data_set_of(None, left, config_files, experiment)
+    return names, left
 
 
 def _jobs(

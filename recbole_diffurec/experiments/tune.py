@@ -24,6 +24,7 @@ from recbole_diffurec.experiments.space import Dimension, read_space
 from recbole_diffurec.experiments.trials import BUDGET, SCORE, TrialTable
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.runtime import files
+from recbole_diffurec.training.own_data import data_set_of
 from recbole_diffurec.training.prepare import DatasetCache
 from recbole_diffurec.training.run import run, train
 
@@ -141,6 +142,7 @@ def tune(
     cluster.require("ray.tune", "tune")
     if options.search == "optuna":
         cluster.require("optuna", "search optuna")
+    dataset = data_set_of(dataset, parameters, config_files, experiment)
     fixed = layers.settings(experiment, config_files, parameters)
     if options.max_epochs is not None:
         fixed["epochs"] = options.max_epochs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +12,9 @@ from recbole.utils import ModelType
 
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.config import DERIVED, known_parameters
+from recbole_diffurec.host.items import item_columns
 
-__all__ = ["about_data", "contents", "plain_values"]
+__all__ = ["about_data", "contents", "kept_values", "plain_values"]
 
 
 def contents(trainer: Any, epoch: int) -> dict[str, Any]:
@@ -21,7 +23,7 @@ def contents(trainer: Any, epoch: int) -> dict[str, Any]:
     return {
         "model": config["model"],
         "dataset": config["dataset"],
-        "config": {"model": config["model"], "dataset": config["dataset"], **plain_values(config)},
+        "config": {"model": config["model"], "dataset": config["dataset"], **kept_values(config)},
         **about_data(data),
         "epoch": epoch,
         "cur_step": trainer.cur_step,
@@ -33,7 +35,7 @@ def contents(trainer: Any, epoch: int) -> dict[str, Any]:
 
 
 def about_data(dataset: Any) -> dict[str, Any]:
-    """What a checkpoint keeps of the data: the ids in order of their numbers, padding first, counts, fingerprint.
+    """What a checkpoint keeps of the data: ids and columns of items by number, padding first, counts, fingerprint.
 
     Parameters
     ----------
@@ -43,7 +45,15 @@ def about_data(dataset: Any) -> dict[str, Any]:
     popularity = torch.from_numpy(getattr(dataset, "popularity", np.zeros(0, dtype=np.int64)))
     fields = {"users": dataset.uid_field, "items": dataset.iid_field} if dataset is not None else {}
     ids = {name: [str(token) for token in dataset.field2id_token[field]] for name, field in fields.items()}
-    return {"id_tokens": ids, "popularity": popularity, "data": getattr(dataset, "fingerprint", {})}
+    columns = item_columns(dataset) if dataset is not None else {}
+    fingerprint = getattr(dataset, "fingerprint", {})
+    return {"id_tokens": ids, "item_columns": columns, "popularity": popularity, "data": fingerprint}
+
+
+def kept_values(config: Any) -> dict[str, Any]:
+    """``plain_values`` for a checkpoint, whose data is found from any folder."""
+    values = plain_values(config)
+    return {**values, "data_path": os.path.abspath(values["data_path"])} if values.get("data_path") else values
 
 
 def plain_values(config: Any) -> dict[str, Any]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from recbole_diffurec.config.rules import take_options
-from recbole_diffurec.data.histories import HistoryBatch, check_output, writing
+from recbole_diffurec.data.formats import standard_input
+from recbole_diffurec.data.histories import HistoryBatch
+from recbole_diffurec.data.output import check_output, writing
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.inference.recommender import Recommender
 from recbole_diffurec.runtime import files
@@ -40,10 +44,11 @@ def recommend(
     checkpoint_file : str or Path
         A ``.pth`` file of ``run``, of a sequential model.
     output : str or Path
-        ``.csv``, ``.jsonl`` or ``.parquet``: user_id, rank, item_id, score, popular. Its folder is made when missing.
+        A file as ``data.output.writing`` has it, ``-`` for standard output: user_id, rank, item_id, score, popular. Its
+        folder is made when missing.
     input : str or Path, optional
-        ``.inter``, ``.csv``, ``.jsonl`` or ``.parquet``, see ``Recommender.histories``; by default every user of the
-        training data, for the next item after all their interactions.
+        A table as ``prepare`` takes it, see ``Recommender.histories``, ``-`` for standard input; by default every user
+        of the training data, for the next item after all their interactions.
     k : int
         Length of the lists.
     exclude_seen : bool
@@ -53,12 +58,14 @@ def recommend(
     samples, diversity : int and float
         See ``Recommender.recommend``; the output gets the columns frequency and spread.
     **parameters : object
-        ``next``, see ``More``; all others are for inference, such as ``sampling_steps=4``.
+        The fields of ``More``: ``next``, ``columns``, ``users`` and ``explain``; all others are for inference, such as
+        ``sampling_steps=4``.
 
     Returns
     -------
     dict of str to int
-        The numbers of ``users``, ``rows``, ``unknown_items`` (skipped) and ``popular_users`` (no known item).
+        The numbers of ``users``, ``rows``, ``unknown_items`` (skipped), ``popular_users`` (no known item), and
+        ``missing_users``, who were asked for and are not there.
 
     Raises
     ------
@@ -68,24 +75,36 @@ def recommend(
     """
     more = take_options(More, parameters)
     more.check(diversity)
-    check_output(output)
-    files.check_writable(output, "output", (checkpoint_file, input, candidates))
+    check_output(output, (checkpoint_file, None if str(input) == "-" else input, candidates, more.users))
     recommender = Recommender.load(checkpoint_file, **parameters)
+    if more.explain:
+        recommender.similar([])  # refused before any work
     allowed = None
     if candidates is not None:
         allowed = files.read_lines(candidates, "candidates")
         among = KnownIds(recommender, f"candidates in '{candidates}'")
         among.add([allowed])
         among.check()
-    batches = training_histories(recommender.config) if input is None else recommender.histories(input)
 
     def lists(users: list[str], sequences: list[list[str]]) -> pd.DataFrame:
-        if more.next is not None:
+        if more.next is None:
+            table = recommender.recommend(sequences, k, exclude_seen, allowed, None, samples, diversity, more.columns)
+        else:
             drawn = SAMPLES if samples is None else samples
-            return recommender.next_lists(sequences, more.next, drawn, k, exclude_seen, allowed, users)
-        return recommender.recommend(sequences, k, exclude_seen, allowed, users, samples, diversity)
+            table = recommender.next_lists(sequences, more.next, drawn, k, exclude_seen, allowed, None, more.columns)
+        if more.explain:
+            table["because"] = recommender.explain(table, sequences)
+        names = np.array(users, dtype=object)[table["user_id"].to_numpy(dtype=int)]
+        return table.assign(user_id=names)
 
-    return _write(output, batches, lists, KnownIds(recommender, f"item ids in input '{input}'"))
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(standard_input()) if str(input) == "-" else input
+        batches = training_histories(recommender.config) if source is None else recommender.histories(source)
+        wanted = _Users(more.users)
+        counts = _write(
+            output, wanted.among(batches), lists, KnownIds(recommender, f"item ids in input '{input}'"), wanted
+        )
+    return {**counts, "missing_users": wanted.check()}
 
 
 SAMPLES = 20  # lists of several items that are drawn for each user, where nobody says how many
@@ -93,15 +112,24 @@ SAMPLES = 20  # lists of several items that are drawn for each user, where nobod
 
 @dataclass(frozen=True)
 class More:
-    """What else is asked of lists.
+    """What else lists may have.
 
     Parameters
     ----------
     next : int, optional
         Lists of so many items together, see ``Recommender.next_lists``, of which ``k`` are given for each user.
+    columns : sequence of str
+        Columns of items, such as ``title``.
+    users : str or Path, optional
+        A text file with one user id a line, to recommend to these alone.
+    explain : bool
+        Add the column ``because``, see ``Recommender.explain``.
     """
 
     next: int | None = None
+    columns: Sequence[str] = ()
+    users: str | Path | None = None
+    explain: bool = False
 
     def check(self, diversity: float) -> None:
         """Raise ``UserError`` where options do not fit together."""
@@ -109,11 +137,47 @@ class More:
             raise UserError("diversity spreads a list of single items: leave it out with --next, or raise --samples")
 
 
+class _Users:
+    """The users in a file, or all."""
+
+    def __init__(self, path: str | Path | None):
+        self._path = path
+        self._wanted = None if path is None else dict.fromkeys(files.read_lines(path, "users"))
+        self._found: set[str] = set()
+
+    def among(self, batches: Iterable[HistoryBatch]) -> Iterator[HistoryBatch]:
+        """The batches without all other users."""
+        if self._wanted is None:
+            yield from batches
+            return
+        for users, sequences in batches:
+            kept = [place for place, user in enumerate(users) if user in self._wanted]
+            self._found.update(users[place] for place in kept)
+            if kept:
+                yield [users[place] for place in kept], [sequences[place] for place in kept]
+
+    def check(self) -> int:
+        """How many of them are not there.
+
+        Raises
+        ------
+        UserError
+            All of them.
+        """
+        if self._wanted is None:
+            return 0
+        if not self._found:
+            examples = ", ".join(repr(user) for user in list(self._wanted)[:3]) or "none"
+            raise UserError(f"none of the users in '{self._path}' has a history, such as {examples}: check the ids")
+        return len(self._wanted) - len(self._found)
+
+
 def _write(
     output: str | Path,
     batches: Iterable[HistoryBatch],
     lists: Callable[[list[str], list[list[str]]], pd.DataFrame],
     known: KnownIds,
+    wanted: _Users,
 ) -> dict[str, int]:
     """Write the lists of all batches; returns what ``recommend`` does."""
     counts = {"users": 0, "rows": 0, "unknown_items": 0, "popular_users": 0}
@@ -125,6 +189,7 @@ def _write(
             counts["rows"] += len(table)
             counts["unknown_items"] += known.add(sequences)
             counts["popular_users"] += table.loc[table["popular"], "user_id"].nunique()
+        wanted.check()
         known.check()
     return counts
 

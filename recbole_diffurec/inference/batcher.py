@@ -44,10 +44,13 @@ class Wanted:
         Hashable, the candidates included.
     steps : int
         Reverse steps, 1 for a model that has none.
+    fields : tuple of str
+        What to tell of each item.
     """
 
     options: ListOptions
     steps: int
+    fields: tuple[str, ...] = ()
 
     @property
     def work(self) -> int:
@@ -256,17 +259,22 @@ class Batcher:
         self._observe(len(histories))
         diffusion = isinstance(self._recommender.network, DiffusionRecommender)
         recommender = self._with_steps(wanted.steps) if diffusion else self._recommender
-        return as_json(recommender, histories, wanted.options)
+        return as_json(recommender, histories, wanted.options, wanted.fields)
 
 
-def as_json(recommender: Recommender, histories: Sequence[list[str]], options: ListOptions) -> list[bytes]:
-    """A ``schema.RankedList`` for each history."""
+def as_json(
+    recommender: Recommender, histories: Sequence[list[str]], options: ListOptions, fields: Sequence[str] = ()
+) -> list[bytes]:
+    """A ``schema.RankedList`` for each history, with ``fields`` of its items."""
     table = recommender.recommend(
         histories, options.k, options.exclude_seen, options.candidates, None, options.samples, options.diversity
     )
     ends = np.searchsorted(table["user_id"].to_numpy(dtype=int), np.arange(len(histories)), side="right")
     columns = ["item_id", "score", "frequency"] if "frequency" in table else ["item_id", "score"]
     items = [dict(zip(columns, row)) for row in zip(*(table[column].tolist() for column in columns))]
+    if fields:
+        about = recommender.about_items.rows(fields, table["item_id"])
+        items = [{**item, "fields": of_item} for item, of_item in zip(items, about)]
     lists = []
     for history, start, end in zip(histories, (0, *ends), ends):
         if start == end:

@@ -56,8 +56,7 @@ def export(
         ``onnx``, ``torch`` (torch.export), ``safetensors`` (the weights), ``faiss`` (an index of item vectors), ``npy``
         (the item vectors, float32 [items, d], without padding).
     input : str or Path, optional
-        With ``faiss``, a file of histories to measure the recall on (see ``recbole_diffurec.data.histories``); the
-        first thousand users of the training data by default.
+        With ``faiss``, a file of histories to measure the recall on; by default a thousand users of the training data.
     **parameters : object
         Parameters for inference, such as ``sampling_steps=4``; the program's reverse process has that many steps.
 

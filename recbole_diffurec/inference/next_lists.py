@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.inference.items import ItemTable
 from recbole_diffurec.inference.lists import ListOptions
 from recbole_diffurec.models.base import ListSampler
 
@@ -28,10 +29,12 @@ class NextLists:
     config: Any
     items: np.ndarray
     popularity: Tensor
+    about_items: ItemTable
     _named_histories: Callable[..., Any]
     _allowed: Callable[..., Tensor | None]
     _numbers: Callable[..., list[list[int]]]
     _interaction: Callable[..., Any]
+    _with_columns: Callable[..., pd.DataFrame]
 
     def next_lists(
         self,
@@ -42,6 +45,7 @@ class NextLists:
         exclude_seen: bool = False,
         candidates: Iterable[Any] | None = None,
         users: Sequence[Any] | None = None,
+        columns: Sequence[str] = (),
     ) -> pd.DataFrame:
         """The next n items after each history, together: such as a playlist, a basket, or a session to come.
 
@@ -64,6 +68,8 @@ class NextLists:
             As for ``recommend``.
         users : Sequence of object, optional
             As for ``recommend``.
+        columns : Sequence of str, optional
+            As for ``recommend``.
 
         Returns
         -------
@@ -75,7 +81,7 @@ class NextLists:
         Raises
         ------
         UserError
-            The model knows the next item alone, a number is out of range, or no candidate is known.
+            The model knows the next item alone, an argument is out of range, or no candidate or column is known.
         """
         network = self.network
         if not isinstance(network, ListSampler):
@@ -89,6 +95,7 @@ class NextLists:
                 f"next must be an integer from 1 to the {network.n_slots} slots that the model was trained with, got "
                 f"{n!r}: for longer lists train with a larger --n_slots"
             )
+        self.about_items.check(columns, taken=COLUMNS)
         options = ListOptions(k, exclude_seen, candidates, samples)
         sequences, users = self._named_histories(sequences, users)
         allowed = self._allowed(candidates)
@@ -98,7 +105,7 @@ class NextLists:
             part = slice(start, start + size)
             of_users = self._next_of_batch(sequences[part], n, options, allowed)
             frames += [table.assign(user_id=user)[list(COLUMNS)] for user, table in zip(users[part], of_users)]
-        return pd.concat(frames, ignore_index=True)
+        return self._with_columns(pd.concat(frames, ignore_index=True), columns)
 
     @torch.no_grad()
     def _next_of_batch(

@@ -6,7 +6,7 @@ Shapes: B histories, I items with padding row 0, L the longest history that the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
@@ -18,45 +18,23 @@ from torch import Tensor
 
 from recbole_diffurec.data.formats import open_table
 from recbole_diffurec.data.histories import HistoryBatch, HistoryColumns, as_histories, as_ids, read_histories
+from recbole_diffurec.data.sniff import kind_of
 from recbole_diffurec.data.tables import Frame, Table
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, compat
 from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.devices import say_without_gpu
 from recbole_diffurec.host.loaders import batch_of, fitting_users
+from recbole_diffurec.inference.checkpoint_data import CheckpointData, check_reads_histories_alone
+from recbole_diffurec.inference.items import ItemTable
 from recbole_diffurec.inference.lists import ListOptions, Lists, lists_of_samples
 from recbole_diffurec.inference.next_lists import NextLists
+from recbole_diffurec.inference.similar import Similarity
 from recbole_diffurec.models.base import DiffusionRecommender
 from recbole_diffurec.runtime import checkpoint
 from recbole_diffurec.training.weights import load_weights, room_for
 
 COLUMNS = ("user_id", "rank", "item_id", "score", "popular")
-
-
-class _CheckpointData:
-    """As much of a data set as a checkpoint holds, for the constructor of a sequential model."""
-
-    def __init__(self, config: RunConfig, n_items: int, n_users: int):
-        self._model = config["model"]
-        self._counts = {config["ITEM_ID_FIELD"]: n_items, config["USER_ID_FIELD"]: n_users}
-        # By other names for some of RecBole's models.
-        self.item_num, self.user_num = n_items, n_users
-        self.field2seqlen = {config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]: config["MAX_ITEM_LIST_LENGTH"]}
-
-    def num(self, field: str) -> int:
-        if field not in self._counts:
-            raise self._lacks(field)
-        return self._counts[field]
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise self._lacks(name)
-
-    def _lacks(self, name: str) -> UserError:
-        return UserError(
-            f"model '{self._model}' is built from more of its data ('{name}') than a checkpoint holds, so that it "
-            f"cannot recommend from a checkpoint alone: use 'recbole-diffurec evaluate', or another sequential model"
-        )
 
 
 class Recommender(NextLists):
@@ -68,10 +46,20 @@ class Recommender(NextLists):
     ----------
     items : np.ndarray
         The ids that the model knows, by number; index 0 is padding.
+    about_items : ItemTable
+        What else the checkpoint says of them: titles, prices and other columns.
     """
 
-    def __init__(self, network: Any, config: RunConfig, items: Sequence[str], popularity: Tensor):
+    def __init__(
+        self,
+        network: Any,
+        config: RunConfig,
+        items: Sequence[str],
+        popularity: Tensor,
+        columns: Mapping[str, Sequence[str]] | None = None,
+    ):
         self.network, self.config, self.items = network.eval(), config, np.asarray(items, dtype=object)
+        self.about_items = ItemTable(self.items, columns or {})
         self._number = {item: number for number, item in enumerate(items) if number}
         self.popularity = popularity.to(torch.get_default_dtype())
 
@@ -84,8 +72,7 @@ class Recommender(NextLists):
         path : str or Path
             The ``.pth`` file.
         **parameters : object
-            What to change for inference, such as ``sampling_steps=4``, ``ensemble_seeds=[1, 2]``, ``enable_amp=True``
-            or ``gpu_id=""``.
+            What to change for inference, such as ``sampling_steps=4``, ``ensemble_seeds=[1, 2]`` or ``gpu_id=""``.
 
         Raises
         ------
@@ -93,6 +80,7 @@ class Recommender(NextLists):
             The file is no such checkpoint, a parameter is wrong, or the model is not a sequential one.
         """
         state = checkpoint.open_run(path)
+        say_without_gpu(parameters)
         spec = catalogue.find(state["model"])
         inference = {name: value for name, value in spec.for_inference.items() if name in state["config"]}
         config = RunConfig(state["model"], state["dataset"], {**state["config"], **inference, **parameters})
@@ -100,28 +88,17 @@ class Recommender(NextLists):
             raise UserError(f"model '{state['model']}' in '{path}' reads no histories: give a sequential model")
         spec.refuse("recommend", "recommend from a checkpoint alone")
         tokens = state["id_tokens"]
-        counts = _CheckpointData(config, len(tokens["items"]), len(tokens["users"]))
+        counts = CheckpointData(config, len(tokens["items"]), len(tokens["users"]))
         with compat.quiet(), room_for(state, path):
             network = config.model_class(config, counts)
         load_weights(network, state, path, parameters)
         config.tell_precision()
         users = fitting_users(config["eval_batch_size"], len(tokens["items"]), config["device"])
         config = config.with_values(eval_batch_size=users)
-        recommender = cls(network.to(config["device"]), config, tokens["items"], state["popularity"])
-        recommender._check_reads_histories_alone()
+        columns = state.get("item_columns", {})
+        recommender = cls(network.to(config["device"]), config, tokens["items"], state["popularity"], columns)
+        check_reads_histories_alone(recommender.network, recommender._interaction([[1]]), state["model"])
         return recommender
-
-    @torch.no_grad()
-    def _check_reads_histories_alone(self) -> None:
-        """Refuse a model that wants to know more of a request than its history: HGN, Caser and others the user."""
-        try:
-            with compat.quiet():
-                self.network.full_sort_predict(self._interaction([[1]]))
-        except KeyError as error:
-            raise UserError(
-                f"model '{self.config['model']}' reads '{error.args[0]}' beside a history, so that it cannot recommend "
-                f"from a checkpoint alone: use 'recbole-diffurec evaluate', or another sequential model"
-            ) from None
 
     def with_sampling_steps(self, steps: int) -> Recommender:
         """The same diffusion model, its weights shared, with another number of reverse steps.
@@ -149,6 +126,7 @@ class Recommender(NextLists):
         users: Sequence[Any] | None = None,
         samples: int | None = None,
         diversity: float = 0.0,
+        columns: Sequence[str] = (),
     ) -> pd.DataFrame:
         """The ``k`` best items for each history, oldest item first.
 
@@ -171,6 +149,8 @@ class Recommender(NextLists):
             Draw so many reconstructions of each history's next item (diffusion models); the score is their mean.
         diversity : float, optional
             With samples, from 0 (the order of the scores) to 1 (cover as many samples' own lists as possible).
+        columns : Sequence of str, optional
+            Columns of items to add, such as ``title`` (see ``about_items.names``).
 
         Returns
         -------
@@ -183,7 +163,7 @@ class Recommender(NextLists):
         Raises
         ------
         UserError
-            ``k``, ``samples`` or ``diversity`` is out of range, the model draws nothing, or no candidate is known.
+            An argument is out of range, the model draws nothing, no candidate is known, or there is no such column.
         """
         options = ListOptions(k, exclude_seen, candidates, samples, diversity)
         if samples is not None:
@@ -194,13 +174,84 @@ class Recommender(NextLists):
             )
         sequences, users = self._named_histories(sequences, users)
         allowed = self._allowed(candidates)
-        columns = COLUMNS if samples is None else (*COLUMNS, "frequency", "spread")
-        frames = [] if len(sequences) else [pd.DataFrame({name: [] for name in columns})]
+        own = COLUMNS if samples is None else (*COLUMNS, "frequency", "spread")
+        self.about_items.check(columns, taken=own)
+        frames = [] if len(sequences) else [pd.DataFrame({name: [] for name in own})]
         size = self.config["eval_batch_size"]
         for start in range(0, len(sequences), size):
             part = slice(start, start + size)
             frames.append(self._batch(sequences[part], users[part], options, allowed))
-        return pd.concat(frames, ignore_index=True)
+        return self._with_columns(pd.concat(frames, ignore_index=True), columns)
+
+    def _with_columns(self, table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+        """A table with a column ``item_id``, and what ``columns`` say of these items."""
+        numbers = np.array([self._number[item] for item in table["item_id"]], dtype=np.int64)
+        return table.assign(**{name: self.about_items.of(name, numbers) for name in columns})
+
+    def similar(self, items: Sequence[Any], k: int = 10, columns: Sequence[str] = ()) -> pd.DataFrame:
+        """The ``k`` items that are most like each of some, by the cosine of the vectors by which the model knows them.
+
+        Parameters
+        ----------
+        items : Sequence of object
+            Ids.
+        k : int, optional
+            Length of the lists.
+        columns : Sequence of str, optional
+            As for ``recommend``.
+
+        Returns
+        -------
+        pd.DataFrame
+            With ``similar_to``, ``rank`` (from 1), ``item_id``, ``cosine``, and the columns.
+
+        Raises
+        ------
+        UserError
+            The model does not know an item, or has no vectors of items.
+        """
+        ListOptions(k)  # refuses what is no length
+        own = ("similar_to", "rank", "item_id", "cosine")
+        self.about_items.check(columns, taken=own)
+        ids = as_ids(items, "items")
+        unknown = next((item for item in ids if item not in self._number), None)
+        if unknown is not None:
+            hint = f", which knows {self.like(unknown)!r}" if self.like(unknown) else ": give ids of its training data"
+            raise UserError(f"item {unknown!r} is unknown to the model{hint}")
+        similarity = Similarity(self.network, self.config["model"], len(self.items))
+        numbers, cosines = similarity.nearest([self._number[item] for item in ids], k)
+        n, width = numbers.shape
+        cells = (
+            np.repeat(ids, width),
+            np.tile(np.arange(1, width + 1), n),
+            self.items[numbers.ravel()],
+            cosines.ravel(),
+        )
+        return self._with_columns(pd.DataFrame(dict(zip(own, cells))), columns)
+
+    def explain(self, lists: pd.DataFrame, sequences: Sequence[Sequence[Any]], n: int = 3) -> list[list[str]]:
+        """Why an item: for each row of ``lists`` the items of its history that are most like it (see ``similar``).
+
+        Parameters
+        ----------
+        lists : pd.DataFrame
+            What ``recommend`` gives for ``sequences`` without ``users``.
+        sequences : Sequence of Sequence of object
+            Histories of item ids.
+        n : int, optional
+            How many of a history's items to name at most.
+
+        Raises
+        ------
+        UserError
+            The model has no vectors of items.
+        """
+        similarity = Similarity(self.network, self.config["model"], len(self.items))
+        longest = self.config["MAX_ITEM_LIST_LENGTH"]
+        histories = [history[-longest:] for history in self._numbers(as_histories(sequences))]
+        items = [self._number[item] for item in lists["item_id"]]
+        nearest = similarity.in_histories(histories, lists["user_id"].to_numpy(dtype=np.int64), items, n)
+        return [[self.items[item] for item in of_row] for of_row in nearest]
 
     def _named_histories(self, sequences: Any, users: Any) -> tuple[list[list[str]], Sequence[Any]]:
         """Histories as text, and the users' names, as ``recommend`` takes them."""
@@ -215,7 +266,7 @@ class Recommender(NextLists):
             raise UserError(f"users must name the {len(sequences)} histories, got {len(users)}: give one for each")
         return sequences, users
 
-    def histories(self, source: str | Path | pd.DataFrame) -> Iterator[HistoryBatch]:
+    def histories(self, source: str | Path | pd.DataFrame | Table) -> Iterator[HistoryBatch]:
         """Users and histories in a file or a DataFrame, some at a time (see ``read_histories``).
 
         The columns are called as in the training data, or ``user_id``, ``item_id`` and ``timestamp``, or ``user_id``
@@ -229,10 +280,12 @@ class Recommender(NextLists):
         config = self.config
         names = [config[f"{kind}_FIELD"] for kind in ("USER_ID", "ITEM_ID", "TIME")]
         columns = HistoryColumns(*(name or default for name, default in zip(names, vars(HistoryColumns()).values())))
-        if isinstance(source, pd.DataFrame):
-            table: Table = Frame(source)
+        if isinstance(source, (Table, pd.DataFrame)):
+            table = source if isinstance(source, Table) else Frame(source)
         else:
-            table = open_table(source, "input", config["field_separator"], config["encoding"])
+            atomic = kind_of(Path(source)) == ".inter"
+            written = (config["field_separator"], config["encoding"]) if atomic else ()
+            table = open_table(source, "input", *written)
         return read_histories(table, columns, split=all(len(item.split()) == 1 for item in self.items[1:]))
 
     def unknown(self, sequences: Iterable[Iterable[Any]]) -> int:
@@ -344,5 +397,4 @@ class Recommender(NextLists):
         padded = torch.zeros(len(histories), longest, dtype=torch.long)
         for row, history in enumerate(histories):
             padded[row, : lengths[row]] = torch.tensor(history[-longest:])
-        columns = {self.network.ITEM_SEQ: padded, self.network.ITEM_SEQ_LEN: lengths}
-        return batch_of(columns, self.config["device"])
+        return batch_of({self.network.ITEM_SEQ: padded, self.network.ITEM_SEQ_LEN: lengths}, self.config["device"])

@@ -95,15 +95,20 @@ def most_steps(recommender: Recommender) -> int:
 
 def request_for(recommender: Recommender) -> type[RecommendRequest]:
     """The form of requests to a model: nothing that it does not do."""
-    if not isinstance(recommender.network, DiffusionRecommender):
-        return RecommendRequest
-    base = RecommendRequest if "samples" in recommender.config.spec.cannot else SampledRequest
-    most = most_steps(recommender)
-    if most == 1:
-        return base
-    steps = Annotated[int, Field(ge=1, le=most), WHOLE] | None
-    described = Field(None, description="reverse steps; the service's own by default")
-    return create_model("RecommendRequest", __base__=base, __doc__=base.__doc__, sampling_steps=(steps, described))
+    base: type[RecommendRequest] = RecommendRequest
+    more: dict[str, Any] = {}
+    if isinstance(recommender.network, DiffusionRecommender):
+        base = RecommendRequest if "samples" in recommender.config.spec.cannot else SampledRequest
+        most = most_steps(recommender)
+        if most > 1:
+            steps = Annotated[int, Field(ge=1, le=most), WHOLE] | None
+            more["sampling_steps"] = steps, Field(None, description="reverse steps; the service's own by default")
+    names = recommender.about_items.names
+    if names:
+        name: Any = Literal[tuple(names)]
+        fields = Annotated[list[name], Field(max_length=len(names), fail_fast=True)] | None
+        more["fields"] = fields, Field(None, description="what to tell of each item, beside its id")
+    return create_model("RecommendRequest", __base__=base, __doc__=base.__doc__, **more) if more else base
 
 
 class RankedItem(BaseModel):
@@ -112,6 +117,7 @@ class RankedItem(BaseModel):
     item_id: str
     score: float
     frequency: float | None = Field(None, description="share of the samples with the item in their own top k")
+    fields: dict[str, str | float | None] | None = Field(None, description="what was asked for of the item")
 
 
 class RankedList(BaseModel):
@@ -139,6 +145,22 @@ class ItemsQuery(BaseModel):
     limit: int = Field(20, ge=1, le=100)
 
 
+class SearchQuery(BaseModel):
+    """Which items are looked for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query: str = Field("", max_length=MAX_ID, description="a part of the id or the title, in any case and accents")
+    limit: int = Field(20, ge=1, le=100)
+
+
+class FoundItem(BaseModel):
+    """An item that was looked for."""
+
+    item_id: str
+    title: str | None = Field(description="none where the model's data had no titles")
+
+
 class Health(BaseModel):
     """That the service answers, and with what."""
 
@@ -151,6 +173,7 @@ class Health(BaseModel):
     sampling_steps: int | None = Field(description="reverse steps of a request that names none")
     max_sampling_steps: int = Field(description="that a request may name; none may be named where it is 1")
     samples: bool = Field(description="whether requests may ask for samples and diversity")
+    fields: list[str] = Field(description="what requests may ask for of each item")
     version: str
 
 

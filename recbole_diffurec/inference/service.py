@@ -1,4 +1,4 @@
-"""Recommendations over HTTP: ``/recommend``, ``/items``, ``/healthz``, ``/metrics``; ``/docs``, and a page at ``/``."""
+"""Recommendations over HTTP: ``/recommend``, ``/items``, ``/search``, ``/healthz``, ``/metrics``; a page at ``/``."""
 
 import asyncio
 import contextlib
@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.inference import connections, schema
 from recbole_diffurec.inference.batcher import Lanes, Wanted, empty_list
+from recbole_diffurec.inference.items import TITLE
 from recbole_diffurec.inference.limits import Guard, Limits, Refusal, Share
 from recbole_diffurec.inference.lists import ListOptions
 from recbole_diffurec.inference.recommender import Recommender
@@ -24,7 +25,7 @@ from recbole_diffurec.models.base import DiffusionRecommender
 from recbole_diffurec.version import __version__
 
 ITEM_BYTES = 100  # of one place of a list in an answer, in round numbers
-PATHS = frozenset({"/", "/recommend", "/items", "/healthz", "/metrics"})
+PATHS = frozenset({"/", "/recommend", "/items", "/search", "/healthz", "/metrics"})
 PAGE = Path(__file__).parent / "static" / "index.html"
 
 
@@ -116,14 +117,15 @@ def _add_recommend(app: FastAPI, recommender: Recommender, metrics: Metrics) -> 
         wanted = asked.model_dump()  # type: ignore[attr-defined]
         histories = [[str(item) for item in history] for history in wanted.pop("histories")]
         steps = wanted.pop("sampling_steps", None) or own_steps
+        fields = tuple(wanted.pop("fields", None) or ())
         candidates, end = wanted.pop("candidates"), b"]}"
         if candidates is not None:
             wanted["candidates"] = tuple(sorted(filter(recommender.knows, set(map(str, candidates)))))
             end = b'],"unknown_candidates":%d}' % recommender.unknown([candidates])
         share: Share = request.scope["share"]
-        share.take(len(histories) * min(wanted["k"], len(recommender.items)) * ITEM_BYTES)
+        share.take(len(histories) * min(wanted["k"], len(recommender.items)) * ITEM_BYTES * (1 + len(fields)))
         if candidates is None or wanted["candidates"]:
-            lists = await app.state.lanes.submit(Wanted(ListOptions(**wanted), steps), histories)
+            lists = await app.state.lanes.submit(Wanted(ListOptions(**wanted), steps, fields), histories)
         else:
             lists = [empty_list(recommender, history) for history in histories]
         metrics.seconds.observe(time.perf_counter() - start)
@@ -133,7 +135,8 @@ def _add_recommend(app: FastAPI, recommender: Recommender, metrics: Metrics) -> 
 def _add_views(app: FastAPI, recommender: Recommender, metrics: Metrics) -> None:
     network, config = recommender.network, recommender.config
     ids = recommender.items[1:].astype(str)
-    by_popularity = ids[np.argsort(-recommender.popularity[1:], kind="stable")]
+    order = np.argsort(-recommender.popularity[1:], kind="stable")
+    by_popularity, about_items = ids[order], recommender.about_items
     diffusion = isinstance(network, DiffusionRecommender)
     health = schema.Health(
         status="ok",
@@ -145,6 +148,7 @@ def _add_views(app: FastAPI, recommender: Recommender, metrics: Metrics) -> None
         sampling_steps=network.sampling_steps if diffusion else None,
         max_sampling_steps=schema.most_steps(recommender),
         samples="samples" in schema.request_for(recommender).model_fields,
+        fields=about_items.names,
         version=__version__,
     )
     page = PAGE.read_text(encoding="utf-8")
@@ -153,6 +157,16 @@ def _add_views(app: FastAPI, recommender: Recommender, metrics: Metrics) -> None
     def items(asked: Annotated[schema.ItemsQuery, Query()]) -> list[str]:
         """Items whose id contains ``query``, the most popular first."""
         return by_popularity[np.char.find(by_popularity, asked.query) >= 0][: asked.limit].tolist()
+
+    @app.get("/search", responses=schema.answers(408, 413, 422, 503))
+    def search(asked: Annotated[schema.SearchQuery, Query()]) -> list[schema.FoundItem]:
+        """Items whose id or title contains ``query``: the one with this id first, then the most popular."""
+        found = by_popularity[about_items.found(asked.query)[1:][order]][: asked.limit].tolist()
+        if recommender.knows(asked.query):
+            found = [asked.query, *(item for item in found if item != asked.query)][: asked.limit]
+        titled = [TITLE] if TITLE in about_items.names else []
+        titles = [row.get(TITLE) for row in about_items.rows(titled, found)]
+        return [schema.FoundItem(item_id=item, title=title) for item, title in zip(found, titles)]
 
     @app.get("/healthz", responses=schema.answers())
     async def healthz() -> schema.Health:

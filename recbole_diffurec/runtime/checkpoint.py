@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import pickle
 import warnings
 from collections import OrderedDict
@@ -266,7 +267,9 @@ class RunCheckpoint(TypedDict):
     epoch: Annotated[int, pydantic.Field(ge=0)]
     state_dict: dict[str, torch.Tensor]
     other_parameter: Optional[dict[str, Any]]
-    data: NotRequired[dict[str, Any]]  # its fingerprint, which version 0.1.0 did not take
+    # Its fingerprint, and what is known of its items, of which version 0.1.0 took neither.
+    data: NotRequired[dict[str, Any]]
+    item_columns: NotRequired[dict[str, list[str]]]
 
 
 Schema = TypeVar("Schema")
@@ -321,4 +324,9 @@ def open_run(path: str | Path) -> RunCheckpoint:
             f"checkpoint '{path}' is damaged (popularity: it must be a count for each of {n_items} items): use another "
             f"copy"
         )
+    if any(len(cells) != n_items for cells in state.get("item_columns", {}).values()):
+        raise UserError(f"checkpoint '{path}' is damaged (item_columns: not one cell for each item): use another copy")
+    data_path = state["config"].get("data_path")
+    if isinstance(data_path, str) and os.path.isabs(data_path) and not os.path.isdir(data_path):
+        del state["config"]["data_path"]  # written elsewhere: the data is where the defaults look for it
     return state

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 import uuid
@@ -62,6 +63,32 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             f"'{path}' cannot be written ({error.strerror or error}): free some space or give another place; what was "
             f"there before is untouched"
         ) from None
+
+
+@contextlib.contextmanager
+def standard_output() -> Iterator[BinaryIO]:
+    """A binary file to write, whose content goes to standard output once the block has ended without an error.
+
+    Raises
+    ------
+    OSError
+        Standard output cannot be written.
+    """
+    with tempfile.TemporaryFile() as content:
+        yield content
+        content.seek(0)
+        shutil.copyfileobj(content, sys.stdout.buffer)
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def standard_input() -> Iterator[Path]:
+    """What comes from standard input, all of it, as a file that may be read again, and called otherwise."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "standard-input"
+        with open(path, "wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield path
 
 
 def _stream(path: str | Path) -> str | int | None:

@@ -14,6 +14,7 @@ from recbole.utils import EvaluatorType, ModelType
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
 from recbole_diffurec.host.config import DATA_PARAMETERS, RunConfig
+from recbole_diffurec.host.devices import say_without_gpu
 from recbole_diffurec.host.fingerprint import differences
 from recbole_diffurec.host.inputs import inputs_of_test
 from recbole_diffurec.host.loaders import dataset_of, share_evaluation
@@ -159,6 +160,7 @@ class Member:
     def open(cls, path: str | Path, parameters: Mapping[str, Any]) -> Member:
         """Read a checkpoint, and its configuration with ``parameters`` changed."""
         state = checkpoint.open_run(path)
+        say_without_gpu(parameters)
         config = RunConfig(state["model"], state["dataset"], {**state["config"], **parameters})
         # A test leaves nothing behind, wherever it is called and whatever its checkpoint says.
         folder = os.path.dirname(os.path.abspath(path))

@@ -10,7 +10,7 @@ from typing import Any
 from torch.optim.lr_scheduler import StepLR
 
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host.checkpoints import about_data, plain_values
+from recbole_diffurec.host.checkpoints import about_data, kept_values, plain_values
 from recbole_diffurec.runtime import checkpoint, distributed, files
 from recbole_diffurec.training.attributes import PlainAttributes
 from recbole_diffurec.training.averaging import WeightAverage
@@ -88,7 +88,7 @@ class KeepingTrainer(ScoringTrainer):
                 {
                     "model": self.config["model"],
                     "dataset": self.config["dataset"],
-                    "config": plain_values(self.config),
+                    "config": kept_values(self.config),
                     **about_data(self.eval_collector.training_data),
                     "epoch": epoch,
                     **self._progress(),
@@ -136,7 +136,7 @@ class KeepingTrainer(ScoringTrainer):
             {
                 "model": self.config["model"],
                 "dataset": self.config["dataset"],
-                "data": about_data(self.eval_collector.training_data)["data"],
+                "data": getattr(self.eval_collector.training_data, "fingerprint", {}),
                 "config": plain_values(self.config),
                 "checkpoint": os.path.basename(self.saved_model_file),
                 "epoch": epoch_idx,

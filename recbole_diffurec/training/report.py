@@ -54,6 +54,19 @@ def describe_run(config: RunConfig, data: Any, network: torch.nn.Module) -> dict
     }
 
 
+def describe_network(config: RunConfig, network: torch.nn.Module) -> str:
+    """One line on what is trained, in which precision, and where."""
+    device = config["device"]
+    if device.type == "cuda":
+        where = f"{device} ({torch.cuda.get_device_name(device)})"
+    else:
+        where = f"{device} ({torch.get_num_threads()} threads)"
+    sizes = [(parameter.numel(), parameter.dtype) for parameter in network.parameters() if parameter.requires_grad]
+    kinds = " and ".join(sorted({str(dtype).removeprefix("torch.") for _, dtype in sizes})) or "nothing"
+    amp = ", products in bfloat16" if config["enable_amp"] else ""
+    return f"{config['model']}: {sum(size for size, _ in sizes):,} parameters in {kinds}{amp}, on {where}"
+
+
 def describe_epoch(epoch: Mapping[str, Any], config: RunConfig) -> str:
     """One line on an epoch."""
     trained = f"epoch {epoch['epoch'] + 1}/{config['epochs']}: loss {epoch['train_loss']:.4f}"

@@ -14,12 +14,22 @@ from recbole.utils import init_seed
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
 from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.devices import say_without_gpu
 from recbole_diffurec.host.loaders import dataset_of, share_evaluation, share_training
 from recbole_diffurec.runtime import distributed, files
 from recbole_diffurec.runtime.process import restored
 from recbole_diffurec.training.evaluate import timed_test
+from recbole_diffurec.training.own_data import data_set_of
 from recbole_diffurec.training.prepare import DatasetCache, PreparedData, build, prepare_data
-from recbole_diffurec.training.report import deliver, describe_epoch, describe_run, explained, log_file, plain_metrics
+from recbole_diffurec.training.report import (
+    deliver,
+    describe_epoch,
+    describe_network,
+    describe_run,
+    explained,
+    log_file,
+    plain_metrics,
+)
 from recbole_diffurec.training.state import OtherDataError, TrainingState, check_data, find_state
 
 logger = logging.getLogger("recbole_diffurec")
@@ -33,6 +43,7 @@ def run(
     experiment: str | None = None,
     result_file: str | Path | None = None,
     resume: bool = False,
+    data: Any = None,
     **parameters: Any,
 ) -> dict[str, Any]:
     """Train, validate and test one model on one data set.
@@ -40,8 +51,8 @@ def run(
     Parameters
     ----------
     model, dataset : str, optional
-        Names; any model of RecBole, any known data set or ``data_path/NAME/NAME.inter``. By default what
-        ``config_files`` or the experiment say, or else DiffuRecSys and ml-100k.
+        Names; any model of RecBole, any known data set or ``data_path/NAME/NAME.inter``, or the path of a table that
+        ``prepare`` takes. By default what ``config_files`` or the experiment say, or else DiffuRecSys and ml-100k.
     config_files : Sequence of (str or Path), optional
         YAML files, later ones stronger.
     experiment : str, optional
@@ -50,8 +61,11 @@ def run(
         Where to write the result as JSON; its folder is made when missing.
     resume : bool, optional
         Continue an interrupted run of the same configuration, which left its state in ``checkpoint_dir``.
+    data : pandas.DataFrame, str or Path, optional
+        A table in the place of ``dataset``, with a row for each interaction.
     **parameters : object
-        The strongest layer, such as ``epochs=5``.
+        The strongest layer, such as ``epochs=5``. With a table also the options of ``prepare``: ``user``, ``item``,
+        ``time`` and others, ``name`` and ``overwrite``.
 
     Returns
     -------
@@ -67,6 +81,7 @@ def run(
     UserError
         A parameter, a name or the data is wrong; the message says what to do.
     """
+    dataset = data_set_of(dataset, parameters, config_files, experiment, data)
     config = RunConfig(model, dataset, parameters, config_files, experiment)
     path = files.check_writable(result_file, "result_file", (*config_files, *config.data_files()))
     events = compat.no_tensorboard() if distributed.rank() > 0 else contextlib.nullcontext()
@@ -114,11 +129,13 @@ def train(
     if distributed.world_size() > 1:
         config.spec.refuse("nproc", "be trained in several processes")
     files.make_folder(config["checkpoint_dir"], "checkpoint_dir")
+    say_without_gpu(config.external_config_dict)
     with compat.quiet(), restored(), log_file(config) as log:
         with explained(f"preparing data set '{dataset}'", log), distributed.local_rank0_first():
             data = prepare_data(config, datasets)
         with explained(f"building model '{model}'", log):
             network, trainer = build(data.config, dataset_of(data.loaders[0]))
+        logger.info("%s", describe_network(config, network))
         _share(data, trainer)
         if state is not None:
             check_data(state, data)

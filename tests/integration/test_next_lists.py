@@ -146,3 +146,16 @@ def test_models_of_the_next_item_alone_refuse(recommender):
     other.network = SequentialModel
     with pytest.raises(UserError, match="knows the next item alone and draws no lists of several"):
         other.next_lists(HISTORIES)
+
+
+def test_lists_say_what_else_is_known_of_their_items_and_why(path, recommender, workdir):
+    Path("in.jsonl").write_text(json.dumps({"user_id": "u", "items": HISTORIES[0]}) + "\n")
+    arguments = ["--input=in.jsonl", "--output=out.jsonl", "--next=2", "--k=3", "--explain"]
+    assert cli.main(["recommend", str(path), *arguments]) == 0
+    table = pd.read_json("out.jsonl", lines=True)
+    assert len(table) == 6 and all(set(map(str, because)) <= set(HISTORIES[0]) for because in table["because"])
+    titles = recommender.next_lists(HISTORIES[:1], k=1, columns=["title"])
+    single = recommender.recommend(HISTORIES[:1], k=10_000, columns=["title"]).set_index("item_id")["title"]
+    assert titles["title"].tolist() == single[titles["item_id"]].tolist()
+    with pytest.raises(UserError, match="no such thing"):
+        recommender.next_lists(HISTORIES, columns=["no such thing"])

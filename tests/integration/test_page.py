@@ -54,8 +54,8 @@ def add(page, *items):
 
 
 def shown(page) -> list[str]:
-    """The items of the table."""
-    return page.locator("#result tr td:nth-child(2)").all_text_contents()
+    """The ids of the items of the table, which stand after their titles."""
+    return page.locator("#result tr td:nth-child(2) small").all_text_contents()
 
 
 def message(page) -> str:
@@ -104,7 +104,7 @@ def test_its_lists_are_those_of_the_api(page, service):
 def test_what_the_history_lacks_is_said(page):
     page.get_by_role("button", name="Recommend").click()
     assert "no known item in the history: the most popular items" in message(page)
-    add(page, "50", "nothing")
+    add(page, "50", "no such item")
     page.get_by_role("button", name="Recommend").click()
     assert "1 unknown item of the history left out" in message(page)
 
@@ -113,7 +113,8 @@ def test_the_keyboard_is_enough(page, service):
     """From the search to a list, and items taken out again, without the focus being lost."""
     page.get_by_label("Items of the history").focus()
     page.keyboard.type("17")
-    found = requests.get(f"{service}/items", params={"query": "17", "limit": 24}, timeout=60).json()
+    listed = requests.get(f"{service}/search", params={"query": "17", "limit": 24}, timeout=60).json()
+    found = [f"{item['title']} {item['item_id']}" for item in listed]
     choices = page.get_by_label("Matching items").get_by_role("button")
     playwright.expect(choices).to_have_text(found)
     for key in ("ArrowDown", "ArrowRight", "Enter", "Enter", "ArrowLeft", "Enter"):
@@ -135,6 +136,18 @@ def test_the_keyboard_is_enough(page, service):
     page.get_by_label("List length").focus()
     page.keyboard.press("Enter")
     assert message(page).startswith("10 items in ")
+
+
+def test_items_are_found_and_shown_by_their_titles(page):
+    """In any case; Enter adds the first that is found, and the list names titles as well."""
+    add(page, "TOY story", "50", "wrong trousers")
+    chips = page.get_by_role("list", name="History").get_by_role("button")
+    titles = ["Toy Story 1", "Star Wars 50", "Wrong Trousers, The 169"]
+    playwright.expect(chips).to_have_text([f"{title} {TAKE_OUT}" for title in titles])
+    page.get_by_role("button", name="Recommend").click()
+    assert message(page).startswith("10 items in ")
+    cells = page.locator("#result tr td:nth-child(2)").all_text_contents()
+    assert len(cells) == 10 and all(cell.removesuffix(item).strip() for cell, item in zip(cells, shown(page)))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +220,7 @@ def test_the_effect_of_the_steps(page):
 
 def test_what_a_model_does_not_do_is_not_offered(page, service):
     health = requests.get(f"{service}/healthz", timeout=60).json()
-    other = {**health, "model": "SASRec", "max_sampling_steps": 1, "samples": False}
+    other = {**health, "model": "SASRec", "max_sampling_steps": 1, "samples": False, "fields": []}
     answer_with(page, {**other, "diffusion_steps": None, "sampling_steps": None}, path="healthz")
     page.reload()
     playwright.expect(page.get_by_text("SASRec trained on")).to_be_visible()

@@ -17,11 +17,13 @@ from recbole_diffurec.cli import main
 from recbole_diffurec.cli.parsers import PARSERS, parse, parse_parameters
 from recbole_diffurec.config.rules import RULES
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.host.catalogue import known_models
+from recbole_diffurec.host.config import RunConfig, known_parameters, once
+from recbole_diffurec.host.devices import say_without_gpu
 from recbole_diffurec.models import spec
 from recbole_diffurec.runtime import checkpoint
 from recbole_diffurec.training import evaluate, run
-from recbole_diffurec.training.report import format_result
+from recbole_diffurec.training.report import describe_network, format_result
 from recbole_diffurec.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,6 +116,11 @@ MISTAKES = {
     "result in place of a folder": (["--result_file=folder"], "result_file 'folder'", "is a folder"),
     "result under a file": (["--result_file=good.yaml/x.json"], "result_file", "'good.yaml'"),
     "checkpoints under a file": (["--checkpoint_dir=good.yaml"], "checkpoint_dir 'good.yaml'", "cannot be made"),
+    "options of a table without one": (["--dataset=mine", "--user=customer"], "'user'", "path of a .csv"),
+    "unknown option of a table": (["prepare", "t.csv", "--usr=customer"], "'usr'", "'user'"),
+    "missing table": (["prepare", "missing.csv"], "'missing.csv'", "check the path"),
+    "missing table of a run": (["--dataset=missing.csv"], "'missing.csv'", "check the path"),
+    "no table": (["prepare"], "TABLE", "--help"),
     "no checkpoint": (["evaluate"], "CHECKPOINT", "--help"),
     "missing checkpoint": (["evaluate", "missing.pth"], "'missing.pth'", "does not exist"),
     "folder as checkpoint": (["evaluate", "folder"], "'folder'", ".pth"),
@@ -307,8 +314,10 @@ def test_evaluate_gets_what_was_given(calls: list, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("command", PARSERS)
 def test_a_value_may_have_spaces_in_every_command(command: str, given: list[str]) -> None:
     """``argparse`` takes an argument with a space for a file."""
-    needed = {"tune": ["--params_file=x"], "recommend": ["a.pth", "--output=x"]}
-    needed |= {name: ["a.pth"] for name in ("evaluate", "audit", "export", "serve")}
+    needed = {"tune": ["--params_file=x"], "recommend": ["a.pth", "--output=x"], "prepare": ["a.csv"]}
+    needed |= {name: ["a.pth"] for name in ("evaluate", "audit", "export", "serve")} | {
+        "similar": ["a.pth", "--items=1"]
+    }
     options, parameters = parse(command, [*given, *needed.get(command, [])])
     assert parameters == {"topk": [5, 10]}
     assert getattr(options, "checkpoints", ["a.pth"]) == ["a.pth"]
@@ -367,6 +376,8 @@ def test_every_name_in_the_help_exists(capsys: pytest.CaptureFixture[str]) -> No
     named = set(re.findall(r"--(\w+)", capsys.readouterr().out))
     options = {"model", "dataset", "config_files", "experiment", "result_file", "list_models", "version", "help"}
     options |= {"resume", "nproc", "world_size", "group_offset", "ip", "port", "rendezvous_minutes"}
+    options |= {"list_experiments", "list_parameters"}
+    options |= {"user", "item", "time", "rating", "min_rating", "items", "title", "separator", "name", "overwrite"}
     of_models = [name for model in spec.names() for name in spec.find(model).rules]
     assert named - options - {"NAME"} <= {*RULES, *of_models}
     assert named >= options
@@ -375,9 +386,52 @@ def test_every_name_in_the_help_exists(capsys: pytest.CaptureFixture[str]) -> No
 def test_list_models(workdir: Path, calls: list, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list_models"]) == 0
     out, err = capsys.readouterr()
-    names = out.split("\n")
-    assert names[:2] == ["DiffuRec", "DiffuRecSys"] and {"SASRec", "BPR"} <= set(names) and names[-1] == ""
+    kinds = {part.split(":")[0]: part for part in out.strip().split("\n\n")}
+    listed = {kind: [line.split()[0] for line in part.splitlines()[1:]] for kind, part in kinds.items()}
+    assert listed["diffusion"][:2] == ["DiffuRec", "DiffuRecSys"] and "V1" in listed["diffusion"]
+    assert "SASRec" in listed["sequential, of RecBole"] and "BPR" in listed["general, of RecBole"]
+    assert "Self-Attentive Sequential Recommendation, ICDM 2018" in kinds["sequential, of RecBole"]
+    assert sorted(known_models()) == sorted({name for names in listed.values() for name in names} - {"V1", "V2"})
+    assert all(len(line.split()) > 1 for part in kinds.values() for line in part.splitlines()[1:]), "what each is"
     assert err == "" and calls == [] and files() == []
+
+
+def test_list_experiments(workdir: Path, calls: list, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list_experiments"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    named = {line.split()[0] for line in lines if not line.startswith(" " * 3)}
+    folder = ROOT / "properties" / "experiment"
+    assert named == {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")}
+    assert calls == [] and files() == []
+
+
+@pytest.mark.parametrize("model", ["DiffuRec", "DiffuRecSys", "V1", "SASRec", ""])
+def test_list_parameters(model: str, workdir: Path, calls: list, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each once, with the default that counts: a model's own before that of every model, and this before RecBole's."""
+    assert main(["--list_parameters", model] if model else ["--list_parameters"]) == 0
+    out = capsys.readouterr().out
+    names = re.findall(r"^  (\w+)", out, re.MULTILINE)
+    assert len(names) == len(set(names)) and {"seed", "epochs", "topk", "clip_grad_norm"} <= set(names)
+    if model:
+        known = "DiffuRecSys" if model == "V1" else model
+        own = set(spec.find(known).rules if spec.find(known) else ["n_layers", "loss_type"])
+        assert own - set(RULES) <= set(names) and set(names) <= known_parameters(known)
+    hidden_act = {"DiffuRec": "gelu", "DiffuRecSys": "relu", "V1": "relu", "SASRec": "'gelu'"}
+    if model:
+        assert re.search(rf"^  hidden_act +{hidden_act[model]}  \(str\) \w", out, re.MULTILINE)
+    assert calls == [] and files() == []
+
+
+def test_parameters_of_no_model(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'DifuRec'" in refused(capsys, "--list_parameters=DifuRec")
+
+
+def test_help_has_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    groups = ["model and data:", "settings:", "training:", "a table of your own:", "several processes:"]
+    assert [out.index(group) for group in groups] == sorted(out.index(group) for group in groups)
 
 
 @pytest.mark.parametrize("entry", [[str(ROOT / "run_recbole_diffurec.py")], ["-m", "recbole_diffurec"]])
@@ -403,3 +457,25 @@ def test_messages_of_a_run_go_to_standard_error(
     out, err = capsys.readouterr()
     assert err == "943 users\n" * 2, "one handler, however often main is called"
     assert "943" not in out
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [({"gpu_id": "0"}, True), ({"gpu_id": 1}, True), ({"gpu_id": ""}, False), ({}, False)]
+)
+def test_a_gpu_that_is_not_there_is_said(
+    given: dict[str, Any], said: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    once.cache_clear()
+    with caplog.at_level("WARNING"):
+        say_without_gpu(given)
+        say_without_gpu({**given, "use_gpu": False})
+    assert caplog.text.count("the CPU is used") == said and (not said or f"gpu_id is {given['gpu_id']}," in caplog.text)
+
+
+def test_the_first_lines_of_a_run_tell_device_precision_and_size() -> None:
+    network = torch.nn.Linear(3, 2)
+    network.bias.requires_grad_(False)
+    config = {"model": "DiffuRec", "device": torch.device("cpu"), "enable_amp": True}
+    told = describe_network(config, network)
+    assert told.startswith("DiffuRec: 6 parameters in float32, products in bfloat16, on cpu (")

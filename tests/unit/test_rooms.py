@@ -44,10 +44,11 @@ ROOMS = {
         "attention blocks contrast device dropout encoder item_softmax linear ragged recurrent step_embedding",
     ),
     "data": Room(
-        "augment columns delimited formats histories rows sources tables times",
+        "atomic augment columns delimited formats histories interactions items output prepare rows sniff sources "
+        "tables times",
         imports="errors runtime",
     ),
-    "config": Room("layers protocol rules", imports="errors"),
+    "config": Room("described layers protocol rules", imports="errors"),
     "models": Room(
         "acvae approximator base causal cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program "
         "diffurec_rules duorec ensemble interventions masked_diffusion mfgan objectives scores sequential spec stosa "
@@ -56,17 +57,18 @@ ROOMS = {
     ),
     "host": Room(
         "all_positions batches bert4rec candidates catalogue checkpoints checks collector compat config dataset "
-        "entry_points filters fingerprint guards hooks inputs loaders metrics models presplit repeats sequences splits "
-        "stand_in wanted_columns",
+        "devices entry_points filters fingerprint guards hooks inputs items listing loaders metrics models presplit "
+        "repeats sequences splits stand_in wanted_columns",
         imports="errors runtime layers data config models",
     ),
     "training": Room(
-        "attributes averaging epoch evaluate keeping load prepare report run scoring state trainer weights",
+        "attributes averaging epoch evaluate keeping load own_data prepare report run scoring state trainer weights",
         imports="errors version runtime data config models host",
     ),
     "plugin": Room("plugin", imports="models host", lazily="training"),
     "inference": Room(
-        "batch batcher connections export limits lists next_lists recommender schema service",
+        "batch batcher checkpoint_data connections export items limits lists next_lists recommender schema service "
+        "similar",
         imports="errors version runtime data config models host training",
     ),
     "experiments": Room(
@@ -79,12 +81,12 @@ ROOMS = {
     "cli": Room(
         "commands parsers terminal",
         imports="errors version runtime config models",
-        lazily="host training inference experiments",
+        lazily="data host training inference experiments",
     ),
     "__init__": Room(
         "__init__",
         imports="errors version host plugin",
-        types="models training inference experiments",
+        types="data models training inference experiments",
     ),
     "__main__": Room("__main__", imports="cli"),
 }
