@@ -122,11 +122,11 @@ def test_the_loss_is_the_bound_of_each_slot(parameters):
             logits = model.logits(slot_states(model, batch, slots)[0], batch["item_id_list"].expand(4, -1))
             losses = -logits.log_softmax(dim=-1)[list(places), known[0, list(places)]]
             share = float(n == 3) if parameters else 1 / 3
-            expected += share * float(losses.mean()) / len(list(itertools.combinations(range(3), n)))
+            expected += share * losses.mean().item() / len(list(itertools.combinations(range(3), n)))
     torch.manual_seed(0)
     repeated = with_futures(model, [[4, 5, 6]] * 4000)
     repeated["item_id_list"][:, 0] = 1
-    assert float(model.calculate_loss(repeated)) == pytest.approx(expected, rel=0.03)
+    assert model.calculate_loss(repeated).item() == pytest.approx(expected, rel=0.03)
 
 
 def test_the_network_sees_no_item_that_it_is_to_predict(monkeypatch):
@@ -225,7 +225,7 @@ def test_guidance_is_linear_in_log_probabilities_and_leaves_training_alone():
     for guidance in (0.0, 2.0):
         model.guidance = guidance
         torch.manual_seed(0)
-        losses.append(float(model.calculate_loss(batch)))
+        losses.append(model.calculate_loss(batch).item())
     assert losses[0] == losses[1]
     torch.testing.assert_close(model.full_sort_predict(batch)[:, 1:], 3 * with_history - 2 * without)
 
