@@ -92,6 +92,12 @@ def _experiments() -> str:
 # Models
 
 
+def models_in_short(prefix: str) -> str:
+    """The models of this package and what they are, in two columns."""
+    rows = [f"| [{spec.name}]({prefix}{spec.name}.md) | {_cell(spec.summary)} |" for spec in _specs()]
+    return "\n".join(["| model | what it does |", "|---|---|", *rows])
+
+
 def models_table(prefix: str) -> str:
     """The models of this package, each with a link to its page, whose folder ``prefix`` leads to."""
     rows = [
@@ -174,7 +180,7 @@ def pages() -> dict[Path, str]:
     """What each page that this file writes, or writes a part of, is to be."""
     found = {
         DOCS / "parameters.md": parameters_page(),
-        ROOT / "README.md": _with(ROOT / "README.md", "models", models_table("docs/models/")),
+        ROOT / "README.md": _with(ROOT / "README.md", "models", models_in_short("docs/models/")),
         DOCS / "models" / "index.md": _with(DOCS / "models" / "index.md", "models", models_table("")),
         DOCS / "architecture.md": _with(DOCS / "architecture.md", "rooms", rooms()),
     }

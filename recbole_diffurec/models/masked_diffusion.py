@@ -371,7 +371,7 @@ def check(values: Mapping[str, Any]) -> None:
 MASKED_DIFFREC = ModelSpec(
     "MaskedDiffRec",
     MaskedDiffRec,
-    "masked diffusion over several next items",
+    "masked diffusion over the next k items, whose steps make their joint distribution (after Sahoo et al. 2024)",
     rules={
         **sequential.RULES,
         "n_slots": COUNT,

@@ -28,6 +28,7 @@ GROUP = "recbole_diffurec.models"
 BUILTIN = {
     "DiffuRec": "recbole_diffurec.models.diffurec:DIFFUREC",
     "DiffuRecSys": "recbole_diffurec.models.diffurec:DIFFURECSYS",
+    "MaskedDiffRec": "recbole_diffurec.models.masked_diffusion:MASKED_DIFFREC",
     "DuoRec": "recbole_diffurec.models.duorec:DUOREC",
     "CL4SRec": "recbole_diffurec.models.cl4srec:CL4SREC",
     "DiffRecDNR": "recbole_diffurec.models.diffrec_dnr:DIFFREC_DNR",
@@ -36,7 +37,6 @@ BUILTIN = {
     "ACVAE": "recbole_diffurec.models.acvae:ACVAE_SPEC",
     "MFGAN": "recbole_diffurec.models.mfgan:MFGAN_SPEC",
     "CausalRec": "recbole_diffurec.models.causal:CAUSALREC",
-    "MaskedDiffRec": "recbole_diffurec.models.masked_diffusion:MASKED_DIFFREC",
 }
 
 # What a model may be unable to do; ``ModelSpec.cannot`` gives the reason.
