@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from recbole_diffurec.data.rows import FIRST_TARGET, target_places
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -32,6 +30,8 @@ def loss_of_all_positions(calculate_loss: Any) -> Any:
     Here it gathers those of all targets, [M, d], and its loss is over M pairs as it is over B. This can go when RecBole
     trains over all positions itself.
     """
+    # This module is imported with the package, which waits for PyTorch until it is asked for.
+    from recbole_diffurec.data.rows import FIRST_TARGET, target_places
 
     @functools.wraps(calculate_loss)
     def wrapped(self: Any, interaction: Any) -> Tensor:

@@ -243,5 +243,7 @@ def test_a_taken_port(workdir, capsys):
 def test_other_commands_refuse_several_processes(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29512")
     assert cli.main(["compare", "--models=SASRec"]) == 2
     assert "'recbole-diffurec compare' works in one process" in capsys.readouterr().err

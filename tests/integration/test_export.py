@@ -75,7 +75,7 @@ def test_index_finds_what_full_scoring_finds(trained, workdir, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--format=gguf"], "format must be one of onnx, torch, safetensors, faiss, got 'gguf'"),
+        (["--format=gguf"], "format must be one of onnx, torch, safetensors, faiss, npy, got 'gguf'"),
         (["--format=torch", "--input=x.csv"], "--input serves to measure an index"),
         (["--format=torch", "--sampling_steps=99"], "sampling_steps"),
         (["--format=torch", "--ensemble_seeds=[1,2]"], "ensemble_seeds cannot be exported"),
