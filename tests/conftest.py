@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # every core has a worker; PyTorch reads it when it is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import signal
 import subprocess
 import sys
