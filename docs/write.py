@@ -93,9 +93,8 @@ def _experiments() -> str:
 
 
 def models_in_short(prefix: str) -> str:
-    """The models of this package and what they are, in two columns."""
-    rows = [f"| [{spec.name}]({prefix}{spec.name}.md) | {_cell(spec.summary)} |" for spec in _specs()]
-    return "\n".join(["| model | what it does |", "|---|---|", *rows])
+    """The names of this package's models, each a link to its page."""
+    return ",\n".join(f"[{spec.name}]({prefix}{spec.name}.md)" for spec in _specs()) + "."
 
 
 def models_table(prefix: str) -> str:
