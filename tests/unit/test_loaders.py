@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_diffurec.host import loaders
+from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.loaders import LengthGroupedSampler, fitting_users
+from recbole_diffurec.training.prepare import PreparedData
 
 
 @settings(deadline=None)
@@ -40,3 +45,13 @@ def test_evaluation_batch_fits_into_memory(monkeypatch):
     assert fitting_users(512, 1000, cpu) == 50
     assert fitting_users(10, 1000, cpu) == 10
     assert fitting_users(512, 10**9, cpu) == 1
+
+
+@pytest.mark.parametrize("model", ["BPR", "SASRec"])
+def test_preparing_leaves_the_configuration_as_it_is(model):
+    """BPR's batches are counted in users times items by RecBole, which must not add up from one time to the next."""
+    config = RunConfig(model, "ml-100k", {"gpu_id": ""})
+    before = copy.deepcopy(config.final_config_dict)
+    sizes = [[loader.batch_sampler.batch_size for loader in PreparedData(config).loaders[1:]] for _ in range(2)]
+    assert config.final_config_dict == before
+    assert sizes[0] == sizes[1]
