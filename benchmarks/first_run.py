@@ -45,13 +45,19 @@ def seconds_of_help(folder: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="runs, each with a seed of its own")
+    parser.add_argument("--instructions", nargs="+", default=["all", "AVX2"], choices=["all", "AVX2"])
     options = parser.parse_args()
+    quick = ["--epochs=1", "--user_inter_num_interval=[5,30]"] if common.TINY else []
     with tempfile.TemporaryDirectory() as folder:
-        first_run(folder, "--epochs=1")  # what a machine does once, such as compiling Python's files, is not counted
+        first_run(
+            folder, *(quick or ["--epochs=1"])
+        )  # what a machine does once, such as compiling Python's files, is not counted
         runs = []
-        for instructions, environment in (("all", {}), ("AVX2", AVX2)):
+        for instructions in options.instructions:
+            environment = AVX2 if instructions == "AVX2" else {}
             for seed in range(2020, 2020 + options.seeds):
-                runs.append({"instructions": instructions, **first_run(folder, f"--seed={seed}", **environment)})
+                run = first_run(folder, f"--seed={seed}", *quick, **environment)
+                runs.append({"instructions": instructions, **run})
                 print(runs[-1], file=sys.stderr, flush=True)
         help_ = statistics.median(seconds_of_help(folder) for _ in range(5))
     rows = [

@@ -24,6 +24,12 @@ from recbole_diffurec.training.prepare import PreparedData, build
 STEPS = 5  # training steps; the peak is reached in the first ones
 MILLION = "million-items"
 FEW_STEPS = {"sampling_steps": 2}  # of the reverse process, whose peak does not depend on how many there are
+CASES: tuple[tuple[str, bool, dict[str, Any]], ...] = (  # model, ours or RecBole's data set, parameters
+    ("DiffuRecSys", True, FEW_STEPS),
+    ("DiffuRecSys", True, {**FEW_STEPS, "gradient_checkpointing": True}),
+    ("SASRec", True, {"eval_batch_size": 512}),
+    ("SASRec", False, {"eval_batch_size": 512}),
+)
 
 
 def peak_gb() -> float:
@@ -92,12 +98,7 @@ def main() -> None:
     names = [name for name in ("amazon-beauty", "ml-1m") if (Path(options.data_path or ".") / name).is_dir()]
     for dataset in names or ["ml-100k"]:
         path = {"data_path": options.data_path} if names else {}
-        for model, ours, extra in (
-            ("DiffuRecSys", True, FEW_STEPS),
-            ("DiffuRecSys", True, {**FEW_STEPS, "gradient_checkpointing": True}),
-            ("SASRec", True, {"eval_batch_size": 512}),
-            ("SASRec", False, {"eval_batch_size": 512}),
-        ):
+        for model, ours, extra in CASES[:1] if common.TINY else CASES:
             parameters = {**path, **extra}
             case = {"model": model, "dataset": dataset, "ours": ours, "parameters": parameters, "stage": "train"}
             prepare = [in_new_process({**case, "stage": "prepare"})["prepare_seconds"] for _ in range(options.rounds)]

@@ -43,7 +43,7 @@ def check_output(path: str | Path, read: Iterable[str | Path | None] = ()) -> No
     UserError
         It is of another kind, cannot be written, or is read as well.
     """
-    _kind(_named(path))
+    _kind(_named(path), str(path))
     if not is_standard_output(path):
         files.check_writable(path, "output", read)
 
@@ -52,10 +52,11 @@ def _named(path: str | Path) -> Path:
     return Path(f"{STANDARD}.csv" if str(path) == STANDARD else path)
 
 
-def _kind(path: Path) -> str:
+def _kind(path: Path, given: str) -> str:
+    """The ending that says what a file is; ``given`` is what it is called in a message."""
     kind = kind_of(path)
     if kind not in OUTPUTS or (kind == ".parquet" and path.suffix != kind):
-        raise UserError(f"output '{path}' must end in one of {', '.join(OUTPUTS)}, or the first two and .gz or .zst")
+        raise UserError(f"output '{given}' must end in one of {', '.join(OUTPUTS)}, or the first two and .gz or .zst")
     return kind
 
 
@@ -75,8 +76,8 @@ def writing(path: str | Path) -> Iterator[Callable[[pd.DataFrame], None]]:
     OSError
         Standard output cannot be written.
     """
-    standard, path = is_standard_output(path), _named(path)
-    kind = _kind(path)
+    standard, given, path = is_standard_output(path), str(path), _named(path)
+    kind = _kind(path, given)
     target = files.standard_output() if standard else files.atomic_write(path)
     with target as file, _compressed(file, path.suffix) as inner, _appender(inner, kind) as append:
         yield append

@@ -62,7 +62,11 @@ def finished(*arguments: str) -> str:
     return output + errors
 
 
-@pytest.mark.parametrize("model", MODELS)
+# Of the default suite one of each kind: the family, RecBole's own, a contrast over the batch, two networks.
+QUICK = {"DiffuRecSys", "SASRec", "DuoRec", "MFGAN", "CausalRec"}
+
+
+@pytest.mark.parametrize("model", [pytest.param(m, marks=() if m in QUICK else pytest.mark.slow) for m in MODELS])
 def test_two_processes_train_what_one_trains(model, workdir):
     assert cli.main([*command(model)[3:], "--result_file=one.json"]) == 0
     # 4,079 rows in batches of 501: the batches of the processes differ in size, and so do their shares of the users.

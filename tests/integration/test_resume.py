@@ -53,8 +53,13 @@ def weights(result: dict) -> dict:
     return checkpoint.load(result["checkpoint"])["state_dict"]
 
 
-@pytest.mark.parametrize("at,minutes", [(1, 0), (30, 0), (57, 0), (75, None), (40, None)])
-@pytest.mark.parametrize("model", ["DiffuRecSys", "BERT4Rec"])
+@pytest.mark.parametrize(
+    ("model", "at", "minutes"),
+    [
+        *(("DiffuRecSys", at, minutes) for at, minutes in [(1, 0), (30, 0), (57, 0), (75, None), (40, None)]),
+        *(("BERT4Rec", at, minutes) for at, minutes in [(30, 0), (75, None)]),
+    ],
+)
 def test_a_killed_run_ends_as_one_that_was_not(model, at, minutes, workdir, monkeypatch):
     small = {**(OURS if model == "DiffuRecSys" else {**SMALL, "inner_size": 32}), "model": model}
     whole = run(**small, checkpoint_dir="whole")

@@ -22,7 +22,7 @@ def test_a_long_legend_leaves_the_axes_their_size(n, tmp_path):
     figures._legend(figure, upper)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figures._write(figure, tmp_path / "figure")
+        figures.write_figure(figure, tmp_path / "figure")
     for axes in (upper, lower):
         assert axes.get_window_extent().height / figure.dpi > 0.8  # inches
     legend = figure.legends[0].get_window_extent()
