@@ -119,6 +119,8 @@ RULES: dict[str, Rule] = {
     "batch_by_length": Rule("bool"),
     "rows": Rule("str", choices=["prefixes", "sequences"]),
     **{f"{kind}_FIELD": Rule("str") for kind in ("USER_ID", "ITEM_ID", "TIME")},
+    "load_col": Rule("dict", optional=True),
+    "unload_col": Rule("dict", optional=True),
     "user_inter_num_interval": Rule("str", optional=True),
     "item_inter_num_interval": Rule("str", optional=True),
     "rm_dup_inter": Rule("str", choices=["first", "last"], optional=True),

@@ -168,6 +168,7 @@ class RunConfig(Config):
                 f"model '{self.model}' predicts clicks and cannot rank items: choose one that "
                 f"'recbole-diffurec run --list_models' names"
             )
+        self._check_types(final, given)  # before anything reads them
         full_softmax = final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final.get("loss_type") == "CE"
         if full_softmax and "train_neg_sample_args" not in given:
             # Takes no negatives; RecBole makes its user say so. Set among the defaults too, for plain().
@@ -234,7 +235,7 @@ class RunConfig(Config):
                 hint = nearest(name, names) or " run 'recbole-diffurec --help' for where parameters are listed"
                 raise UserError(f"unknown parameter '{name}' for model {model}:{hint}")
 
-    def _check_values(self, final: dict[str, Any], given: Mapping[str, Any]) -> None:
+    def _check_types(self, final: dict[str, Any], given: Mapping[str, Any]) -> None:
         if isinstance(final["topk"], int):
             final["topk"] = [final["topk"]]
         if isinstance(final["metrics"], str):
@@ -248,6 +249,8 @@ class RunConfig(Config):
             rule = rules.get(name) or self._rule_from_default(name)
             if rule is not None and not rule.accepts(final[name]):
                 raise UserError(f"{name} must be {rule.describe()}, got {final[name]!r}")
+
+    def _check_values(self, final: dict[str, Any], given: Mapping[str, Any]) -> None:
         for name in ("user_inter_num_interval", "item_inter_num_interval"):
             if final[name] is not None and not INTERVALS.fullmatch(final[name]):
                 raise UserError(f"{name} must be an interval such as [5,inf), got '{final[name]}'")

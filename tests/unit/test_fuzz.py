@@ -1,5 +1,6 @@
 """Whatever a file or a configuration holds: it works, or it is refused in one sentence. Never a traceback."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,14 @@ def test_configurations(model, values, as_text, tmp_path_factory):
 @CONFIGURATIONS
 def test_many_configurations(model, values, as_text, tmp_path_factory):
     check_configuration(model, values, as_text, tmp_path_factory.mktemp("fuzz"))
+
+
+@pytest.mark.parametrize(
+    "value", [[], ["a"], [["a"]], {"a": ["b"]}, {"inter": "x"}, {"inter": [["a"]]}, 1.5, "x", None, True]
+)
+def test_a_value_of_another_kind_in_any_parameter(value):
+    """Kinds are checked before anything reads the values."""
+    for model in ("BPR", "SASRec"):
+        for name in sorted(known_parameters(model)):
+            with contextlib.suppress(UserError):
+                RunConfig(model, "ml-100k", {name: value})
