@@ -14,11 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recbole_diffurec.config.rules import nearest
+from recbole_diffurec.data.items import TITLE
 from recbole_diffurec.errors import UserError
 
 __all__ = ["TITLE", "ItemTable", "folded"]
-
-TITLE = "title"
 
 
 def folded(text: str) -> str:

@@ -9,6 +9,7 @@ list of which n are filled.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,6 +74,11 @@ class DiffusionRecommender(SequentialRecommender, Exportable):
     @abstractmethod
     def sampling_steps(self) -> int:
         """How many of them inference visits."""
+
+    def sharing_weights(self: Self) -> Self:
+        """A copy that shares all weights, for a change that is not of the weights."""
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+        return copy.deepcopy(self, shared)
 
     @abstractmethod
     def reconstructions(self, interaction: Any, seeds: Sequence[int] | None = None) -> list[Tensor]:

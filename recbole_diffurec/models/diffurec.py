@@ -319,7 +319,7 @@ class DiffuRecFamily(Audited):
         return other
 
     def sharing_weights(self) -> DiffuRecFamily:
-        """``Audited.sharing_weights``; a copy of the network in bf16 is made anew."""
+        """``DiffusionRecommender.sharing_weights``; a copy of the network in bf16 is made anew."""
         other = super().sharing_weights()
         other._bfloat16_denoiser = None
         return other

@@ -5,7 +5,6 @@ Shapes: B batch, d hidden size, T diffusion steps.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -122,11 +121,6 @@ class Audited(DiffusionRecommender):
     sampler: Sampler
     noised_target: bool
     reverse_start: str
-
-    def sharing_weights(self: Self) -> Self:
-        """A copy that shares all weights, for a change that is not of the weights."""
-        shared: dict[int, Any] = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
-        return copy.deepcopy(self, shared)
 
     def without_noised_target(self: Self) -> Self:
         """``DiffusionRecommender.without_noised_target``."""

@@ -9,7 +9,6 @@ with padding row 0.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -233,8 +232,7 @@ class MaskedDiffRec(SequentialModel, DiffusionRecommender, ListSampler):
 
     def with_sampling_steps(self, sampling_steps: int) -> MaskedDiffRec:
         """The same model, its weights shared, that draws lists in another number of steps, from 1 to k."""
-        shared: dict[int, Any] = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
-        other = copy.deepcopy(self, shared)
+        other = self.sharing_weights()
         other.steps = sampling_steps
         return other
 
