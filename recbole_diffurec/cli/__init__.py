@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from recbole_diffurec.cli import terminal
@@ -14,6 +15,9 @@ from recbole_diffurec.cli.commands import COMMANDS, make_data_set
 from recbole_diffurec.cli.parsers import parse
 from recbole_diffurec.errors import Interrupted, RankError, UserError
 from recbole_diffurec.runtime import allocator, ranks
+
+# Seconds that a process waits for the first one of its machine to tell of a mistake that both have met.
+PATIENCE = 30
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,10 +48,7 @@ def _exit_code(arguments: list[str]) -> int:
         terminal.log_to_standard_error(ranks.rank())
         return _dispatch(list(arguments))
     except UserError as error:
-        if _processes() > 1 and isinstance(error, RankError):
-            terminal.tell(f"process {ranks.rank()}: {error}")
-        elif _processes() == 1 or ranks.local_rank() == 0:  # others are told once a machine
-            terminal.tell(str(error))
+        _tell(error)
         return 2
     except Interrupted as stop:
         if ranks.rank() > 0:
@@ -59,6 +60,17 @@ def _exit_code(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         terminal.tell("interrupted")
         return 130
+
+
+def _tell(error: UserError) -> None:
+    """Say what is wrong once a machine, unless one process alone knows of it."""
+    if _processes() == 1 or (ranks.local_rank() == 0 and not isinstance(error, RankError)):
+        terminal.tell(str(error))
+    else:
+        if not isinstance(error, RankError):
+            # The first process that ends has all others of this machine ended: let it be the one that tells of it.
+            time.sleep(PATIENCE)
+        terminal.tell(f"process {ranks.rank()}: {error}")
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -16,6 +16,7 @@ import math
 import os
 import signal
 import sys
+import time
 import uuid
 import warnings
 from datetime import timedelta
@@ -76,9 +77,12 @@ def process_group(device: torch.device) -> Iterator[None]:
     yield
     # Not after an error: they would wait for processes that wait for this one.
     # gloo's threads free the tensors of a finished operation a little later, and DistributedDataParallel keeps those
-    # threads for good. When Python ends meanwhile they abort the process (pytorch/pytorch#179291). The barrier has no
-    # tensors of Python, and comes after the operations that have.
-    distributed.barrier()
+    # threads for good. When Python ends meanwhile they abort the process (pytorch/pytorch#179291). A barrier has no
+    # tensors of Python, and waits for the lock under which a thread frees those of the operation before; several with
+    # pauses, because on a busy machine that thread may not have come to its lock yet.
+    for _ in range(3):
+        time.sleep(0.05)
+        distributed.barrier()
     distributed.destroy_process_group()
 
 

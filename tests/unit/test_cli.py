@@ -479,3 +479,19 @@ def test_the_first_lines_of_a_run_tell_device_precision_and_size() -> None:
     config = {"model": "DiffuRec", "device": torch.device("cpu"), "enable_amp": True}
     told = describe_network(config, network)
     assert told.startswith("DiffuRec: 6 parameters in float32, products in bfloat16, on cpu (")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_of_a_machine_tells_of_a_mistake_and_the_others_let_it(
+    rank: int, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever ends first has the others ended, which could be the one that was about to tell."""
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": 29500}
+    for name, value in {**places, "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, str(value))
+    waited: list[tuple[float, str]] = []
+    monkeypatch.setattr("recbole_diffurec.cli.time.sleep", lambda s: waited.append((s, capsys.readouterr().err)))
+    assert main(["--learning_rat=1"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"recbole-diffurec: {'process 1: ' * rank}unknown parameter 'learning_rat'")
+    assert told.count("\n") == 1 and waited == [(30, "")] * rank
