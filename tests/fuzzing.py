@@ -31,6 +31,7 @@ import recbole_diffurec.inference.service
 import recbole_diffurec.inference.similar  # noqa: F401  imported before the forks
 from recbole_diffurec import UserError, cli, run
 from recbole_diffurec.experiments import audit_figure, cluster, compare, figures, trials, tune
+from recbole_diffurec.host import catalogue
 from recbole_diffurec.host.config import known_parameters
 from recbole_diffurec.runtime import checkpoint
 from recbole_diffurec.training.prepare import DatasetCache
@@ -41,6 +42,7 @@ IDLE = 2.0  # seconds of work, below which a try that ran out of patience has wa
 MEMORY = 4 << 30  # bytes beyond what this process has
 AT_WORK = re.compile(r"serving     http|epoch 14/")  # after which a command is interrupted, as it would go on for long
 
+PACKAGE = Path(recbole_diffurec.__file__).parent
 COLUMNS = {
     "inter": ["user_id", "item_id", "rating", "label", "timestamp"],
     "item": ["item_id", "title", "brand", "class", "year"],
@@ -75,7 +77,7 @@ CELLS = [
 
 def of_model(model: str, **more: Any) -> dict[str, Any]:
     """Parameters of a run of a second, as far as the model has them."""
-    known = known_parameters(model)
+    known = known_parameters(catalogue.named(model)[0].name)
     return {name: value for name, value in {**SMALL, **more}.items() if name in known}
 
 
@@ -179,7 +181,9 @@ def write_atomic(folder: Path, ending: str, header: str, rows: Sequence[tuple]) 
 def damage(draw: random.Random, path: Path) -> str:
     """Change a file; says how."""
     content = bytearray(path.read_bytes())
-    hows = ["cut", "flip", "insert", "empty", "twice", "zeros", "gone", "folder", "text", "fifo"]
+    hows = ["cut", "flip", "insert", "empty", "twice", "zeros", "gone", "folder", "text"]
+    if path.suffix in (".pth", ".state"):  # tables may come through pipes, which are waited for
+        hows.append("fifo")
     aimed = {".json": _value_of_json, ".pth": _value_of_checkpoint, ".state": _value_of_checkpoint}
     if path.suffix in aimed and draw.random() < 0.6:
         with contextlib.suppress(UserError, ValueError):
@@ -347,15 +351,29 @@ def _child(
 
 
 def _tell_all() -> None:
-    """A comparison goes on where a run of it fails; here, a failure that is no mistake of the user is none to hide."""
-    reason = compare._reason
+    """Tell what a sentence hides: what failed in a run of a comparison, and where, inside RecBole or in our code."""
+    reason, tell = compare._reason, cli._tell
 
     def told(error: Exception) -> str:
         if not isinstance(error, UserError):
             traceback.print_exception(error)
+        _tell_cause(error)
         return reason(error)
 
-    compare._reason = told
+    def tell_all(error: UserError) -> None:
+        _tell_cause(error)
+        tell(error)
+
+    compare._reason, cli._tell = told, tell_all
+
+
+def _tell_cause(error: BaseException) -> None:
+    if error.__cause__ is None or not str(error.__cause__):
+        return
+    frame = traceback.extract_tb(error.__cause__.__traceback__)[-1]
+    place = f"{Path(frame.filename).parent.parent.name}/{Path(frame.filename).parent.name}/{Path(frame.filename).name}"
+    ours = Path(frame.filename).is_relative_to(PACKAGE)
+    print(f"{'a mistake of ours' if ours else 'inside'} {place}:{frame.lineno} {error.__cause__!r}", file=sys.stderr)
 
 
 def _stand_in_for_ray() -> None:

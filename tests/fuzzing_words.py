@@ -49,7 +49,7 @@ OUTPUTS = [
 ]  # fmt: skip
 FOLDERS = ["out", "folder", "a.pth", "", ".", "/proc/x", "é 日本", "data", "saved", "comparison", "/dev/null"]
 ENVIRONMENTS = [
-    *[{}] * 8, {"WORLD_SIZE": "abc"}, {"WORLD_SIZE": ""}, {"WORLD_SIZE": "2", "RANK": "7"}, {"MPLBACKEND": "nonsense"},
+    *[{}] * 90, {"WORLD_SIZE": "abc"}, {"WORLD_SIZE": ""}, {"WORLD_SIZE": "2", "RANK": "7"}, {"MPLBACKEND": "nonsense"},
     {"CUDA_VISIBLE_DEVICES": "x"}, {"OMP_NUM_THREADS": "abc"}, {"HOME": "/none"}, {"TMPDIR": "/none"}, {"COLUMNS": "0"},
     {"COLUMNS": "abc"}, {"RAY_ADDRESS": "127.0.0.1:1"}, {"RAY_ADDRESS": "é"}, {"LOCAL_RANK": "-1"}, {"RANK": "1"},
     {"XDG_CACHE_HOME": "/dev/null"}, {"TZ": "x/y"}, {"LC_ALL": "C"}, {"NO_COLOR": "1", "TERM": "dumb"},
@@ -207,13 +207,14 @@ def _defaults(model: str) -> dict[str, Any]:
 def near(draw: Draw, value: Any) -> Any:
     """A value like ``value``."""
     if isinstance(value, bool):
-        return draw.choice([not value, not value, "auto", None, int(value), [value]])
+        return draw.choice([not value, not value, not value, draw.choice(["auto", None, int(value), [value]])])
     if isinstance(value, int):
         return draw.choice(
             [value + 1, value - 1, -value, value * 2, 0, 1, 2, float(value), value + 0.5, str(value), [value]]
         )
     if isinstance(value, float):
-        return draw.choice([value * 2, value / 10, -value, 0, 0.0, 1, 1.0, str(value), math.nan, math.inf, [value]])
+        odd = draw.choice([-value, str(value), math.nan, math.inf, [value]])
+        return draw.choice([value * 2, value / 10, 0, 0.0, 1, 1.0, odd])
     if isinstance(value, str):
         return draw.choice([value + "x", value.upper(), value[:-1], "", [value], {value: 1}, None])
     if isinstance(value, list):
@@ -223,16 +224,17 @@ def near(draw: Draw, value: Any) -> Any:
     if isinstance(value, dict) and value:
         name = draw.choice(list(value))
         rest = {key: other for key, other in value.items() if key != name}
-        return draw.choice([rest, {**value, name: near(draw, value[name])}, {**value, "x": 1}, [value]])
+        one = {**value, name: near(draw, value[name])}
+        return draw.choice([rest, one, one, one, {**value, "x": 1}, [value]])
     return draw.choice(WRONG)
 
 
 def value_of(draw: Draw, name: str, model: str) -> Any:
     """A value for a parameter: one that may pass, one like its default, or anything."""
     which = draw.random()
-    if name in NEAR and which < 0.6:
+    if name in NEAR and which < 0.7:
         return NEAR[name](draw)
-    if which < 0.75 and name in _defaults(model):
+    if which < 0.9 and name in _defaults(model):
         return near(draw, _defaults(model)[name])
     return draw.choice([*WRONG, *VALUES])
 
@@ -300,37 +302,57 @@ def space_file(draw: Draw, model: str, folder: Path) -> str:
 def command_line(draw: Draw, folder: Path) -> list[str]:
     """A command line: a sound one, with some of its parts replaced, left out or added; its files are in ``folder``."""
     command = draw.choice([*sorted(PARSERS), "run", "run", "recommend", "compare", "tune"])
-    model = draw.choice(MODELS if command in ("run", "compare") else MODELS[:6])
-    words = _WORDS[command](draw, model)
-    count = draw.choice([0, 0, 1, 1, 1, 2, 2, 3, 5])
-    some = [(f"--{name}", as_text(value)) for name, value in parameters(draw, model, count).items()]
-    if command == "prepare" or draw.random() < 0.5:
+    words = _WORDS[command](draw, draw.choice(MODELS))
+    model = _model_of(words)
+    count = draw.choice([0, 0, 1, 1, 1, 1, 2, 2, 3])
+    some: list[tuple[str, str | None]] = []
+    if command == "prepare" or draw.random() < 0.4:
         some = [_option(draw, command, folder, model) for _ in range(count)]
+    else:
+        some = [(f"--{name}", as_text(value)) for name, value in parameters(draw, model, count).items()]
+    if command in ("run", "compare", "tune") and draw.random() < 0.3:
+        some.append(("--config_files", settings_file(draw, model, folder)))
+    if command == "tune" and draw.random() < 0.6:
+        some.append(("--params_file", space_file(draw, model, folder)))
+        fixed = (folder / "fuzz.test").read_text()
+        words = [word for word in words if word[2:].partition("=")[0] not in fixed]
+    replaced = {name for name, _ in some}
+    words = [word for word in words if word.partition("=")[0] not in replaced or draw.random() < 0.02]
     words += [f"{name}={value}" if value is not None else name for name, value in some]
-    if command in ("run", "compare", "tune") and draw.random() < 0.35:
-        words.append(f"--config_files={settings_file(draw, model, folder)}")
-    if command == "tune" and draw.random() < 0.7:
-        words = [word for word in words if not word.startswith("--params_file")]
-        words.append(f"--params_file={space_file(draw, 'SASRec', folder)}")
-    if draw.random() < 0.05:
+    if draw.random() < 0.03 and words:
         words.pop(draw.randrange(len(words)))
-    if draw.random() < 0.05:
+    if draw.random() < 0.03 and words:
         place = draw.randrange(len(words))
         words[place] = words[place].replace("=", draw.choice(["", " ", "==", "_=", "-x="]), 1)
-    if draw.random() < 0.05:
+    if draw.random() < 0.03 and words:
         words.append(draw.choice(words))
     return [command, *words]
+
+
+def _model_of(words: list[str]) -> str:
+    """Whose parameters a command line most likely has."""
+    named = [word.partition("=")[2] for word in words if word.startswith(("--model=", "--models="))]
+    if named:
+        name = named[0].split(",")[0].split("@")[0]
+        return catalogue.named(name)[0].name if name in MODELS else "DiffuRec"
+    return dict(zip(CHECKPOINTS, ("DiffuRec", "SASRec", "DiffuRecSys", "BPR"))).get(words[0], "DiffuRec")
 
 
 def _option(draw: Draw, command: str, folder: Path, model: str) -> tuple[str, str | None]:
     """One of the command's own options with a value, or none where it takes none."""
     actions = PARSERS[command]()._option_string_actions
     left_out = {"--help", "-h", "--version", "--nproc", "--world_size", "--group_offset"}
+    if command in ("run", "compare", "tune") and draw.random() < 0.7:  # they are about tables
+        left_out |= set(PARSERS["prepare"]()._option_string_actions) - {"--items"}
     name = draw.choice(sorted(actions.keys() - left_out))
     if actions[name].nargs == 0:
         return name, None
+    if actions[name].type in (int, float) and draw.random() < 0.8:
+        return name, draw.choice(
+            ["1", "2", "3", "5", "20", "100", "0", "-1", "0.5", "1000000001", "10000000000000000000000"]
+        )
     if name in ("--output", "--result_file"):
-        return name, draw.choice(OUTPUTS)
+        return name, _output(draw)
     if name in ("--input", "--candidates", "--params_file", "--users", "--items"):
         return name, draw.choice([*HISTORIES, "ids.txt", "users.txt", "items.csv", *FILES])
     if name == "--config_files":
@@ -364,7 +386,7 @@ def _run(draw: Draw, model: str) -> list[str]:
         return [draw.choice(lists)]
     more = {"load_col": {name: COLUMNS[name] for name in draw.sample(list(COLUMNS), 3)}} if draw.random() < 0.3 else {}
     given = {name: as_text(value) for name, value in of_model(model, **more).items()}
-    datasets = [*["small"] * 8, "none", "", "é", "../x", "ml-1m", "a.pth", "items.csv"]
+    datasets = [*["small"] * 40, "none", "", "é", "../x", "ml-1m", "a.pth", "items.csv"]
     return [f"--model={draw.choice([model] * 9 + ['x'])}", f"--dataset={draw.choice(datasets)}", *flags(given)]
 
 
@@ -385,7 +407,7 @@ def _compare(draw: Draw, model: str) -> list[str]:
         "Pop@n=1",
     ]
     models = ",".join(draw.choices(labels, k=draw.choice([1, 1, 2])))
-    datasets = draw.choice(["small"] * 8 + ["none", "", "small,small", "small,parts", "table.csv", "../x"])
+    datasets = draw.choice(["small"] * 20 + ["none", "", "small,small", "small,parts", "table.csv", "../x"])
     short = draw.choice([[], [], ["--dry_run"]])
     return [f"--models={models}", f"--dataset={datasets}", *flags(of_model(model)), *short]
 
@@ -398,11 +420,19 @@ def _tune(draw: Draw, model: str) -> list[str]:
     return [*words, f"--output_dir={draw.choice(['search', 'search', 'search', *FOLDERS])}", *more]
 
 
+def _checkpoint(draw: Draw) -> str:
+    return draw.choice(CHECKPOINTS if draw.random() < 0.93 else FILES)
+
+
+def _output(draw: Draw) -> str:
+    return draw.choice(OUTPUTS[:5] if draw.random() < 0.8 else OUTPUTS)
+
+
 def _recommend(draw: Draw, model: str) -> list[str]:
-    words = [draw.choice([*CHECKPOINTS[:3] * 3, *FILES]), f"--output={draw.choice([*OUTPUTS[:5] * 3, *OUTPUTS])}"]
+    words = [_checkpoint(draw), f"--output={_output(draw)}"]
     words += [f"--input={draw.choice(HISTORIES)}"] if draw.random() < 0.5 else []
     options = [
-        "--explain", "--exclude_seen", "--samples=3", "--diversity=0.5", "--next=2", "--columns=title", "--k=5", "--next=3",
+        "--explain", "--exclude_seen", "--k=3", "--samples=3", "--diversity=0.5", "--next=2", "--columns=title", "--k=5", "--next=3",
         "--users=users.txt", "--candidates=ids.txt", "--k=1000", "--samples=1",
     ]  # fmt: skip
     return words + draw.sample(options, draw.choice([0, 1, 2, 3, 4]))
@@ -410,14 +440,14 @@ def _recommend(draw: Draw, model: str) -> list[str]:
 
 def _similar(draw: Draw, model: str) -> list[str]:
     items = ["i1", "i1,i2", '["i1", "i2"]', "x", "", ",", "[", "[1]", "{}", "i1,i1", "[[1]]", "[null]", *VALUES]
-    words = [draw.choice([*CHECKPOINTS * 3, *FILES]), f"--items={draw.choice([*items[:3] * 5, *items])}"]
-    words += [f"--output={draw.choice(OUTPUTS)}"] if draw.random() < 0.4 else []
+    words = [_checkpoint(draw), f"--items={draw.choice(items[:3] if draw.random() < 0.7 else items)}"]
+    words += [f"--output={_output(draw)}"] if draw.random() < 0.4 else []
     return words + draw.sample(["--k=3", "--columns=title", "--k=1000"], draw.choice([0, 1, 2]))
 
 
 def _export(draw: Draw, model: str) -> list[str]:
     kind = draw.choice([*["safetensors", "npy", "faiss"] * 3, "torch", "onnx", "x"])
-    words = [draw.choice([*CHECKPOINTS * 3, *FILES]), f"--format={kind}"]
+    words = [_checkpoint(draw), f"--format={kind}"]
     words += [f"--output={draw.choice(['out', *OUTPUTS])}"] if draw.random() < 0.5 else []
     return words + ([f"--input={draw.choice(HISTORIES)}"] if draw.random() < 0.3 else [])
 
@@ -443,6 +473,6 @@ _WORDS: dict[str, Callable[[Draw, str], list[str]]] = {
     "export": _export,
     "audit": _audit,
     "prepare": _prepare,
-    "evaluate": lambda draw, model: draw.choices([*CHECKPOINTS * 4, *FILES], k=draw.choice([1, 1, 1, 2])),
-    "serve": lambda draw, model: [draw.choice([*CHECKPOINTS * 4, *FILES]), "--port=0"],
+    "evaluate": lambda draw, model: [_checkpoint(draw) for _ in range(draw.choice([1, 1, 1, 2]))],
+    "serve": lambda draw, model: [_checkpoint(draw), "--port=0"],
 }

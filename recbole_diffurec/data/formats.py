@@ -108,6 +108,8 @@ def _delimited(path: Path, name: str, separator: str | None, encoding: str | Non
                 found.append(f"{SEPARATORS[separator]} stand between its columns")
     except OSError as error:
         raise unreadable(name, error) from None
+    except UnicodeError as error:
+        raise UserError(f"{name} is not {encoding} text ({error}): give another --encoding") from None
     if found:
         logger.info("%s: %s", name, ", ".join(found))
     table = CsvFile(path, name, separator, encoding=encoding)

@@ -46,10 +46,10 @@ def open_text(path: Path, encoding: str) -> IO[str]:
 
 
 def check_encoding(encoding: str) -> None:
-    """Raise UserError for an encoding that Python does not know."""
+    """Raise UserError for an encoding that Python does not know, or that is none of text."""
     try:
-        codecs.lookup(encoding)
-    except LookupError:
+        "a".encode(encoding)
+    except (LookupError, ValueError):
         raise UserError(f"encoding '{encoding}' is unknown: give one such as utf-8-sig, latin-1 or utf-16") from None
 
 

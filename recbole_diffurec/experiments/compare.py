@@ -7,12 +7,12 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence, cast
 
 import numpy as np
 
 from recbole_diffurec.config import layers
-from recbole_diffurec.config.rules import take_options
+from recbole_diffurec.config.rules import RULES, Rule, take_options
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.experiments import cluster, figures, measures, report, tables
 from recbole_diffurec.experiments.audit import short_audit
@@ -23,12 +23,14 @@ from recbole_diffurec.host.loaders import FirstBatches, dataset_of, subset_loade
 from recbole_diffurec.runtime import files
 from recbole_diffurec.training.own_data import data_set_of
 from recbole_diffurec.training.prepare import DatasetCache, build, prepare_data
+from recbole_diffurec.training.report import explained
 from recbole_diffurec.training.run import train_or_resume
 
 logger = logging.getLogger("recbole_diffurec")
 
 # What an experiment file may say beside the parameters of the runs.
 GRID_KEYS = ("models", "datasets", "seeds", "baseline")
+MOST_SEEDS = 1000
 
 
 @dataclass
@@ -134,6 +136,10 @@ def _jobs(
     output_dir: Path,
 ) -> list[Job]:
     """The runs of a comparison: what is given, or else what the settings say, or else the defaults."""
+    for name in ("models", "datasets"):
+        listed = settings.get(name) or []
+        if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
+            raise UserError(f"{name} must be a list of names, got {listed!r}")
     models = models or settings.get("models") or ["DiffuRec", "DiffuRecSys", "SASRec", "BERT4Rec"]
     datasets = datasets or settings.get("datasets") or ["ml-100k"]
     seeds = settings.get("seeds", 1) if seeds is None else seeds
@@ -273,7 +279,8 @@ def estimate(jobs: Sequence[Job], durations: Mapping[Job, float], datasets: Data
         same = (job.entry.label, job.dataset)
         if same not in known:
             try:
-                known[same] = _like(job, durations) or _probe(job, datasets)
+                with explained(f"trying out model '{job.entry.model}' on data set '{job.dataset}'"):
+                    known[same] = _like(job, durations) or _probe(job, datasets)
             except Exception as error:  # a failed run must not end the others
                 known[same], reasons[str(job)] = 0.0, _reason(error)
                 logger.warning("%s cannot be started: %s", job, reasons[str(job)])
@@ -336,9 +343,11 @@ def _reason(error: Exception) -> str:
 # Arguments
 
 
-def _seed_list(seeds: int | Sequence[int], first: int) -> list[int]:
-    if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds >= 1:
-        return list(range(first, first + seeds))
+def _seed_list(seeds: int | Sequence[int], first: Any) -> list[int]:
+    if not RULES["seed"].accepts(first):
+        raise UserError(f"seed must be {RULES['seed'].describe()}, got {first!r}")
+    if Rule("int", 1, MOST_SEEDS).accepts(seeds):
+        return list(range(first, first + int(cast(int, seeds))))
     if isinstance(seeds, (list, tuple)) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds):
         return list(seeds)
-    raise UserError(f"seeds must be a number of at least 1 or a list of seeds such as [1,2,3], got {seeds!r}")
+    raise UserError(f"seeds must be a number from 1 to {MOST_SEEDS} or a list of seeds such as [1,2,3], got {seeds!r}")

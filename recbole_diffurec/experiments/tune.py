@@ -26,6 +26,7 @@ from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.runtime import files
 from recbole_diffurec.training.own_data import data_set_of
 from recbole_diffurec.training.prepare import DatasetCache
+from recbole_diffurec.training.report import explained
 from recbole_diffurec.training.run import run, train
 
 logger = logging.getLogger("recbole_diffurec")
@@ -212,7 +213,8 @@ class _Search:
     def go(self, resume: bool) -> bool:
         """Run the trials; returns whether that ended within the time budget."""
         datasets = DatasetCache()
-        datasets.get(self.config)
+        with explained(f"preparing data set '{self.dataset}'"):
+            datasets.get(self.config)
         # Ray Tune's own tables would come between our lines.
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
         options = self.options

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from recbole.data.dataset import Dataset
 from recbole.utils import FeatureType, ModelType
 
+from recbole_diffurec.data.delimited import AtomicFile
 from recbole_diffurec.errors import UserError
 
 __all__ = ["FilteredColumns"]
@@ -50,9 +52,7 @@ class FilteredColumns(Dataset):
         path = os.path.join(self.dataset_path, f"{self.dataset_name}.{first}{kind}")
         if not os.path.isfile(path):
             return set()
-        with open(path, encoding=self.config["encoding"], errors="replace") as file:
-            head = file.readline().rstrip("\n")
-        return {column.split(":")[0] for column in head.split(self.config["field_separator"])}
+        return set(AtomicFile(Path(path), None, self.config["field_separator"], self.config["encoding"]).columns)
 
     def _filter_by_field_value(self) -> None:
         for field, wanted in (self.config["val_interval"] or {}).items():

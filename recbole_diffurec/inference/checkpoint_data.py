@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,8 +11,10 @@ import torch
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
 from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.training.report import explained
+from recbole_diffurec.training.weights import room_for
 
-__all__ = ["CheckpointData", "check_reads_histories_alone"]
+__all__ = ["CheckpointData", "build_alone", "check_reads_histories_alone"]
 
 
 class CheckpointData:
@@ -39,6 +43,20 @@ class CheckpointData:
             f"model '{self._model}' is built from more of its data ('{name}') than a checkpoint holds, so that it "
             f"cannot recommend from a checkpoint alone: use 'recbole-diffurec evaluate', or another sequential model"
         )
+
+
+def build_alone(config: RunConfig, state: Mapping[str, Any], path: str | Path) -> Any:
+    """The network of an opened checkpoint, before its weights, built without data.
+
+    Raises
+    ------
+    UserError
+        It needs more than the checkpoint holds, or cannot be built with these parameters.
+    """
+    tokens = state["id_tokens"]
+    counts = CheckpointData(config, len(tokens["items"]), len(tokens["users"]))
+    with compat.quiet(), explained(f"building model '{state['model']}'"), room_for(state, path):
+        return config.model_class(config, counts)
 
 
 @torch.no_grad()

@@ -21,18 +21,18 @@ from recbole_diffurec.data.histories import HistoryBatch, HistoryColumns, as_his
 from recbole_diffurec.data.sniff import kind_of
 from recbole_diffurec.data.tables import Frame, Table
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host import catalogue, compat
+from recbole_diffurec.host import catalogue
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.devices import say_without_gpu
 from recbole_diffurec.host.loaders import batch_of, fitting_users
-from recbole_diffurec.inference.checkpoint_data import CheckpointData, check_reads_histories_alone
+from recbole_diffurec.inference.checkpoint_data import build_alone, check_reads_histories_alone
 from recbole_diffurec.inference.items import ItemTable
 from recbole_diffurec.inference.lists import ListOptions, Lists, lists_of_samples
 from recbole_diffurec.inference.next_lists import NextLists
 from recbole_diffurec.inference.similar import Similarity
 from recbole_diffurec.models.base import DiffusionRecommender
 from recbole_diffurec.runtime import checkpoint
-from recbole_diffurec.training.weights import load_weights, room_for
+from recbole_diffurec.training.weights import load_weights
 
 COLUMNS = ("user_id", "rank", "item_id", "score", "popular")
 
@@ -88,9 +88,7 @@ class Recommender(NextLists):
             raise UserError(f"model '{state['model']}' in '{path}' reads no histories: give a sequential model")
         spec.refuse("recommend", "recommend from a checkpoint alone")
         tokens = state["id_tokens"]
-        counts = CheckpointData(config, len(tokens["items"]), len(tokens["users"]))
-        with compat.quiet(), room_for(state, path):
-            network = config.model_class(config, counts)
+        network = build_alone(config, state, path)
         load_weights(network, state, path, parameters)
         config.tell_precision()
         users = fitting_users(config["eval_batch_size"], len(tokens["items"]), config["device"])

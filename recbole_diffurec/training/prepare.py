@@ -22,6 +22,7 @@ from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.dataset import SequenceDataset, dataset_class
 from recbole_diffurec.host.loaders import dataset_of, fitting_users, group_by_length, order_by_length, split_loaders
 from recbole_diffurec.host.sequences import SequenceRows
+from recbole_diffurec.training.report import explained
 from recbole_diffurec.training.trainer import trainer_class
 from recbole_diffurec.training.weights import room_for_training
 
@@ -264,7 +265,8 @@ def _check_labels(network: Any, config: RunConfig, train_dataset: Any) -> None:
 
 def training_histories(config: RunConfig) -> Iterator[HistoryBatch]:
     """Every user of a configuration's data, with all interactions, oldest first."""
-    dataset = dataset_class(config)(config)
+    with explained(f"preparing data set '{config['dataset']}'"):
+        dataset = dataset_class(config)(config)
     users, items = dataset.in_order()
     names = {field: dataset.field2id_token[field].astype(str) for field in (dataset.uid_field, dataset.iid_field)}
     starts = np.flatnonzero(np.append(True, users[1:] != users[:-1]))

@@ -164,7 +164,8 @@ def test_dry_run_estimates_and_stops(workdir, capsys):
     "arguments,says",
     [
         (["--models=SASRec", "--baseline=GRU4Rec"], "baseline must be one of the models compared (SASRec)"),
-        (["--models=SASRec", "--seeds=0"], "seeds must be a number of at least 1"),
+        (["--models=SASRec", "--seeds=0"], "seeds must be a number from 1 to 1000"),
+        (["--models=SASRec", "--seeds=1000000001"], "seeds must be a number from 1 to 1000"),
         (["--models=SASRec", "--seeds=[1,-2]"], "seeds must be"),
         (["--models=SASRec", "--seeds=[1,1]"], "seeds names '1' twice"),
         (["--models=SASRec", "--parallel=0"], "parallel must be an integer of at least 1"),
@@ -175,10 +176,16 @@ def test_dry_run_estimates_and_stops(workdir, capsys):
         (["--models=Nothing"], "unknown model 'Nothing'"),
         (["--models=SASRec", "--output_dir=file"], "output_dir 'file' cannot be made"),
         (["--experiment=nothing"], "unknown experiment 'nothing'"),
+        (["--models=CKE"], "trying out model 'CKE' on data set 'ml-100k' failed inside RecBole (ValueError: "),
+        (["--config_files=seed.yaml"], "seed must be an integer in [0, 4294967295], got 'x'"),
+        (["--config_files=models.yaml"], "models must be a list of names, got 5"),
+        (["--config_files=datasets.yaml"], "datasets must be a list of names, got {'a': 1}"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, says, workdir, capsys):
     Path("file").write_text("")
+    for line in ("seed: x", "models: 5", "datasets: {a: 1}"):
+        Path(f"{line.partition(':')[0]}.yaml").write_text(line)
     assert cli.main(["compare", *arguments]) == 2
     error = capsys.readouterr().err.strip()
     assert says in error and "Traceback" not in error

@@ -76,6 +76,8 @@ def wrong_with(ended: Ended, words: list[str]) -> list[str]:
         wrong.append(f"exit code {code}")
     if "Traceback (most recent call last)" in said or "Exception ignored" in said:
         wrong.append("a traceback")
+    if "a mistake of ours" in said:
+        wrong.append("a mistake of ours")
     if code == 2 and "recbole-diffurec: " not in said:
         wrong.append("not a word")
     if ended.interrupted and ended.work < IDLE and not AT_WORK.search(said):
@@ -133,6 +135,8 @@ def test_all_commands(inputs: Path, tmp_path: Path) -> None:
         failures += [wrong] if wrong else []
         if wrong:
             print(wrong, flush=True)
+        if sum(outcomes.values()) % 100 == 0:
+            print(f"... seed {seed}", flush=True)
     minutes = (time.monotonic() - started) / 60
     tries = sum(outcomes.values())
     print(

@@ -307,3 +307,11 @@ def test_many_rows_are_written_in_parts(workdir: Path, monkeypatch: Any) -> None
     made = prepare(table(rows), "mine", **COLUMNS)
     read = inter(made)
     assert list(zip(read["user_id"], read["item_id"], read["timestamp"].astype(int))) == rows
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "base64", "undefined", "rot13", "a\0b", "cp424"])
+def test_an_encoding_that_the_text_is_not_of(encoding: str, workdir: Path) -> None:
+    """Some have no way to carry on, and some are of bytes alone."""
+    Path("table.csv").write_text("user_id,item_id,timestamp\nu,i,3\n")
+    with pytest.raises(UserError, match=r"is not (utf-16|cp424) text|is unknown: give one"):
+        prepare("table.csv", encoding=encoding)
