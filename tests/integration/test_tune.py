@@ -109,6 +109,12 @@ def test_a_search_is_neither_overwritten_nor_resumed_as_another(search, monkeypa
     assert "has another weight_decay: resume it as it was" in capsys.readouterr().err
 
 
+def test_data_that_recbole_cannot_prepare(workdir, capsys):
+    Path("space.test").write_text(SPACE)
+    assert cli.main(["tune", "--params_file=space.test", "--additional_feat_suffix=[nothing]", *FIXED]) == 2
+    assert "preparing data set 'ml-100k' failed inside RecBole (ValueError" in capsys.readouterr().err
+
+
 def test_a_time_budget_too_short_for_any_trial(workdir, capsys):
     Path("space.test").write_text(SPACE)
     assert cli.main(["tune", "--params_file=space.test", "--time_budget=1", "--max_epochs=4", *FIXED]) == 2

@@ -10,6 +10,8 @@ import pytest
 from recbole_diffurec import UserError
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.dataset import dataset_class
+from recbole_diffurec.inference.checkpoint_data import build_alone
+from recbole_diffurec.training.prepare import training_histories
 
 INTER = ["user_id", "item_id", "timestamp"]
 EXISTING = "which is no column of"
@@ -115,3 +117,24 @@ def test_weights_for_ids_that_a_model_does_not_have(given: dict[str, Any]) -> No
     graph = {"additional_feat_suffix": ["rel"], "alias_of_relation_id": ["rel_id"], "load_col": columns}
     with pytest.raises(UserError, match="preload_weight names 'rel_id', of which model SASRec has no ids"):
         made("SASRec", given, preload_weight={"rel_id": "rel_emb"}, **graph)
+
+
+def test_the_encoding_is_that_of_headers_too(given: dict[str, Any]) -> None:
+    """Columns are looked for before anything is read, and UTF-16 begins with a mark."""
+    columns = {"inter": INTER, "item": ["item_id", "brand"]}
+    with pytest.raises(UserError, match="is not utf-16 text"):
+        made("SASRec", given, load_col=columns, encoding="utf-16")
+
+
+def test_histories_of_data_that_recbole_cannot_prepare(given: dict[str, Any]) -> None:
+    config = RunConfig("SASRec", "shop", {**given, "additional_feat_suffix": ["nothing"]})
+    with pytest.raises(UserError, match=r"^preparing data set 'shop' failed inside RecBole \(ValueError"):
+        list(training_histories(config))
+
+
+def test_a_checkpoint_that_cannot_be_built_with_other_parameters() -> None:
+    """SASRec raises NotImplementedError for such a loss."""
+    config = RunConfig("SASRec", "shop", {"loss_type": "nothing", "gpu_id": ""})
+    state = {"model": "SASRec", "id_tokens": {"items": ["[PAD]", "i1"], "users": ["[PAD]", "u1"]}, "state_dict": {}}
+    with pytest.raises(UserError, match="building model 'SASRec' failed inside RecBole"):
+        build_alone(config, state, "a.pth")
