@@ -138,7 +138,7 @@ def _refuse_files_of_settings(command: str, checkpoints: list[str], parameters: 
 
 
 def _compare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
-    from recbole_diffurec.experiments import tables
+    from recbole_diffurec.experiments import readable
     from recbole_diffurec.experiments.compare import compare
     from recbole_diffurec.experiments.grid import split_list
 
@@ -160,7 +160,7 @@ def _compare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     )
     if comparison is None:
         return 0
-    say(tables.terminal(comparison.results))
+    say(readable.terminal(comparison.results))
     say(f"report      {os.path.relpath(comparison.output_dir / 'report.html')}")
     for run, reason in comparison.failures.items():
         tell(f"{run} failed: {reason}")

@@ -18,7 +18,7 @@ import yaml
 from recbole_diffurec.config import layers
 from recbole_diffurec.config.rules import NOT_IN_RESULT, check_numbers, take_options
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.experiments import cluster, figures, trials
+from recbole_diffurec.experiments import cluster, search_figure, trials
 from recbole_diffurec.experiments.search_folder import refuse_foreign, same_search
 from recbole_diffurec.experiments.space import Dimension, read_space
 from recbole_diffurec.experiments.trials import BUDGET, SCORE, TrialTable
@@ -365,7 +365,7 @@ def _best_yaml(model: str, dataset: str, best: Mapping[str, Any], trial: Any, me
 def _draw(done: pd.DataFrame, space: Sequence[Dimension], metric: str, folder: Path) -> None:
     logarithmic = {dimension.name for dimension in space if dimension.kind == "loguniform"}
     names = [dimension.name for dimension in space]
-    figures.draw_search(done, names, logarithmic, metric, folder / "search")
+    search_figure.draw_search(done, names, logarithmic, metric, folder / "search")
 
 
 def _parameter(value: Any, dimension: Dimension) -> Any:

@@ -362,6 +362,7 @@ STOSA_SPEC = ModelSpec(
     },
     check=check,
     trims_padding=True,
+    loss=lambda values: "cross-entropy" if values["loss_type"] == "CE" else "BPR and a distance of the positive",
     for_inference=sequential.FOR_INFERENCE,
     cannot={"sequences": "it counts positions from the end, so that each prefix has others"},
 )
