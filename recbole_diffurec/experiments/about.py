@@ -44,29 +44,32 @@ def _processor() -> str:
     return next(filter(None, [*names, platform.processor()]), "unknown processor")
 
 
-def command(name: str, *given: Mapping[str, Any]) -> str:
+def command(name: str, named: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
     """The command that asks for what was given, from wherever it was.
 
     Parameters
     ----------
     name : str
         Of the command.
-    *given : Mapping of str to object
-        Its options, in their order; what is None, an empty list or a default of ``HowToRun`` goes without saying.
+    named : Mapping of str to object
+        Its own options; what is None or empty was not given.
+    parameters : Mapping of str to object
+        All others, of which None is an empty value; defaults of ``HowToRun`` go without saying.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(HowToRun)}
     words = ["recbole-diffurec", name]
-    for option, value in (pair for options in given for pair in options.items()):
-        if value is None or value in ([], ()) or (option in defaults and value == defaults[option]):
-            continue
-        words.append(shlex.quote(f"--{option}={_written(option, value)}"))
+    given = {option: value for option, value in named.items() if value not in (None, [], ())}
+    given |= {name: value for name, value in parameters.items() if name not in defaults or value != defaults[name]}
+    words += [shlex.quote(f"--{option}={_written(option, value)}") for option, value in given.items()]
     return " ".join(words)
 
 
 def _written(option: str, value: Any) -> str:
     if option in ("models", "dataset", "config_files"):
         return ",".join(map(str, value))
-    return json.dumps(value, default=str) if isinstance(value, (list, tuple, dict)) else str(value)
+    if isinstance(value, (list, tuple, dict)):
+        return json.dumps(value, default=str)
+    return "" if value is None else str(value)
 
 
 def rows(results: Results, command: str) -> dict[str, str]:

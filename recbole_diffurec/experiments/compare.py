@@ -91,11 +91,8 @@ def compare(
     UserError
         Anything given is wrong; raised before the first run starts.
     """
-    command = about.command(
-        "compare",
-        {"models": models, "dataset": datasets, "seeds": seeds, "baseline": baseline, "experiment": experiment},
-        {"config_files": config_files, "output_dir": output_dir, **parameters},
-    )
+    asked = {"models": models, "dataset": datasets, "seeds": seeds, "baseline": baseline, "experiment": experiment}
+    command = about.command("compare", {**asked, "config_files": config_files, "output_dir": output_dir}, parameters)
     how = take_options(HowToRun, parameters)
     datasets, parameters = _made_of_tables(datasets, parameters, config_files, experiment)
     settings = layers.settings(experiment, config_files, parameters, many_runs=True)

@@ -72,8 +72,9 @@ ROOMS = {
         imports="errors version runtime data config models host training",
     ),
     "experiments": Room(
-        "audit audit_bench audit_figure audit_lines audit_tables calibration cluster compare figures grid measures "
-        "report search_folder space stats store tables trials tune verdict",
+        "about audit audit_bench audit_figure audit_lines audit_tables calibration cluster compare diffusion_figures "
+        "figures grid looks measures progress readable report search_figure search_folder space stats store tables "
+        "trials tune verdict",
         imports="errors runtime config models host training",
     ),
     "testing": Room("testing", imports="errors runtime data models host training inference"),
