@@ -168,6 +168,18 @@ def _compare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
 
 
 def _tune(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    from recbole_diffurec.experiments.progress import LINE
+
+    LINE.begin(parameters.get("show_progress") is not False)  # before what takes seconds to import
+    try:
+        return _tuned(options, parameters)
+    finally:
+        LINE.end()
+
+
+def _tuned(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    """``_tune`` under its line."""
+    from recbole_diffurec.experiments.progress import LINE
     from recbole_diffurec.experiments.tune import tune
     from recbole_diffurec.training.report import format_result
 
@@ -176,6 +188,7 @@ def _tune(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     try:
         found = tune(given.pop("model"), given.pop("dataset"), **given)
     except KeyboardInterrupt:
+        LINE.end()
         tell(f"interrupted; --resume resumes the search in '{options.output_dir}'")
         return 130
     say(found["trials"].drop(columns=["trial", "error"]).to_string(index=False))

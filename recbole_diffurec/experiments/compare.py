@@ -18,6 +18,7 @@ from recbole_diffurec.experiments import about, cluster, figures, measures, read
 from recbole_diffurec.experiments.audit import short_audit
 from recbole_diffurec.experiments.cluster import HowToRun
 from recbole_diffurec.experiments.grid import Job, plan
+from recbole_diffurec.experiments.progress import format_seconds
 from recbole_diffurec.experiments.store import RunStore
 from recbole_diffurec.host.loaders import FirstBatches, dataset_of, subset_loader
 from recbole_diffurec.runtime import files
@@ -109,9 +110,7 @@ def compare(
     if how.dry_run:
         return None
     failures = _run_all(missing, store, shared, _Clock(durations, bounds, how.parallel), how)
-    finished = [job for job in jobs if job in store]
-    if not finished:
-        raise UserError("no run of the comparison succeeded: " + "; ".join(f"{k}: {v}" for k, v in failures.items()))
+    finished = _finished(jobs, store, failures)
     return write_outputs(tables.Results(finished, store, baseline), output_dir, failures, command)
 
 
@@ -150,6 +149,14 @@ def _baseline(name: str | None, jobs: Sequence[Job]) -> str | None:
     if name is not None and name not in labels:
         raise UserError(f"baseline must be one of the models compared ({', '.join(labels)}), got '{name}'")
     return name
+
+
+def _finished(jobs: Sequence[Job], store: RunStore, failures: Mapping[str, str]) -> list[Job]:
+    """Those of the runs that are there; there must be one."""
+    finished = [job for job in jobs if job in store]
+    if not finished:
+        raise UserError("no run of the comparison succeeded: " + "; ".join(f"{k}: {v}" for k, v in failures.items()))
+    return finished
 
 
 def write_outputs(data: tables.Results, output_dir: Path, failures: Mapping[str, str], command: str) -> Comparison:
@@ -193,7 +200,8 @@ def _run_all(
 ) -> dict[str, str]:
     """Run and store; returns the failures."""
     failures: dict[str, str] = {}
-    outcomes = cluster.run_parallel(missing, run_job, shared, how) if how.on_ray else _one_by_one(missing, shared)
+    log = store.folder.parent / cluster.LOG
+    outcomes = cluster.run_parallel(missing, run_job, shared, how, log) if how.on_ray else _one_by_one(missing, shared)
     for done, (job, outcome) in enumerate(outcomes, start=1):
         if isinstance(outcome, Exception):
             failures[str(job)] = _reason(outcome)
@@ -319,13 +327,6 @@ def describe_cost(jobs: Sequence[Job], missing: Sequence[Job], bounds: Mapping[J
             f"  in all at most {format_seconds(total / max(parallel, 1))} on this machine; early stopping ends sooner"
         )
     return "\n".join(lines)
-
-
-def format_seconds(seconds: float) -> str:
-    """``8 s``, ``4.2 min`` or ``3.1 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _reason(error: Exception) -> str:

@@ -73,8 +73,8 @@ ROOMS = {
     ),
     "experiments": Room(
         "about audit audit_bench audit_figure audit_lines audit_tables calibration cluster compare diffusion_figures "
-        "figures grid looks measures progress readable report search_figure search_folder space stats store tables "
-        "trials tune verdict",
+        "figures grid looks measures progress readable report search_figure search_folder search_options space stats "
+        "store tables trials tune verdict",
         imports="errors runtime config models host training",
     ),
     "testing": Room("testing", imports="errors runtime data models host training inference"),
