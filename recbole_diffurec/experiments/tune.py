@@ -92,12 +92,7 @@ def tune(
     config = RunConfig(model, dataset, fixed)
     search = _Search(model, dataset, fixed, space, config, options, output_dir)
     search.claim_folder(resume)
-    LINE.begin(config["show_progress"])
-    try:
-        in_time = search.go(resume)
-    finally:
-        LINE.end()
-    return search.conclude(in_time)
+    return search.conclude(search.go(resume))
 
 
 @dataclass(frozen=True)
@@ -148,7 +143,14 @@ class _Search:
         same_search(self.output_dir / "search.json", asked, resume)
 
     def go(self, resume: bool) -> bool:
-        """Run the trials; returns whether that ended within the time budget."""
+        """Run the trials under their line; returns whether that ended within the time budget."""
+        LINE.begin(self.config["show_progress"])
+        try:
+            return self._go(resume)
+        finally:
+            LINE.end()
+
+    def _go(self, resume: bool) -> bool:
         datasets = DatasetCache()
         datasets.get(self.config)
         # Ray Tune's own tables would come between our lines.
