@@ -205,7 +205,8 @@ def test_recommend_in_a_pipe(
 def test_mistakes_in_a_pipe_name_it(
     trained: Any, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for content, says in ((b"a,b\n1,2\n", "standard input has the columns a, b"), (b"{\n", "standard input line 1")):
+    for content, says in ((b"a,b\n1,2\n", "standard input has the columns a, b"), (b"{\n", "standard input line 1"),
+                          (b"a\tb\n1\t2\n", "standard input: tabs stand between its columns")):  # fmt: skip
         piped(monkeypatch, content)
         assert cli.main(["recommend", str(trained["DiffuRecSys"]), "--input=-", "--output=-"]) == 2
         out, err = capsys.readouterr()
