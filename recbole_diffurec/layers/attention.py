@@ -25,6 +25,10 @@ CHECKPOINTED_WEIGHTS = 2**22  # attention weights that exist at once with checkp
 VECTOR_LENGTH = 16  # float32 numbers in the widest vector registers
 
 
+# Called with a batch and what its last positions attend to, [n, h, l] for each slab.
+Observer = Callable[[RaggedBatch, list[Tensor]], None]
+
+
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention inside each history (Vaswani et al. 2017), without absolute position.
 
@@ -46,11 +50,11 @@ class MultiHeadAttention(nn.Module):
 
     Attributes
     ----------
-    observer : callable or None
-        Called by ``from_last`` with the batch and its weights, [n, h, l] for each slab.
+    observer : Observer or None
+        Called by ``from_last``.
     """
 
-    observer: Callable[[RaggedBatch, list[Tensor]], None] | None = None
+    observer: Observer | None = None
 
     def __init__(
         self,

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recbole_diffurec.layers.attention import MultiHeadAttention
 from recbole_diffurec.layers.ragged import LedBatch, RaggedBatch
 from recbole_diffurec.models.base import DiffusionRecommender
 
@@ -32,9 +31,8 @@ class LastAttention:
     def __init__(self, network: Any):
         self._network = sharing_weights(network)
         self._seen: dict[int, tuple[RaggedBatch, list[Tensor]]] = {}
-        for module in self._network.modules():
-            if isinstance(module, MultiHeadAttention):
-                module.observer = self._observe
+        for module in _attentions(self._network):
+            module.observer = self._observe
 
     def __deepcopy__(self, memo: Any) -> LastAttention:
         return self  # a copy of a module, as in another precision, tells the same observer
@@ -60,7 +58,12 @@ class LastAttention:
 
 def has_attention(network: Any) -> bool:
     """Whether any part of a model attends to a history."""
-    return any(isinstance(module, MultiHeadAttention) for module in network.modules())
+    return bool(_attentions(network))
+
+
+def _attentions(network: Any) -> list[Any]:
+    """The modules that tell an ``Observer`` what last positions attend to."""
+    return [module for module in network.modules() if hasattr(module, "observer")]
 
 
 def sharing_weights(network: Any) -> Any:

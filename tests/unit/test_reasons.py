@@ -40,7 +40,7 @@ def test_weights_are_those_of_the_last_block() -> None:
 # Whether what is predicted stands beside the history, and attends to itself as well.
 WITH_TARGET = {
     "DiffuRec": False, "DiffuRecSys": False, "DiffRecDNR": True, "MaskedDiffRec": True, "CL4SRec": False,
-    "DuoRec": False, "VSAN": False, "MFGAN": False, "CausalRec": False,
+    "DuoRec": False, "VSAN": False, "MFGAN": False, "CausalRec": False, "STOSA": False,
 }  # fmt: skip
 # What else wants training data.
 OPTIONS: dict[str, dict[str, Any]] = {"DuoRec": {"contrast": "un"}, "MFGAN": {"n_discriminator_layers": 0}}
