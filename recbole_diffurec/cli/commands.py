@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Callable
@@ -187,10 +188,10 @@ def _tuned(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     given = {name: value for name, value in given.items() if value is not None or name not in _TABLE_OPTIONS}
     try:
         found = tune(given.pop("model"), given.pop("dataset"), **given)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:  # in the search, or in the training of the best
         LINE.end()
         tell(f"interrupted; --resume resumes the search in '{options.output_dir}'")
-        return 130
+        return 128 + getattr(stop, "signal", signal.SIGINT)
     say(found["trials"].drop(columns=["trial", "error"]).to_string(index=False))
     say(f"\nbest        {os.path.relpath(os.path.join(options.output_dir, 'best.yaml'))}")
     for result in found["final"]:

@@ -23,7 +23,7 @@ import yaml
 from conftest import ROOT, TINY, flags
 
 from recbole_diffurec import cli, run
-from recbole_diffurec.errors import UserError
+from recbole_diffurec.errors import Interrupted, UserError
 from recbole_diffurec.experiments.tune import objective_function, tune
 
 ray = pytest.importorskip("ray", reason="tuning needs Ray")
@@ -102,6 +102,16 @@ def test_on_a_terminal_a_line_says_how_far_the_search_is(workdir):
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 130
     sentences = [line for line in re.split(r"[\r\n]+", after) if line.strip(" ^C\x1b[0m") and "search: " not in line]
     assert sentences == ["recbole-diffurec: interrupted; --resume resumes the search in 'out'"]
+
+
+@pytest.mark.parametrize("stop,code", [(KeyboardInterrupt(), 130), (Interrupted(signal.SIGTERM, "a.state"), 143)])
+def test_whatever_is_interrupted_the_search_is_what_is_resumed(stop, code, workdir, monkeypatch, capsys):
+    def search(*args, **kwargs):
+        raise stop
+
+    monkeypatch.setattr("recbole_diffurec.experiments.tune.tune", search)
+    assert cli.main(["tune", "--params_file=space.test", "--output_dir=out"]) == code
+    assert capsys.readouterr().err == "recbole-diffurec: interrupted; --resume resumes the search in 'out'\n"
 
 
 def test_poor_trials_are_pruned(search):
