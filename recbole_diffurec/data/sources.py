@@ -25,6 +25,7 @@ import requests
 from urllib3.exceptions import MaxRetryError, NewConnectionError, ReadTimeoutError
 
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.runtime import visible
 
 __all__ = ["KNOWN_SOURCES", "Source", "check_name", "ensure_dataset"]
 
@@ -227,7 +228,7 @@ def _download(base_url: str, filename: str, folder: Path, show_progress: bool) -
         raise PermissionError("no permission to write")
     pooch.get_logger().setLevel(logging.WARNING)
     http = pooch.HTTPDownloader(
-        progressbar=show_progress,
+        progressbar=show_progress and visible.bars_are_drawn(),
         chunk_size=_CHUNK_BYTES,
         timeout=_TIMEOUT,
         hooks={"response": _demand_whole_body},

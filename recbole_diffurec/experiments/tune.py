@@ -23,7 +23,7 @@ from recbole_diffurec.experiments.search_folder import refuse_foreign, same_sear
 from recbole_diffurec.experiments.space import Dimension, read_space
 from recbole_diffurec.experiments.trials import BUDGET, SCORE, TrialTable
 from recbole_diffurec.host.config import RunConfig
-from recbole_diffurec.runtime import files
+from recbole_diffurec.runtime import files, visible
 from recbole_diffurec.training.own_data import data_set_of
 from recbole_diffurec.training.prepare import DatasetCache
 from recbole_diffurec.training.run import run, train
@@ -99,6 +99,7 @@ class SearchOptions:
             raise UserError("time_budget needs the main thread: call tune from it, or leave time_budget out")
 
 
+@visible.lines()
 def tune(
     model: str | None = None,
     dataset: str | None = None,
