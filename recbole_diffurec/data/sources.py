@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import pooch
 import requests
 from urllib3.exceptions import MaxRetryError, NewConnectionError, ReadTimeoutError
 
@@ -223,7 +222,9 @@ def _download(base_url: str, filename: str, folder: Path, show_progress: bool) -
 
     Raises _NotFetchedError if the network or the server is at fault, and OSError if the disk is.
     """
-    # pooch reports failures in its own words, some as several sentences; ensure_dataset has its own.
+    import pooch  # here, since in a notebook without ipywidgets it warns that bars are missing
+
+    # It reports failures in its own words, some as several sentences; ensure_dataset has its own.
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError("no permission to write")
     pooch.get_logger().setLevel(logging.WARNING)

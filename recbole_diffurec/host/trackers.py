@@ -40,7 +40,8 @@ def named(values: Mapping[str, Any]) -> list[str]:
             hint = nearest(name, TRACKERS) or " leave it out"
             raise UserError(f"log_to must be among {', '.join(TRACKERS)}, got '{name}':{hint}")
         try:
-            importlib.import_module(name)
+            if importlib.import_module(name).__file__ is None:  # the folder of its files, in the one that this runs in
+                raise ModuleNotFoundError(f"a folder '{name}' is in its place", name=name)
         except ImportError as error:
             raise cannot_import(f"log_to {name}", error, f"[{name}]") from None
     return list(dict.fromkeys(names))

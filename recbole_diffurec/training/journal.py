@@ -166,7 +166,9 @@ class Journal:
         """
         values = {name: value for name, value in plain_values(self._config).items() if value is not None}
         values = {"model": self._config["model"], "dataset": self._config["dataset"], **values}
-        for name in ("tensorboard", *trackers.named(self._config)):
+        # RecBole's own Config leaves log_wandb to RecBole.
+        named = trackers.named({"log_to": self._config["log_to"], "log_wandb": False})
+        for name in (*named, "tensorboard"):
             try:
                 self._sinks[name] = _SINKS[name](self._name, values, self._first_epoch)
             except UserError:
