@@ -103,6 +103,7 @@ RULES: dict[str, Rule] = {
     "use_gpu": Rule("bool"),
     "show_progress": Rule("bool"),
     "log_to": Rule("list", optional=True),
+    "wandb_project": Rule("str", optional=True),
     "epochs": COUNT,
     "train_batch_size": COUNT,
     "eval_batch_size": COUNT,
