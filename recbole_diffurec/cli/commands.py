@@ -83,7 +83,6 @@ def _entry(name: str, said: str, width: int, one_line: bool = False) -> str:
 def _prepare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     from recbole_diffurec.data.prepare import prepare
 
-    parameters.pop("show_progress", None)  # there is none
     given = {**_table_options(options), **parameters}
     made = prepare(options.source, data_path=options.data_path, encoding=options.encoding, **given)
     say(made.describe())
@@ -258,7 +257,7 @@ def _serve(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     try:
         from recbole_diffurec.inference.service import serve
     except ImportError as error:
-        raise cannot_import("serve", error, "'recbole-diffurec[serve]'") from None
+        raise cannot_import("serve", error, "[serve]") from None
 
     given = vars(options)
     try:

@@ -21,7 +21,7 @@ from recbole_diffurec.data.histories import HistoryBatch, HistoryColumns, as_his
 from recbole_diffurec.data.sniff import kind_of
 from recbole_diffurec.data.tables import Frame, Table
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host import catalogue, compat
+from recbole_diffurec.host import catalogue, compat, trackers
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.devices import say_without_gpu
 from recbole_diffurec.host.loaders import batch_of, fitting_users
@@ -82,6 +82,7 @@ class Recommender(NextLists):
         """
         state = checkpoint.open_run(path)
         say_without_gpu(parameters)
+        trackers.refuse(parameters)
         spec = catalogue.find(state["model"])
         inference = {name: value for name, value in spec.for_inference.items() if name in state["config"]}
         config = RunConfig(state["model"], state["dataset"], {**state["config"], **inference, **parameters})

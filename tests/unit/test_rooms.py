@@ -36,7 +36,7 @@ ROOMS = {
     "errors": Room("errors"),
     "version": Room("version"),
     "runtime": Room(
-        "allocator archive checkpoint distributed files gathering memory precision process ranks",
+        "allocator archive checkpoint distributed files gathering memory precision process ranks visible",
         imports="errors",
     ),
     "diffusion": Room("absorbing noise process samplers schedules step_samplers"),
@@ -57,12 +57,13 @@ ROOMS = {
     ),
     "host": Room(
         "all_positions attention batches bert4rec candidates catalogue checkpoints checks collector compat config "
-        "dataset devices entry_points filters fingerprint guards hooks inputs items listing loaders metrics models "
-        "presplit repeats sequences splits stand_in wanted_columns",
+        "dataset devices entry_points filters fingerprint guards hooks inputs items listing loaders metrics "
+        "models presplit repeats sequences splits stand_in trackers wanted_columns",
         imports="errors runtime layers data config models",
     ),
     "training": Room(
-        "attributes averaging epoch evaluate keeping load own_data prepare report run scoring state trainer weights",
+        "attributes averaging epoch evaluate journal keeping load own_data prepare report run scoring state trainer "
+        "weights",
         imports="errors version runtime data config models host",
     ),
     "plugin": Room("plugin", imports="models host", lazily="training"),
