@@ -29,7 +29,7 @@ from recbole_diffurec.inference.checkpoint_data import CheckpointData, check_rea
 from recbole_diffurec.inference.items import ItemTable
 from recbole_diffurec.inference.lists import ListOptions, Lists, lists_of_samples
 from recbole_diffurec.inference.next_lists import NextLists
-from recbole_diffurec.inference.similar import Similarity
+from recbole_diffurec.inference.similar import SimilarItems
 from recbole_diffurec.models.base import DiffusionRecommender
 from recbole_diffurec.runtime import checkpoint
 from recbole_diffurec.training.weights import load_weights, room_for
@@ -37,7 +37,7 @@ from recbole_diffurec.training.weights import load_weights, room_for
 COLUMNS = ("user_id", "rank", "item_id", "score", "popular")
 
 
-class Recommender(NextLists):
+class Recommender(NextLists, SimilarItems):
     """A trained sequential model that turns item histories, in the data's own ids, into ranked items.
 
     Several threads may ask at the same time: nothing changes after ``load``.
@@ -187,71 +187,6 @@ class Recommender(NextLists):
         """A table with a column ``item_id``, and what ``columns`` say of these items."""
         numbers = np.array([self._number[item] for item in table["item_id"]], dtype=np.int64)
         return table.assign(**{name: self.about_items.of(name, numbers) for name in columns})
-
-    def similar(self, items: Sequence[Any], k: int = 10, columns: Sequence[str] = ()) -> pd.DataFrame:
-        """The ``k`` items that are most like each of some, by the cosine of the vectors by which the model knows them.
-
-        Parameters
-        ----------
-        items : Sequence of object
-            Ids.
-        k : int, optional
-            Length of the lists.
-        columns : Sequence of str, optional
-            As for ``recommend``.
-
-        Returns
-        -------
-        pd.DataFrame
-            With ``similar_to``, ``rank`` (from 1), ``item_id``, ``cosine``, and the columns.
-
-        Raises
-        ------
-        UserError
-            The model does not know an item, or has no vectors of items.
-        """
-        ListOptions(k)  # refuses what is no length
-        own = ("similar_to", "rank", "item_id", "cosine")
-        self.about_items.check(columns, taken=own)
-        ids = as_ids(items, "items")
-        unknown = next((item for item in ids if item not in self._number), None)
-        if unknown is not None:
-            hint = f", which knows {self.like(unknown)!r}" if self.like(unknown) else ": give ids of its training data"
-            raise UserError(f"item {unknown!r} is unknown to the model{hint}")
-        similarity = Similarity(self.network, self.config["model"], len(self.items))
-        numbers, cosines = similarity.nearest([self._number[item] for item in ids], k)
-        n, width = numbers.shape
-        cells = (
-            np.repeat(ids, width),
-            np.tile(np.arange(1, width + 1), n),
-            self.items[numbers.ravel()],
-            cosines.ravel(),
-        )
-        return self._with_columns(pd.DataFrame(dict(zip(own, cells))), columns)
-
-    def explain(self, lists: pd.DataFrame, sequences: Sequence[Sequence[Any]], n: int = 3) -> list[list[str]]:
-        """Why an item: for each row of ``lists`` the items of its history that are most like it (see ``similar``).
-
-        Parameters
-        ----------
-        lists : pd.DataFrame
-            What ``recommend`` gives for ``sequences`` without ``users``.
-        sequences : Sequence of Sequence of object
-            Histories of item ids.
-        n : int, optional
-            How many of a history's items to name at most.
-
-        Raises
-        ------
-        UserError
-            The model has no vectors of items.
-        """
-        similarity = Similarity(self.network, self.config["model"], len(self.items))
-        longest = self.config["MAX_ITEM_LIST_LENGTH"]
-        histories = [history[-longest:] for history in self._numbers(as_histories(sequences))]
-        items = [self._number[item] for item in lists["item_id"]]
-        nearest = similarity.in_histories(histories, lists["user_id"].to_numpy(dtype=np.int64), items, n)
-        return [[self.items[item] for item in of_row] for of_row in nearest]
 
     def _named_histories(self, sequences: Any, users: Any) -> tuple[list[list[str]], Sequence[Any]]:
         """Histories as text, and the users' names, as ``recommend`` takes them."""
