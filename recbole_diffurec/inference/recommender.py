@@ -29,15 +29,16 @@ from recbole_diffurec.inference.checkpoint_data import CheckpointData, check_rea
 from recbole_diffurec.inference.items import ItemTable
 from recbole_diffurec.inference.lists import ListOptions, Lists, lists_of_samples
 from recbole_diffurec.inference.next_lists import NextLists
+from recbole_diffurec.inference.sharing import Shareable, about_model
 from recbole_diffurec.inference.similar import SimilarItems
 from recbole_diffurec.models.base import DiffusionRecommender
-from recbole_diffurec.runtime import checkpoint
+from recbole_diffurec.runtime.shared import open_model
 from recbole_diffurec.training.weights import load_weights, room_for
 
 COLUMNS = ("user_id", "rank", "item_id", "score", "popular")
 
 
-class Recommender(NextLists, SimilarItems):
+class Recommender(NextLists, SimilarItems, Shareable):
     """A trained sequential model that turns item histories, in the data's own ids, into ranked items.
 
     Several threads may ask at the same time: nothing changes after ``load``.
@@ -65,12 +66,12 @@ class Recommender(NextLists, SimilarItems):
 
     @classmethod
     def load(cls, path: str | Path, /, **parameters: Any) -> Recommender:
-        """Open a checkpoint that a run wrote.
+        """Open a checkpoint that a run wrote, or a safetensors file that was made of one.
 
         Parameters
         ----------
         path : str or Path
-            The ``.pth`` file.
+            The ``.pth`` or ``.safetensors`` file.
         **parameters : object
             What to change for inference, such as ``sampling_steps=4``, ``ensemble_seeds=[1, 2]`` or ``gpu_id=""``.
 
@@ -79,7 +80,7 @@ class Recommender(NextLists, SimilarItems):
         UserError
             The file is no such checkpoint, a parameter is wrong, or the model is not a sequential one.
         """
-        state = checkpoint.open_run(path)
+        state = open_model(path)
         say_without_gpu(parameters)
         spec = catalogue.find(state["model"])
         inference = {name: value for name, value in spec.for_inference.items() if name in state["config"]}
@@ -88,7 +89,7 @@ class Recommender(NextLists, SimilarItems):
             raise UserError(f"model '{state['model']}' in '{path}' reads no histories: give a sequential model")
         spec.refuse("recommend", "recommend from a checkpoint alone")
         tokens = state["id_tokens"]
-        counts = CheckpointData(config, len(tokens["items"]), len(tokens["users"]))
+        counts = CheckpointData(config, len(tokens["items"]), state["n_users"])
         with compat.quiet(), room_for(state, path):
             network = config.model_class(config, counts)
         load_weights(network, state, path, parameters)
@@ -97,6 +98,7 @@ class Recommender(NextLists, SimilarItems):
         config = config.with_values(eval_batch_size=users)
         columns = state.get("item_columns", {})
         recommender = cls(network.to(config["device"]), config, tokens["items"], state["popularity"], columns)
+        recommender.about_model = about_model(state, config, parameters)
         check_reads_histories_alone(recommender.network, recommender._interaction([[1]]), state["model"])
         return recommender
 
@@ -115,6 +117,9 @@ class Recommender(NextLists, SimilarItems):
             raise UserError(f"sampling_steps must be an integer from 1 to {total}, got {steps!r}")
         other = copy.copy(self)
         other.network = self.network.with_sampling_steps(steps)
+        if self.about_model is not None:
+            changed = {**self.about_model["config"], "sampling_steps": steps}
+            other.about_model = {**self.about_model, "config": changed}
         return other
 
     def recommend(
