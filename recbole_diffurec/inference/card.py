@@ -20,7 +20,7 @@ from recbole_diffurec.inference.results import Results
 from recbole_diffurec.runtime.shared import ENDING, About
 from recbole_diffurec.training.report import metric_name
 
-__all__ = ["card", "training_command"]
+__all__ = ["LIBRARY", "card", "training_command"]
 
 LIBRARY = "recbole-diffurec"
 _FILTERS = ("user_inter_num_interval", "item_inter_num_interval", "val_interval", "rm_dup_inter")

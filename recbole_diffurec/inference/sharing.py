@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 from recbole_diffurec.config.rules import NOT_IN_RESULT
 from recbole_diffurec.errors import UserError, cannot_import
 from recbole_diffurec.host.config import RunConfig
-from recbole_diffurec.inference.card import card
+from recbole_diffurec.inference.card import LIBRARY, card
 from recbole_diffurec.inference.results import Results
 from recbole_diffurec.runtime import files, shared
 from recbole_diffurec.runtime.checkpoint import RunCheckpoint
@@ -20,7 +20,8 @@ from recbole_diffurec.version import __version__
 
 __all__ = ["Shareable", "about_model", "hub_library"]
 
-CARD = "README.md"  # as the Hub knows it
+# As the Hub knows them. Its library asks for a configuration before anything else, and counts downloads by it.
+CARD, CONFIG = "README.md", "config.json"
 Self = TypeVar("Self", bound="Shareable")
 
 
@@ -102,7 +103,7 @@ class Shareable:
         return card(about, self.config, n_parameters, Results.read(results, about), name)
 
     def save_pretrained(self, folder: str | Path, results: Iterable[str | Path] = (), name: str = WEIGHTS) -> None:
-        """Write the model into a folder: ``model.safetensors``, which names no user, and its card, ``README.md``.
+        """Write the model into a folder: ``model.safetensors``, which names no user, its card and a ``config.json``.
 
         Parameters
         ----------
@@ -123,6 +124,8 @@ class Shareable:
         with files.atomic_write(Path(folder) / WEIGHTS) as file:
             file.write(weights)
         files.write_text(Path(folder) / CARD, told)
+        what = {name: self._about()[name] for name in ("model", "dataset")}  # type: ignore[literal-required]
+        files.write_text(Path(folder) / CONFIG, json.dumps({"library_name": LIBRARY, **what}, indent=1))
 
     def push_to_hub(self, repo_id: str, results: Iterable[str | Path] = (), **options: Any) -> str:
         """Put the model and its card on the Hugging Face Hub.

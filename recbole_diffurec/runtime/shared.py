@@ -65,20 +65,27 @@ def content(about: About, weights: Mapping[str, torch.Tensor]) -> bytes:
         safetensors is not installed, or the header would be longer than it may be.
     """
     safetensors = _library()
-    text = json.dumps(about, ensure_ascii=False, separators=(",", ":"))
     # Tied weights are one tensor under several names, which the format does not have.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    texts = {"format": "pt", "model": about["model"], _ABOUT: text}
-    bare = safetensors.torch.save(tensors, texts)
-    header = int.from_bytes(bare[:_LENGTH_BYTES], "little")
-    if header + 100 > _LONGEST_HEADER:  # with the digest
+    bare = safetensors.torch.save(tensors)
+    begin = _LENGTH_BYTES + int.from_bytes(bare[:_LENGTH_BYTES], "little")
+    text = _json(about)
+    total = hashlib.sha256(text.encode())
+    total.update(memoryview(bare)[begin:])
+    texts = {"format": "pt", "model": about["model"], _ABOUT: text, _DIGEST: total.hexdigest()}
+    # By hand: the library puts texts into an order that is another one each time.
+    header = _json({"__metadata__": texts, **json.loads(bare[_LENGTH_BYTES:begin])}).encode()
+    header += b" " * (-len(header) % _LENGTH_BYTES)
+    if len(header) > _LONGEST_HEADER:
         raise UserError(
-            f"what is known of the {len(about['items']) - 1:,} items of model '{about['model']}' takes {header:,} "
+            f"what is known of the {len(about['items']) - 1:,} items of model '{about['model']}' takes {len(header):,} "
             f"bytes, and the header of a safetensors file at most {_LONGEST_HEADER:,}: share the checkpoint itself"
         )
-    total = hashlib.sha256(text.encode())
-    total.update(bare[_LENGTH_BYTES + header :])
-    return cast(bytes, safetensors.torch.save(tensors, {**texts, _DIGEST: total.hexdigest()}))
+    return len(header).to_bytes(_LENGTH_BYTES, "little") + header + bare[begin:]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def open_model(path: str | Path) -> RunCheckpoint:

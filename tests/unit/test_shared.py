@@ -78,6 +78,10 @@ def test_it_opens_as_it_was_written(name: str, tmp_path: Path) -> None:
     assert safetensors.load_file(file).keys() == WEIGHTS.keys(), "others read the weights as well"
 
 
+def test_the_same_model_is_the_same_file() -> None:
+    assert len({content(ABOUT, WEIGHTS) for _ in range(10)}) == 1
+
+
 def test_a_file_cut_anywhere_is_refused(path: Path) -> None:
     whole = content(ABOUT, WEIGHTS)
     for length in [*range(12), *range(12, len(whole), 37), *range(len(whole) - 60, len(whole))]:
