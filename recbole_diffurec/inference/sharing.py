@@ -124,7 +124,7 @@ class Shareable:
         with files.atomic_write(Path(folder) / WEIGHTS) as file:
             file.write(weights)
         files.write_text(Path(folder) / CARD, told)
-        what = {name: self._about()[name] for name in ("model", "dataset")}  # type: ignore[literal-required]
+        what = {name: self._about()[name] for name in ("model", "dataset")}
         files.write_text(Path(folder) / CONFIG, json.dumps({"library_name": LIBRARY, **what}, indent=1))
 
     def push_to_hub(self, repo_id: str, results: Iterable[str | Path] = (), **options: Any) -> str:
