@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +14,10 @@ from typing import Any
 
 import hub_server
 import pytest
+import requests
 import torch
 import yaml
+from conftest import ROOT
 
 from recbole_diffurec import Recommender, UserError, cli, evaluate
 from recbole_diffurec.cli.parsers import parse
@@ -145,6 +150,25 @@ def test_weights_of_another_shape_are_refused(shared, workdir):
     Path("x.safetensors").write_bytes(content(large, own))
     with pytest.raises(UserError, match="its weights are smaller, so that its configuration is not theirs"):
         Recommender.load("x.safetensors")
+
+
+def test_the_container_s_command_serves_it(shared, workdir):
+    """What the Dockerfile starts, on a free port, with a model that is mounted elsewhere."""
+    pytest.importorskip("fastapi", reason="the service needs fastapi")
+    (given,) = re.findall(r"^CMD (\[.+\])$", (ROOT / "Dockerfile").read_text(), re.M)
+    replaced = {"/model/model.safetensors": str(shared["DiffuRec"]), "--port=8000": "--port=0"}
+    command = [sys.executable, "-m", "recbole_diffurec", *(replaced.pop(word, word) for word in json.loads(given))]
+    assert not replaced
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = f"http://127.0.0.1:{process.stdout.readline().split()[1].rstrip('/').rpartition(':')[2]}"
+        assert requests.get(f"{address}/healthz", timeout=30).ok
+        asked = {"histories": [HISTORIES[0]], "k": 5}
+        (found,) = requests.post(f"{address}/recommend", json=asked, timeout=30).json()["lists"]
+        process.send_signal(signal.SIGTERM)
+    expected = Recommender.load(shared["DiffuRec"]).recommend(HISTORIES[:1], k=5)
+    assert [item["item_id"] for item in found["items"]] == expected["item_id"].tolist()
+    assert process.returncode in (0, -signal.SIGTERM)
 
 
 # The card
