@@ -1,5 +1,5 @@
 # A service of recommendations on the CPU:
-#   docker build -t recbole-diffurec .
+#   docker build . -t recbole-diffurec
 #   docker run --rm -p 127.0.0.1:8000:8000 -v "$PWD/shared:/model:ro" recbole-diffurec
 # serves shared/model.safetensors. Any other command of recbole-diffurec may stand behind the image's name.
 
