@@ -162,8 +162,7 @@ class Recommender(NextLists, SimilarItems, Shareable):
         pd.DataFrame
             With ``user_id``, ``rank`` (from 1), ``item_id``, ``score``, ``popular``; with ``samples`` also
             ``frequency``, the share of samples with the item in their own top k, and ``spread``, how far the user's
-            samples lie from their mean, relative to its length. Fewer than ``k`` rows for a history that leaves fewer
-            items.
+            samples lie from their mean, relative to its length. Fewer than ``k`` rows where fewer items are left.
 
         Raises
         ------
@@ -172,11 +171,7 @@ class Recommender(NextLists, SimilarItems, Shareable):
         """
         options = ListOptions(k, exclude_seen, candidates, samples, diversity)
         if samples is not None:
-            self.config.spec.refuse("samples", "draw samples")
-        if samples is not None and not isinstance(self.network, DiffusionRecommender):
-            raise UserError(
-                f"model '{self.config['model']}' draws no samples, since it is no diffusion model: leave out --samples"
-            )
+            self._check_that_it_draws()
         sequences, users = self._named_histories(sequences, users)
         allowed = self._allowed(candidates)
         own = COLUMNS if samples is None else (*COLUMNS, "frequency", "spread")
@@ -187,6 +182,12 @@ class Recommender(NextLists, SimilarItems, Shareable):
             part = slice(start, start + size)
             frames.append(self._batch(sequences[part], users[part], options, allowed))
         return self._with_columns(pd.concat(frames, ignore_index=True), columns)
+
+    def _check_that_it_draws(self) -> None:
+        self.config.spec.refuse("samples", "draw samples")
+        if not isinstance(self.network, DiffusionRecommender):
+            name = self.config["model"]
+            raise UserError(f"model '{name}' draws no samples, since it is no diffusion model: leave out --samples")
 
     def _with_columns(self, table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
         """A table with a column ``item_id``, and what ``columns`` say of these items."""

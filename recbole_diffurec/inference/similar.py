@@ -151,12 +151,8 @@ class SimilarItems:
         similarity = Similarity(self.network, self.config["model"], len(self.items))
         numbers, cosines = similarity.nearest([self._number[item] for item in ids], k)
         n, width = numbers.shape
-        cells = (
-            np.repeat(ids, width),
-            np.tile(np.arange(1, width + 1), n),
-            self.items[numbers.ravel()],
-            cosines.ravel(),
-        )
+        ranks = np.tile(np.arange(1, width + 1), n)
+        cells = (np.repeat(ids, width), ranks, self.items[numbers.ravel()], cosines.ravel())
         return self._with_columns(pd.DataFrame(dict(zip(own, cells))), columns)
 
     def explain(self, lists: pd.DataFrame, sequences: Sequence[Sequence[Any]], n: int = 3) -> list[list[str]]:
