@@ -262,10 +262,8 @@ class _Check:
                     raise AssertionError(f"{self.spec.name} cannot be exported as {kind}: {error}") from error
                 return
             if kind == "safetensors":
-                own, shared = (
-                    Recommender.load(path).recommend([["i1", "i2", "i3"]])
-                    for path in (result["checkpoint"], made["output"])
-                )
+                files = (result["checkpoint"], made["output"])
+                own, shared = (Recommender.load(file).recommend([["i1", "i2", "i3"]]) for file in files)
                 assert own.equals(shared), f"{self.spec.name} recommends other items once it is shared"
 
 

@@ -14,6 +14,7 @@ import json
 import logging
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -88,27 +89,68 @@ def export(
     UserError
         The format is unknown, its library is not installed, the model cannot be exported, or a file cannot be written.
     """
-    _check_options(format, input, returns, noise)
-    _check_sharing(format, results, push_to)
-    path = _checked_output(checkpoint_file, output, format, (input, *results))
-    precision = {"enable_amp": False} if format in PROGRAMS else {}  # programs are in full
+    asked = _Asked(format, input, returns, noise, results, push_to)
+    path = _checked_output(checkpoint_file, output, asked)
+    return _written(path, _opened(checkpoint_file, asked, parameters), asked)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What an export is to be like; what makes no sense is refused."""
+
+    format: str
+    input: str | Path | None
+    returns: str
+    noise: str
+    results: Sequence[str | Path]
+    push_to: str | None
+
+    def __post_init__(self) -> None:
+        if self.format not in SUFFIXES:
+            raise UserError(f"format must be one of {', '.join(SUFFIXES)}, got '{self.format}'")
+        if self.input is not None and self.format != "faiss":
+            raise UserError("--input serves to measure an index: leave it out, or use --format=faiss")
+        for name, choices in (("returns", ("scores", "query")), ("noise", ("input", "seed"))):
+            value = getattr(self, name)
+            if value not in choices:
+                raise UserError(f"{name} must be {' or '.join(choices)}, got {value!r}")
+            if value != choices[0] and self.format not in PROGRAMS:
+                raise UserError(f"--{name} says what a program is like: leave it out, or use --format=onnx or torch")
+        self._check_sharing()
+
+    def _check_sharing(self) -> None:
+        if isinstance(self.results, (str, Path)):
+            raise UserError(f"results must be a list of files, got {self.results!r}: give [{str(self.results)!r}]")
+        if self.results and self.format != "safetensors":
+            raise UserError("--results are for a model's card: leave them out, or use --format=safetensors")
+        if self.push_to is not None:
+            if self.format != "safetensors":
+                raise UserError("--push_to shares a model: leave it out, or use --format=safetensors")
+            hub_library().check_name(self.push_to)
+
+
+def _opened(checkpoint_file: str | Path, asked: _Asked, parameters: dict[str, Any]) -> Recommender:
+    """The model, which can be exported so."""
+    precision = {"enable_amp": False} if asked.format in PROGRAMS else {}  # programs are in full
     recommender = Recommender.load(checkpoint_file, **{**parameters, "gpu_id": "", **precision})
-    network, spec = recommender.network, recommender.config.spec
-    spec.refuse(format, f"be exported as {format}")
-    if format != "safetensors" and not isinstance(network, Exportable):
+    spec = recommender.config.spec
+    spec.refuse(asked.format, f"be exported as {asked.format}")
+    if asked.format != "safetensors" and not isinstance(recommender.network, Exportable):
         raise UserError(
-            f"model '{spec.name}' cannot be exported as {format}, since it says of neither its program nor its item "
-            f"vectors what they are: --format=safetensors takes its weights"
+            f"model '{spec.name}' cannot be exported as {asked.format}, since it says of neither its program nor its "
+            f"item vectors what they are: --format=safetensors takes its weights"
         )
+    return recommender
+
+
+def _written(path: Path, recommender: Recommender, asked: _Asked) -> dict[str, Any]:
+    """What ``export`` returns, once all files are written."""
     files.check_writable(path, "output", recommender.config.data_files())
-    card = recommender.card(results, path.name) if format == "safetensors" else None
-    if format in PROGRAMS:
-        content, about, measured = _program_content(recommender, format, returns, noise)
-    else:
-        content, about, measured = _content(recommender, format, input)
+    card = recommender.card(asked.results, path.name) if asked.format == "safetensors" else None
+    content, about, measured = (_program_content if asked.format in PROGRAMS else _content)(recommender, asked)
     description = {
-        "model": spec.name,
-        "format": format,
+        "model": recommender.config.spec.name,
+        "format": asked.format,
         "recbole_diffurec": __version__,
         "items": [None, *recommender.items[1:]],
         "max_length": recommender.config["MAX_ITEM_LIST_LENGTH"],
@@ -117,23 +159,22 @@ def export(
     with files.atomic_write(path) as file:
         file.write(content)
     files.write_text(f"{path}.json", json.dumps(description, indent=1, ensure_ascii=False))
+    written = {"output": str(path), "description": f"{path}.json", **measured}
     if card is not None:
         files.write_text(f"{path}.md", card)
-    written = {"card": f"{path}.md"} if card is not None else {}
-    if push_to is not None:
-        written["commit"] = recommender.push_to_hub(push_to, results)
-    return {"output": str(path), "description": f"{path}.json", **written, **measured}
+        written["card"] = f"{path}.md"
+    if asked.push_to is not None:
+        written["commit"] = recommender.push_to_hub(asked.push_to, asked.results)
+    return written
 
 
-def _content(
-    recommender: Recommender, format: str, input: str | Path | None
-) -> tuple[bytes, dict[str, Any], dict[str, float]]:
+def _content(recommender: Recommender, asked: _Asked) -> tuple[bytes, dict[str, Any], dict[str, float]]:
     """The file's content, what its description adds to that of any format, and what was measured of it."""
     network = recommender.network
-    if format == "safetensors":
+    if asked.format == "safetensors":
         return recommender.as_safetensors(), {}, {}
-    if format == "faiss":
-        content, recall = _index(recommender, input)
+    if asked.format == "faiss":
+        content, recall = _index(recommender, asked.input)
         about = {"metric": "inner product", "neighbour_0_is_item": 1, "recall_at_20": recall}
         return content, about, {"recall": recall}
     buffer = io.BytesIO()
@@ -141,17 +182,15 @@ def _content(
     return buffer.getvalue(), {"row_0_is_item": 1}, {}
 
 
-def _program_content(
-    recommender: Recommender, format: str, returns: str, noise: str
-) -> tuple[bytes, dict[str, Any], dict[str, float]]:
+def _program_content(recommender: Recommender, asked: _Asked) -> tuple[bytes, dict[str, Any], dict[str, float]]:
     """``_content`` of a program."""
     network = recommender.network
     program, wanted = network.program(), ""
     try:
-        if noise == "seed":
+        if asked.noise == "seed":
             wanted = "make its noise of a seed"
             program = program.seeded()
-        if returns == "query":
+        if asked.returns == "query":
             wanted = "return queries"
             program = program.for_queries()
     except NotApplicable as reason:
@@ -159,47 +198,20 @@ def _program_content(
             f"the program of model '{recommender.config.spec.name}' cannot {wanted}, because {reason}: leave out "
             f"--{'noise' if 'noise' in wanted else 'returns'}"
         ) from None
-    content, difference = _serialised(program.eval(), recommender, format)
+    content, difference = _serialised(program.eval(), recommender, asked.format)
     about = program.describe()
-    if returns == "query" and getattr(network, "repeat_bias", None) is not None:
+    if asked.returns == "query" and getattr(network, "repeat_bias", None) is not None:
         about["not_in_query"] = "repeat_bias, which adds to the scores of the history's own items"
     return content, about, {"difference": difference}
 
 
-def _check_options(format: str, input: str | Path | None, returns: str, noise: str) -> None:
-    """Refuse what is no format, and options that the format has no use for."""
-    if format not in SUFFIXES:
-        raise UserError(f"format must be one of {', '.join(SUFFIXES)}, got '{format}'")
-    if input is not None and format != "faiss":
-        raise UserError("--input serves to measure an index: leave it out, or use --format=faiss")
-    for name, value, choices in (("returns", returns, ("scores", "query")), ("noise", noise, ("input", "seed"))):
-        if value not in choices:
-            raise UserError(f"{name} must be {' or '.join(choices)}, got {value!r}")
-        if value != choices[0] and format not in PROGRAMS:
-            raise UserError(f"--{name} says what a program is like: leave it out, or use --format=onnx or torch")
-
-
-def _check_sharing(format: str, results: Sequence[str | Path], push_to: str | None) -> None:
-    """Refuse options of sharing with other formats, and a model on the Hub that cannot be."""
-    if isinstance(results, (str, Path)):
-        raise UserError(f"results must be a list of files, got {results!r}: give [{str(results)!r}]")
-    if results and format != "safetensors":
-        raise UserError("--results are for a model's card: leave them out, or use --format=safetensors")
-    if push_to is not None:
-        if format != "safetensors":
-            raise UserError("--push_to shares a model: leave it out, or use --format=safetensors")
-        hub_library().check_name(push_to)
-
-
-def _checked_output(
-    checkpoint_file: str | Path, output: str | Path | None, format: str, others: Sequence[str | Path | None]
-) -> Path:
+def _checked_output(checkpoint_file: str | Path, output: str | Path | None, asked: _Asked) -> Path:
     """The file to write, which is none that is read."""
-    path = _beside(checkpoint_file, SUFFIXES[format]) if output is None else output
-    read = (checkpoint_file, *others)
+    path = _beside(checkpoint_file, SUFFIXES[asked.format]) if output is None else output
+    read = (checkpoint_file, asked.input, *asked.results)
     files.check_writable(path, "output", read, regular=True)
     files.check_writable(f"{path}.json", "the file of item ids,", read, regular=True)
-    if format == "safetensors":
+    if asked.format == "safetensors":
         files.check_writable(f"{path}.md", "the card,", read, regular=True)
     return Path(path)
 
