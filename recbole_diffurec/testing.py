@@ -256,10 +256,15 @@ class _Check:
             _refused(self.spec, kind, attempt)
         elif kind == "safetensors" or issubclass(network, Exportable):
             try:
-                attempt()
+                made = attempt()
             except UserError as error:
                 if "reads no histories" not in str(error):
                     raise AssertionError(f"{self.spec.name} cannot be exported as {kind}: {error}") from error
+                return
+            if kind == "safetensors":
+                files = (result["checkpoint"], made["output"])
+                own, shared = (Recommender.load(file).recommend([["i1", "i2", "i3"]]) for file in files)
+                assert own.equals(shared), f"{self.spec.name} recommends other items once it is shared"
 
 
 @contextlib.contextmanager

@@ -24,8 +24,8 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 31)
 
 
-def _seeded(keys: Tensor, seed: int) -> Tensor:
-    return _mix(keys + _mix(torch.tensor(seed, device=keys.device)))
+def _seeded(keys: Tensor, seed: int | Tensor) -> Tensor:
+    return _mix(keys + _mix(torch.as_tensor(seed, device=keys.device)))
 
 
 def uniforms(keys: Tensor, seed: int) -> Tensor:
@@ -124,13 +124,15 @@ class NoiseTable(nn.Module):
         generator = torch.Generator().manual_seed(0)
         self.register_buffer("rows", torch.randn(self.SIZE, dim, generator=generator), persistent=False)
 
-    def for_batch(self, seed: int, row_keys: Tensor, row: Tensor, age: Tensor, dtype: torch.dtype) -> TableNoise:
+    def for_batch(
+        self, seed: int | Tensor, row_keys: Tensor, row: Tensor, age: Tensor, dtype: torch.dtype
+    ) -> TableNoise:
         """The source for one batch.
 
         Parameters
         ----------
-        seed : int
-            Another seed gives other noise.
+        seed : int or Tensor
+            Another seed gives other noise; a program's is int64 [].
         row_keys : Tensor
             int64 [B], from ``history_keys``.
         row, age : Tensor

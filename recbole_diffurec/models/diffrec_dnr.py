@@ -23,10 +23,10 @@ from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.encoder import TransformerEncoder
 from recbole_diffurec.layers.ragged import LedBatch, RaggedBatch
 from recbole_diffurec.layers.step_embedding import SinusoidalSteps
-from recbole_diffurec.models.base import ITEM_SEQ_INPUT, SCORES_OUTPUT, Program
+from recbole_diffurec.models.base import ITEM_SEQ_INPUT, OUTPUTS, Program
 from recbole_diffurec.models.denoiser import Denoiser
 from recbole_diffurec.models.diffurec import DiffuRecFamily
-from recbole_diffurec.models.diffurec_program import ReverseProgram
+from recbole_diffurec.models.diffurec_program import GivenDraws, ReverseProgram
 from recbole_diffurec.models.diffurec_rules import FAMILY_RULES, check_family
 from recbole_diffurec.models.objectives import SquaredErrorObjective
 from recbole_diffurec.models.scores import ItemScores, OutputScores
@@ -240,7 +240,7 @@ class DiffRecDNRProgram(ReverseProgram):
     inputs = ("item_seq", "noise")
 
     def forward(self, item_seq: Tensor, noise: Tensor) -> Tensor:
-        """Scores of all items, [B, I]; the padding row scores minus infinity.
+        """Scores of all items, [B, I], minus infinity for the padding row; or queries, [B, d].
 
         Parameters
         ----------
@@ -249,7 +249,7 @@ class DiffRecDNRProgram(ReverseProgram):
         noise : Tensor
             [S, B, d] of N(0, 1): x_T, then what each reverse step but the last adds.
         """
-        return self.scores(item_seq, noise, noise)  # nothing is drawn for tokens
+        return self.answer(item_seq, GivenDraws(noise, noise, self.network.visits))  # nothing is drawn for tokens
 
     def draws(self, item_seq: Tensor, seed: int | None = None) -> dict[str, Tensor]:
         """``Program.draws``."""
@@ -265,7 +265,7 @@ class DiffRecDNRProgram(ReverseProgram):
         noise = f"float32 [{len(visits)}, batch, {size}] of N(0, 1)"
         return {
             "inputs": {"item_seq": ITEM_SEQ_INPUT, "noise": noise},
-            "outputs": {"scores": SCORES_OUTPUT},
+            "outputs": {self.output: OUTPUTS[self.output]},
             "diffusion_steps_visited": visits,
         }
 

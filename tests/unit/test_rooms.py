@@ -36,7 +36,7 @@ ROOMS = {
     "errors": Room("errors"),
     "version": Room("version"),
     "runtime": Room(
-        "allocator archive checkpoint distributed files gathering memory precision process ranks visible",
+        "allocator archive checkpoint distributed files gathering memory precision process ranks shared visible",
         imports="errors",
     ),
     "diffusion": Room("absorbing noise process samplers schedules step_samplers"),
@@ -68,8 +68,8 @@ ROOMS = {
     ),
     "plugin": Room("plugin", imports="models host", lazily="training"),
     "inference": Room(
-        "batch batcher checkpoint_data connections export items limits lists next_lists reasons recommender schema "
-        "service similar",
+        "batch batcher card checkpoint_data connections export hub items limits lists next_lists reasons "
+        "recommender results schema service sharing similar",
         imports="errors version runtime data config models host training",
     ),
     "experiments": Room(
@@ -81,7 +81,7 @@ ROOMS = {
     "testing": Room("testing", imports="errors runtime data models host training inference"),
     # What --help needs is imported at once, all else when a command is carried out.
     "cli": Room(
-        "commands parsers terminal",
+        "arguments commands parsers terminal",
         imports="errors version runtime config models",
         lazily="data host training inference experiments",
     ),
