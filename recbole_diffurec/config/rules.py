@@ -26,6 +26,7 @@ MEANT_BEFORE: dict[str, Any] = {
     "valid_sampling_steps": None,
     "rows": "prefixes",
     "noised_target": True,
+    "draws": 1,
 }
 
 

@@ -31,7 +31,7 @@ from recbole_diffurec.models.approximator import Approximator
 from recbole_diffurec.models.base import Program
 from recbole_diffurec.models.denoiser import Denoiser, UncertainDenoiser
 from recbole_diffurec.models.diffurec_program import DiffuRecProgram
-from recbole_diffurec.models.diffurec_rules import FAMILY_RULES, check_family
+from recbole_diffurec.models.diffurec_rules import DRAWS_RULES, FAMILY_RULES, check_family
 from recbole_diffurec.models.interventions import Audited, ChangedDenoiser, NoDiffusion
 from recbole_diffurec.models.objectives import CrossEntropyObjective, Objective
 from recbole_diffurec.models.scores import ItemScores
@@ -67,6 +67,7 @@ class DiffuRecFamily(Audited):
         self.keyed_noise: bool = config["keyed_noise"]
         self.training_seed: int = config["seed"]
         self.epoch = 0
+        self.n_draws: int = config["draws"] or 1
         self._bfloat16_denoiser: Denoiser | None = None
 
         self.item_embedding = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
@@ -84,6 +85,10 @@ class DiffuRecFamily(Audited):
         self.noise_table = NoiseTable(self.hidden_size)
         self.scores = self.build_scores(config)
         self.objective = self.build_objective(config, dataset)
+        if self.n_draws > 1 and not getattr(self.objective, "takes_draws", False):
+            raise UserError(
+                f"draws must be 1: the objective of model '{config['model']}' takes one, got {self.n_draws}"
+            )
         self._initialise(config["init"], config["initializer_range"])
 
     # Parts. The modules keep the names that checkpoints know them by.
@@ -148,26 +153,31 @@ class DiffuRecFamily(Audited):
         self.epoch = epoch
 
     def calculate_loss(self, interaction: Any) -> Tensor | tuple[Tensor, ...]:
-        """Weighted mean loss of the reconstructed target (Algorithm 1)."""
+        """Weighted mean loss of the reconstructed target (Algorithm 1), or of its ``draws`` reconstructions."""
         batch = RaggedBatch(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         condition = self.condition(batch, self.denoiser)
         target = interaction[self.POS_ITEM_ID]
         x_0 = self.item_embedding(target)
-        draws, uniform = self._training_draws(batch, target, x_0)
-        t, weight = self.step_sampler.sample(len(target), target.device, uniform)
-        x_s = self.process.q_sample(x_0, t, draws.start() + self.offset)
-        x_0_hat = self.denoiser(condition, x_s, t, draws)
+        estimates = []
+        for draw in range(self.n_draws):
+            draws, uniform = self._training_draws(batch, target, x_0, draw)
+            t, weight = self.step_sampler.sample(len(target), target.device, uniform)
+            x_s = self.process.q_sample(x_0, t, draws.start() + self.offset)
+            estimates.append(self.denoiser(condition, x_s, t, draws))
+        x_0_hat = estimates[0] if self.n_draws == 1 else torch.stack(estimates, dim=1)
         bias = self.scores.bias(interaction[self.ITEM_SEQ])
         loss, losses = self.objective(x_0_hat, x_0, target, weight.to(x_0.dtype) / len(target), bias)
-        self.step_sampler.update(t, losses)
+        self.step_sampler.update(t, losses)  # which one that learns does where there is one draw, see ``check_family``
         return loss
 
-    def _training_draws(self, batch: RaggedBatch, target: Tensor, x_0: Tensor) -> tuple[Draws, Tensor | None]:
+    def _training_draws(
+        self, batch: RaggedBatch, target: Tensor, x_0: Tensor, draw: int = 0
+    ) -> tuple[Draws, Tensor | None]:
         """The noise of a batch, and with ``keyed_noise`` the uniform numbers [B] to choose its steps by."""
         if not self.keyed_noise:
             return FreshNoise(len(target), len(batch.items), x_0.shape[-1], x_0), None
         keys = history_keys(batch.items, batch.age, batch.real, batch.row, len(target)) + target
-        seed = self.training_seed + self.epoch * 2**32
+        seed = self.training_seed + self.epoch * 2**32 + draw * 2**52
         draws = self.noise_table.for_batch(seed, keys, batch.row, batch.age, x_0.dtype)
         return draws, uniforms(keys, seed)
 
@@ -351,7 +361,7 @@ class DiffuRecSys(DiffuRecFamily):
 
 
 _FAMILY: dict[str, Any] = {
-    "rules": FAMILY_RULES,
+    "rules": {**FAMILY_RULES, **DRAWS_RULES},
     "check": check_family,
     "method": True,
     "trims_padding": True,

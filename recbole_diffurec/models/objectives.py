@@ -1,6 +1,6 @@
 """What a diffusion model is trained for, given its estimate of the target.
 
-Shapes: B batch, d hidden size.
+Shapes: B batch, K draws of the noise for a row, d hidden size.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ class Objective(Protocol):
 
         Parameters
         ----------
-        x_0_hat, x_0 : Tensor
-            [B, d], the estimate and what was noised.
+        x_0_hat : Tensor
+            [B, d], the estimate; or [B, K, d], those of K draws, which an objective with ``takes_draws`` is given.
+        x_0 : Tensor
+            [B, d], what was noised.
         target : Tensor
             int [B], the items.
         weight : Tensor
@@ -38,6 +40,9 @@ class Objective(Protocol):
 class CrossEntropyObjective(nn.Module):
     """Cross-entropy of the estimate over the items (DiffuRecSys Eqs. 24-25).
 
+    Of K draws it is -log of the mean over the draws of the target's probability: the noise is a latent code, which the
+    other draws leave free to stand for another item.
+
     Parameters
     ----------
     scores : ItemScores
@@ -45,6 +50,8 @@ class CrossEntropyObjective(nn.Module):
     cross_entropy : callable, optional
         ``full_cross_entropy`` or a ``SampledCrossEntropy``.
     """
+
+    takes_draws = True
 
     def __init__(self, scores: ItemScores, cross_entropy: Callable[..., tuple[Tensor, Tensor]] = full_cross_entropy):
         super().__init__()

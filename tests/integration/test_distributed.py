@@ -22,7 +22,7 @@ TINY = [
 OURS = [*TINY, "--embedding_dropout_prob=0", "--sampling_steps=2", "--keyed_noise=True"]
 MODELS = {
     "DiffuRecSys": OURS,
-    "DiffuRec": [*OURS, "--use_position=True"],
+    "DiffuRec": [*OURS, "--use_position=True", "--draws=2"],
     "SASRec": [*TINY, "--inner_size=32", "--MAX_ITEM_LIST_LENGTH=8"],
     # Settings without draws. Batches of 2,039 rows leave a single one for the last, which has no negatives.
     "DuoRec": [
