@@ -189,6 +189,7 @@ class _Check:
         for batch in (sequences, prefixes):
             network.zero_grad()
             loss: Any = network.calculate_loss(batch)
+            loss = sum(loss) if isinstance(loss, tuple) else loss
             loss.backward()
             found.append((loss.detach(), _gradients(network)))
         torch.testing.assert_close(*found, **FLOAT64, msg=lambda m: f"{self.spec.name}: not all positions: {m}")

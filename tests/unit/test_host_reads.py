@@ -30,6 +30,8 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
     ("DiffuRecSys", {"step_sampler": "loss_aware", "keyed_noise": False}),
     ("DiffuRec", {"keyed_noise": True}),
     ("DiffRecDNR", {}),
+    ("ADRec", {"repeat_bias": True}),
+    ("ADRec", {"keyed_noise": False, "step_sampler": "loss_aware"}),
 ]
 
 
@@ -42,7 +44,7 @@ def test_a_step_reads_nothing(model, options):
     network = make_model(model, **options).train().to("meta")
     network.scores.repeat_bias = getattr(network, "repeat_bias", None)  # parameters there are others
     batches = [make_batch([3, 12, 5, 1, 5])]
-    if model == "CausalRec":
+    if model in ("CausalRec", "ADRec"):
         targets = {"item_id": torch.arange(1, 27), FIRST_TARGET: torch.zeros(5, dtype=torch.long)}
         batches.append(Interaction({**batches[0].interaction, **targets}))
     for batch in batches:

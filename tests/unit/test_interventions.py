@@ -9,7 +9,7 @@ from conftest import make_batch, make_model
 from recbole_diffurec.models.base import NotApplicable
 from recbole_diffurec.models.interventions import ChangedDenoiser
 
-MODELS = ["DiffuRec", "DiffuRecSys", "DiffRecDNR"]
+MODELS = ["DiffuRec", "DiffuRecSys", "DiffRecDNR", "ADRec"]
 CHANGES = ["without_noised_target", "with_other_noise", "with_frozen_step"]
 BATCH = make_batch([3, 7, 1, 12, 5])
 
