@@ -55,6 +55,7 @@ SMALL: dict[str, Any] = {
     "train_batch_size": 64,
     "eval_batch_size": 32,
     "diffusion_steps": 4,
+    "sampling_steps": None,
     "topk": [3, 5],
     "valid_metric": "NDCG@5",
     "gpu_id": "",

@@ -63,10 +63,10 @@ class ReverseProgram(Program):
     def scores(self, item_seq: Tensor, noise: Tensor, uncertainty: Tensor) -> Tensor:
         """Scores of all items, [B, I], for the draws of each visited step; see ``DiffuRecProgram.forward``."""
         network = self.network
-        batch = PaddedBatch(item_seq)
-        condition = network.condition(batch, network.denoiser)
+        batch, denoiser = PaddedBatch(item_seq), network.guided(network.denoiser)
+        condition = network.condition(batch, denoiser)
         draws = GivenDraws(noise, uncertainty, network.visits)
-        x_0 = network.reverse(condition, batch.items[batch.last], draws, network.denoiser)
+        x_0 = network.reverse(condition, batch.items[batch.last], draws, denoiser)
         return network.logits(x_0, item_seq)
 
     def source(self, item_seq: Tensor, seed: int | None) -> TableNoise:
