@@ -208,15 +208,19 @@ class DiffuRecFamily(Audited):
         self._bfloat16_denoiser = None
         return super().load_state_dict(*args, **kwargs)
 
+    def guided(self, denoiser: Denoiser) -> Denoiser:
+        """What inference puts around a denoiser, the model's own or its copy in bf16: nothing here."""
+        return denoiser
+
     def _denoiser_for_inference(self) -> Denoiser:
         """The denoiser, or under ``enable_amp`` its copy in bf16, made once between two changes of the weights."""
         if not self.enable_amp:
-            return self.denoiser
+            return self.guided(self.denoiser)
         if self.training:
-            return self.denoiser.in_bfloat16()
+            return self.guided(self.denoiser.in_bfloat16())
         if self._bfloat16_denoiser is None:
             self._bfloat16_denoiser = self.denoiser.in_bfloat16()
-        return self._bfloat16_denoiser
+        return self.guided(self._bfloat16_denoiser)
 
     @property
     def n_steps(self) -> int:

@@ -32,6 +32,8 @@ BUILTIN = {
     "DuoRec": "recbole_diffurec.models.duorec:DUOREC",
     "CL4SRec": "recbole_diffurec.models.cl4srec:CL4SREC",
     "DiffRecDNR": "recbole_diffurec.models.diffrec_dnr:DIFFREC_DNR",
+    "ADRec": "recbole_diffurec.models.adrec:ADREC",
+    "DreamRec": "recbole_diffurec.models.dreamrec:DREAMREC",
     "STOSA": "recbole_diffurec.models.stosa:STOSA_SPEC",
     "VSAN": "recbole_diffurec.models.vsan:VSAN_SPEC",
     "ACVAE": "recbole_diffurec.models.acvae:ACVAE_SPEC",

@@ -34,6 +34,12 @@ MODELS = {
         "--sim=cos", "--lmd=0.5", "--tau=0.3",
     ],
     "DiffRecDNR": [*OURS, "--step_sampler=uniform"],
+    "ADRec": [
+        *(a.replace("=501", "=131") for a in TINY), "--MAX_ITEM_LIST_LENGTH=8", "--pretrain_epochs=0",
+        "--warmup_epochs=1", "--embedding_dropout_prob=0",
+    ],
+    # The other targets of a batch are those of all processes.
+    "DreamRec": [*OURS, "--diffusion_steps=50", "--preference_weight=0.5", "--error=cosine"],
     "MFGAN": [*TINY[:-1], "--discriminator_dropout_prob=0", "--n_generated=1", "--pretrain_epochs=1"],
     "STOSA": [*TINY, "--MAX_ITEM_LIST_LENGTH=8", "--loss_type=CE", "--pvn_weight=0"],
     # 787 windows in batches of 131: the last is of a single one, which both processes get.

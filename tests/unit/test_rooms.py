@@ -50,9 +50,9 @@ ROOMS = {
     ),
     "config": Room("described layers protocol rules", imports="errors"),
     "models": Room(
-        "acvae approximator base causal cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program "
-        "diffurec_rules duorec ensemble interventions masked_diffusion mfgan objectives scores sequential spec stosa "
-        "vsan",
+        "acvae adrec approximator base causal cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program "
+        "diffurec_rules dreamrec duorec ensemble interventions masked_diffusion mfgan objectives scores sequential "
+        "spec stosa vsan",
         imports="errors runtime diffusion layers data config",
     ),
     "host": Room(
