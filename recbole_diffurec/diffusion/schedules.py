@@ -66,6 +66,25 @@ def sqrt(n_steps: int) -> np.ndarray:
     return _from_alpha_bar(lambda t: 1.0 - math.sqrt(t + 1e-4), grid[:-1], grid[1:])
 
 
+def falling_snr(n_steps: int, high: float, low: float) -> np.ndarray:
+    """The variances by which the signal-to-noise ratio alpha_bar / (1 - alpha_bar) falls evenly in its logarithm.
+
+    Parameters
+    ----------
+    n_steps : int
+        T, at least 1.
+    high, low : float
+        The ratio after the first step and after the last, above 0.
+
+    Returns
+    -------
+    np.ndarray
+        float64 array of shape [T], every entry in (0, 1).
+    """
+    alpha_bar = 1.0 / (1.0 + 1.0 / np.geomspace(high, low, n_steps))
+    return 1.0 - alpha_bar / np.append(1.0, alpha_bar[:-1])
+
+
 SCHEDULES: dict[str, Callable[[int], np.ndarray]] = {
     f.__name__: f for f in (linear, cosine, sqrt, trunc_cos, trunc_lin, pw_lin)
 }

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.utils import InputType
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ from recbole_diffurec.models.spec import ModelSpec
 # Tokens that go through the network at once in inference: enough to keep a processor busy, few enough for its memory.
 TOKENS_AT_ONCE = {"cpu": 2**13, "cuda": 2**20}
 OFFSET_NOISE_MEAN = 0.1  # the factor of delta_c in eps ~ N(0.1 delta_c, I), DiffuRecSys section 5.2
+Drawn = tuple[Draws, Tensor | None]  # noise, and with ``keyed_noise`` what steps are chosen by
 
 
 class DiffuRecFamily(Audited):
@@ -79,7 +81,7 @@ class DiffuRecFamily(Audited):
         if not self.noised_target:
             # Beside the modules, of which a plugin's denoiser may be one.
             self.__dict__["denoiser"] = ChangedDenoiser(self.denoiser, NoDiffusion(config["diffusion_steps"]))
-        self.process = DiffusionProcess(schedules.betas(config["noise_schedule"], config["diffusion_steps"]))
+        self.process = DiffusionProcess(self.betas(config))
         self.sampler = self.build_sampler(config)
         self.step_sampler = STEP_SAMPLERS[config["step_sampler"]](config["diffusion_steps"])
         self.noise_table = NoiseTable(self.hidden_size)
@@ -115,11 +117,14 @@ class DiffuRecFamily(Audited):
         self.step_embedding = StepEmbedding(self.hidden_size, config["diffusion_steps"])
         return UncertainDenoiser(self.approximator, self.step_embedding, config["lambda_uncertainty"])
 
+    def betas(self, config: Any) -> np.ndarray:
+        """The variances of the noise, float64 [T]."""
+        return schedules.betas(config["noise_schedule"], config["diffusion_steps"])
+
     def build_sampler(self, config: Any) -> Sampler:
         """The reverse process."""
         options = {"eta": config["ddim_eta"]} if config["sampler"] == "ddim" else {}
-        betas = schedules.betas(config["noise_schedule"], config["diffusion_steps"])
-        return SAMPLERS[config["sampler"]](betas, config["sampling_steps"], **options)
+        return SAMPLERS[config["sampler"]](self.betas(config), config["sampling_steps"], **options)
 
     def build_scores(self, config: Any) -> ItemScores:
         """How items are scored."""
@@ -157,7 +162,7 @@ class DiffuRecFamily(Audited):
         batch = RaggedBatch(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         condition = self.condition(batch, self.denoiser)
         target = interaction[self.POS_ITEM_ID]
-        x_0 = self.item_embedding(target)
+        x_0 = self.targets(target)
         estimates = []
         for draw in range(self.n_draws):
             draws, uniform = self._training_draws(batch, target, x_0, draw)
@@ -170,9 +175,7 @@ class DiffuRecFamily(Audited):
         self.step_sampler.update(t, losses)  # which one that learns does where there is one draw, see ``check_family``
         return loss
 
-    def _training_draws(
-        self, batch: RaggedBatch, target: Tensor, x_0: Tensor, draw: int = 0
-    ) -> tuple[Draws, Tensor | None]:
+    def _training_draws(self, batch: RaggedBatch, target: Tensor, x_0: Tensor, draw: int = 0) -> Drawn:
         """The noise of a batch, and with ``keyed_noise`` the uniform numbers [B] to choose its steps by."""
         if not self.keyed_noise:
             return FreshNoise(len(target), len(batch.items), x_0.shape[-1], x_0), None
@@ -180,6 +183,10 @@ class DiffuRecFamily(Audited):
         seed = self.training_seed + self.epoch * 2**32 + draw * 2**52
         draws = self.noise_table.for_batch(seed, keys, batch.row, batch.age, x_0.dtype)
         return draws, uniforms(keys, seed)
+
+    def targets(self, items: Tensor) -> Tensor:
+        """What is noised of items int [B], [B, d]."""
+        return self.item_embedding(items)
 
     def condition(self, batch: RaggedBatch, denoiser: Denoiser) -> Any:
         """The histories of a batch as far as they do not depend on the diffusion state.
@@ -320,7 +327,7 @@ class DiffuRecFamily(Audited):
 
         if self.reverse_start == "last_item":
             last = self.n_steps - 1
-            x_T = self.process.q_sample(self.item_embedding(last_item), torch.full_like(last_item, last), draws.start())
+            x_T = self.process.q_sample(self.targets(last_item), torch.full_like(last_item, last), draws.start())
             return denoise(x_T, last)
         if not self.noised_target:
             return denoise(draws.start(), self.n_steps - 1)  # all steps would be alike

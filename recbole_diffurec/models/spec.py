@@ -31,6 +31,7 @@ BUILTIN = {
     "MaskedDiffRec": "recbole_diffurec.models.masked_diffusion:MASKED_DIFFREC",
     "DuoRec": "recbole_diffurec.models.duorec:DUOREC",
     "CL4SRec": "recbole_diffurec.models.cl4srec:CL4SREC",
+    "DCRec": "recbole_diffurec.models.dcrec:DCREC",
     "DiffRecDNR": "recbole_diffurec.models.diffrec_dnr:DIFFREC_DNR",
     "ADRec": "recbole_diffurec.models.adrec:ADREC",
     "DreamRec": "recbole_diffurec.models.dreamrec:DREAMREC",

@@ -41,7 +41,7 @@ ROOMS = {
     ),
     "diffusion": Room("absorbing noise process samplers schedules step_samplers"),
     "layers": Room(
-        "attention blocks contrast device dropout encoder item_softmax linear ragged recurrent step_embedding",
+        "adaptive attention blocks contrast device dropout encoder item_softmax linear ragged recurrent step_embedding",
     ),
     "data": Room(
         "atomic augment columns delimited formats histories interactions items output prepare rows sniff sources "
@@ -50,7 +50,7 @@ ROOMS = {
     ),
     "config": Room("described layers protocol rules", imports="errors"),
     "models": Room(
-        "acvae adrec approximator base causal cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program "
+        "acvae adrec approximator base causal cl4srec contrastive dcrec denoiser diffrec_dnr diffurec diffurec_program "
         "diffurec_rules dreamrec duorec ensemble interventions masked_diffusion mfgan objectives scores sequential "
         "spec stosa vsan",
         imports="errors runtime diffusion layers data config",
@@ -67,8 +67,8 @@ ROOMS = {
     ),
     "plugin": Room("plugin", imports="models host", lazily="training"),
     "inference": Room(
-        "batch batcher checkpoint_data connections export items limits lists next_lists recommender schema service "
-        "similar",
+        "answers batch batcher checkpoint_data connections export items limits lists next_lists recommender schema "
+        "service similar",
         imports="errors version runtime data config models host training",
     ),
     "experiments": Room(
