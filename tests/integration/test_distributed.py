@@ -33,6 +33,7 @@ MODELS = {
         *TINY, "--inner_size=32", "--MAX_ITEM_LIST_LENGTH=8", "--crop_rate=1.0", "--mask_rate=0", "--reorder_rate=0",
         "--sim=cos", "--lmd=0.5", "--tau=0.3",
     ],
+    "DCRec": [*OURS, "--diffusion_steps=8", "--draws=2"],
     "DiffRecDNR": [*OURS, "--step_sampler=uniform"],
     "ADRec": [
         *(a.replace("=501", "=131") for a in TINY), "--MAX_ITEM_LIST_LENGTH=8", "--pretrain_epochs=0",

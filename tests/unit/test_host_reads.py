@@ -31,6 +31,8 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
     ("DiffuRec", {"keyed_noise": True}),
     ("DiffRecDNR", {}),
     ("ADRec", {"repeat_bias": True}),
+    ("DiffuRec", {"draws": 2}),
+    ("DCRec", {"draws": 2}),
     ("DreamRec", {"preference_weight": 0.5, "consistency_weight": 0.5}),
     ("ADRec", {"keyed_noise": False, "step_sampler": "loss_aware"}),
 ]
