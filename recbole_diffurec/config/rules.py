@@ -27,6 +27,7 @@ MEANT_BEFORE: dict[str, Any] = {
     "rows": "prefixes",
     "noised_target": True,
     "draws": 1,
+    "squared_error_weight": 0.0,
 }
 
 

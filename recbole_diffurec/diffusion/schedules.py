@@ -85,8 +85,18 @@ def falling_snr(n_steps: int, high: float, low: float) -> np.ndarray:
     return 1.0 - alpha_bar / np.append(1.0, alpha_bar[:-1])
 
 
+def rectified(n_steps: int) -> np.ndarray:
+    """The noise levels of a rectified flow, x_t = (1 - t) x_0 + t eps, over T equal intervals of [0, 1].
+
+    Divided by its standard deviation x_t is a state of this package's process, and a step of DDIM without noise is
+    Euler's step of the flow (Liu, Gong, Liu 2023).
+    """
+    grid = np.arange(n_steps + 1) / n_steps
+    return _from_alpha_bar(lambda t: (1.0 - t) ** 2 / ((1.0 - t) ** 2 + t**2), grid[:-1], grid[1:])
+
+
 SCHEDULES: dict[str, Callable[[int], np.ndarray]] = {
-    f.__name__: f for f in (linear, cosine, sqrt, trunc_cos, trunc_lin, pw_lin)
+    f.__name__: f for f in (linear, cosine, sqrt, trunc_cos, trunc_lin, pw_lin, rectified)
 }
 
 

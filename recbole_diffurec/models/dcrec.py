@@ -25,7 +25,6 @@ from recbole_diffurec.layers.adaptive import AdaptiveBlock
 from recbole_diffurec.layers.blocks import LAYER_NORM_EPS, BlockShape
 from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.encoder import TransformerEncoder
-from recbole_diffurec.layers.item_softmax import LogitBias
 from recbole_diffurec.layers.ragged import RaggedBatch
 from recbole_diffurec.layers.step_embedding import StepEmbedding
 from recbole_diffurec.models.base import Program
@@ -33,7 +32,7 @@ from recbole_diffurec.models.denoiser import Denoiser
 from recbole_diffurec.models.diffurec import DiffuRecFamily
 from recbole_diffurec.models.diffurec_program import NoiseProgram
 from recbole_diffurec.models.diffurec_rules import DRAWS_RULES, FAMILY_RULES, check_family
-from recbole_diffurec.models.objectives import Objective
+from recbole_diffurec.models.objectives import ClassifyingAndNear, Objective
 from recbole_diffurec.models.spec import ModelSpec
 
 DECAY_POWER = 9  # of the weight of the cross-entropy, as in the public code
@@ -157,37 +156,6 @@ class ConditionalDenoiser:
         return ConditionalDenoiser(copy.deepcopy(self.network).bfloat16(), self.step_embedding)
 
 
-class ClassifyingAndNear(nn.Module):
-    """lambda CE + (1 - lambda) MSE: the items' cross-entropy, and the mean squared difference from the target's vector.
-
-    The second term moves the network and no item's vector, which it could bring down by making all of them one. Of
-    several draws it is their mean.
-
-    Parameters
-    ----------
-    classifying : Objective
-        The cross-entropy.
-    weight : float
-        lambda; it may be set anew before an epoch.
-    """
-
-    takes_draws = True
-
-    def __init__(self, classifying: Objective, weight: float):
-        super().__init__()
-        self.classifying, self.weight = classifying, weight
-
-    def forward(
-        self, x_0_hat: Tensor, x_0: Tensor, target: Tensor, weight: Tensor, bias: LogitBias | None
-    ) -> tuple[Tensor, Tensor]:
-        """``Objective.__call__``."""
-        loss, losses = self.classifying(x_0_hat, x_0, target, weight, bias)
-        aim = x_0.detach() if x_0_hat.dim() == 2 else x_0.detach().unsqueeze(1)
-        errors = (x_0_hat - aim).square().flatten(1).mean(dim=1)
-        total = self.weight * loss + (1 - self.weight) * (weight.to(errors.dtype) * errors).sum()
-        return total, self.weight * losses + (1 - self.weight) * errors.detach()
-
-
 class DCRec(DiffuRecFamily):
     """Blocks with adaptive norms work on the noised target and attend to the clean history, encoded once.
 
@@ -236,7 +204,8 @@ class DCRec(DiffuRecFamily):
         self.cross_entropy_weight: float = config["cross_entropy_weight"]
         self.cross_entropy_floor: float = config["cross_entropy_floor"]
         self.cross_entropy_decay: int | None = config["cross_entropy_decay"]
-        return ClassifyingAndNear(super().build_objective(config, dataset), self.cross_entropy_at(0))
+        share = self.cross_entropy_at(0)
+        return ClassifyingAndNear(super().build_objective(config, dataset), share, 1 - share)
 
     def _initialise(self, init: str, std: float) -> None:
         """As the family; the adaptive blocks change nothing at first."""
@@ -254,7 +223,8 @@ class DCRec(DiffuRecFamily):
     def begin_epoch(self, epoch: int) -> None:
         """lambda depends on the epoch."""
         super().begin_epoch(epoch)
-        self.objective.weight = self.cross_entropy_at(epoch)
+        share = self.cross_entropy_at(epoch)
+        self.objective.classifying_weight, self.objective.near_weight = share, 1 - share
 
     def targets(self, items: Tensor) -> Tensor:
         """sqrt(d) times the unit vectors of items int [B], [B, d]: of variance 1, as the noise."""

@@ -32,9 +32,9 @@ from recbole_diffurec.models.approximator import Approximator
 from recbole_diffurec.models.base import Program
 from recbole_diffurec.models.denoiser import Denoiser, UncertainDenoiser
 from recbole_diffurec.models.diffurec_program import DiffuRecProgram
-from recbole_diffurec.models.diffurec_rules import DRAWS_RULES, FAMILY_RULES, check_family
+from recbole_diffurec.models.diffurec_rules import FAMILY_RULES, OBJECTIVE_RULES, check_family
 from recbole_diffurec.models.interventions import Audited, ChangedDenoiser, NoDiffusion
-from recbole_diffurec.models.objectives import CrossEntropyObjective, Objective
+from recbole_diffurec.models.objectives import Objective, cross_entropy_objective
 from recbole_diffurec.models.scores import ItemScores
 from recbole_diffurec.models.spec import ModelSpec
 
@@ -71,7 +71,6 @@ class DiffuRecFamily(Audited):
         self.epoch = 0
         self.n_draws: int = config["draws"] or 1
         self._bfloat16_denoiser: Denoiser | None = None
-
         self.item_embedding = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
         longest = self.max_seq_length
         self.position_embedding = nn.Embedding(longest, self.hidden_size) if config["use_position"] else None
@@ -132,11 +131,12 @@ class DiffuRecFamily(Audited):
 
     def build_objective(self, config: Any, dataset: Any) -> Objective:
         """What the estimate of the target is trained for."""
+        near_weight = config["squared_error_weight"]
         if not config["sampled_softmax"]:
-            return CrossEntropyObjective(self.scores, full_cross_entropy)
+            return cross_entropy_objective(self.scores, full_cross_entropy, near_weight)
         counts = torch.bincount(dataset.inter_feat[self.ITEM_ID], minlength=self.n_items)
         sampled = SampledCrossEntropy(counts, config["sampled_softmax"], config["negative_distribution"])
-        return CrossEntropyObjective(self.scores, sampled)
+        return cross_entropy_objective(self.scores, sampled, near_weight)
 
     def _initialise(self, init: str, std: float) -> None:
         """Draw all weight matrices, the item table included, from one family; zero biases and the padding row."""
@@ -372,7 +372,7 @@ class DiffuRecSys(DiffuRecFamily):
 
 
 _FAMILY: dict[str, Any] = {
-    "rules": {**FAMILY_RULES, **DRAWS_RULES},
+    "rules": {**FAMILY_RULES, **OBJECTIVE_RULES},
     "check": check_family,
     "method": True,
     "trims_padding": True,

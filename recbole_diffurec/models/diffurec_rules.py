@@ -39,6 +39,7 @@ FAMILY_RULES = {
 }
 # Of the models of the family whose objective is the cross-entropy.
 DRAWS_RULES = {"draws": Rule("int", 1, MOST_DRAWS)}
+OBJECTIVE_RULES = {**DRAWS_RULES, "squared_error_weight": Rule("number", 0)}
 
 
 def check_family(values: Mapping[str, Any]) -> None:

@@ -151,11 +151,12 @@ def test_the_weight_of_the_cross_entropy_falls_and_stays():
     weights = []
     for epoch in (0, 75, 150, 200):
         model.begin_epoch(epoch)
-        weights.append(model.objective.weight)
+        weights.append(model.objective.classifying_weight)
+        assert model.objective.near_weight == 1 - weights[-1]
     assert weights == pytest.approx([0.203, 0.2 / 2**9 + 0.003, 0.003, 0.003])
     constant = make_model("DCRec", cross_entropy_decay=None, cross_entropy_weight=0.7)
     constant.begin_epoch(100)
-    assert constant.objective.weight == 0.7
+    assert constant.objective.classifying_weight == 0.7
 
 
 def test_the_distance_alone_moves_no_item_that_is_only_a_target():
@@ -163,7 +164,7 @@ def test_the_distance_alone_moves_no_item_that_is_only_a_target():
     model, batch = opened(cross_entropy_decay=None, cross_entropy_weight=1.0), make_batch(LENGTHS)
     x_0 = model.targets(batch["item_id"])
     estimate = torch.randn_like(x_0, requires_grad=True)
-    model.objective.weight = 0.0
+    model.objective.classifying_weight, model.objective.near_weight = 0.0, 1.0
     loss, _ = model.objective(estimate, x_0, batch["item_id"], torch.ones(len(LENGTHS)), None)
     of_items, of_estimate = torch.autograd.grad(loss, (model.item_embedding.weight, estimate))
     assert not of_items.any() and of_estimate.any()

@@ -201,6 +201,29 @@ def test_draws_are_a_latent_code():
     assert reached == {1: pytest.approx(math.log(4), abs=0.01), 2: pytest.approx(math.log(2), abs=0.01)}
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_the_squared_error_comes_on_top(k):
+    """w times the mean squared difference from what was noised, over draws and dimensions; it moves no target."""
+    plain, model = (make_model(draws=k, keyed_noise=True, squared_error_weight=w) for w in (0.0, 0.7))
+    model.load_state_dict(plain.state_dict())
+    estimates, denoise, batch = [], model.denoiser, make_batch(LENGTHS)
+
+    def kept(*inputs):
+        estimates.append(denoise(*inputs))
+        return estimates[-1]
+
+    kept.condition = denoise.condition
+    model.__dict__["denoiser"] = kept
+    difference = model.calculate_loss(batch) - plain.calculate_loss(batch)
+    vectors = model.item_embedding(batch["item_id"]).detach()
+    errors = torch.stack([(estimate - vectors).square().mean() for estimate in estimates])
+    torch.testing.assert_close(difference, 0.7 * errors.mean())
+    x_0 = model.item_embedding(batch["item_id"])
+    loss, _ = model.objective(torch.zeros_like(x_0), x_0, batch["item_id"], torch.ones(len(LENGTHS)), None)
+    without, _ = plain.objective(torch.zeros_like(x_0), x_0, batch["item_id"], torch.ones(len(LENGTHS)), None)
+    assert loss > without and not torch.autograd.grad(loss - without, model.item_embedding.weight)[0].any()
+
+
 def test_what_draws_cannot_go_with_is_refused():
     with pytest.raises(UserError, match="draws: 2 has one loss for several steps"):
         make_model("DiffuRec", draws=2, step_sampler="loss_aware")
