@@ -41,8 +41,9 @@ DECAY_POWER = 9  # of the weight of the cross-entropy, as in the public code
 def naming_snr(n_items: int, hidden_size: int) -> float:
     """The signal-to-noise ratio at which a noised vector names its item, 4 ln I / d.
 
-    Of I random vectors of d coordinates with variance 1 the nearest to x_s is the right one once the squared distance
-    to it is below those of all others, which spread by about sqrt(2 ln I) standard deviations.
+    Of I random vectors of d coordinates with variance 1, scaled as x_s has them, the squared distances of x_s to the
+    others exceed that to the right one by 2 d SNR in the mean, with a standard deviation of sqrt(8 d SNR); the least of
+    I such numbers lies sqrt(2 ln I) of these below the mean.
 
     Parameters
     ----------
