@@ -41,7 +41,7 @@ ROOMS = {
     ),
     "diffusion": Room("absorbing noise process samplers schedules step_samplers"),
     "layers": Room(
-        "attention blocks contrast device dropout encoder item_softmax linear ragged recurrent step_embedding",
+        "adaptive attention blocks contrast device dropout encoder item_softmax linear ragged recurrent step_embedding",
     ),
     "data": Room(
         "atomic augment columns delimited formats histories interactions items output prepare rows sniff sources "
@@ -50,9 +50,9 @@ ROOMS = {
     ),
     "config": Room("described layers protocol rules", imports="errors"),
     "models": Room(
-        "acvae approximator base causal cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program "
-        "diffurec_rules duorec ensemble interventions last_attention masked_diffusion mfgan objectives scores "
-        "sequential spec stosa vsan",
+        "acvae adrec approximator base causal cl4srec contrastive dcrec denoiser diffrec_dnr diffurec "
+        "diffurec_program diffurec_rules dreamrec duorec ensemble interventions last_attention masked_diffusion "
+        "mfgan objectives scores sequential spec stosa vsan",
         imports="errors runtime diffusion layers data config",
     ),
     "host": Room(
@@ -68,7 +68,7 @@ ROOMS = {
     ),
     "plugin": Room("plugin", imports="models host", lazily="training"),
     "inference": Room(
-        "batch batcher card checkpoint_data connections export hub items limits lists next_lists reasons "
+        "answers batch batcher card checkpoint_data connections export hub items limits lists next_lists reasons "
         "recommender results schema service sharing similar",
         imports="errors version runtime data config models host training",
     ),
