@@ -98,6 +98,12 @@ class SearchOptions:
         if self.time_budget is not None and threading.current_thread() is not threading.main_thread():
             raise UserError("time_budget needs the main thread: call tune from it, or leave time_budget out")
 
+    def require(self) -> None:
+        """Raise ``UserError`` where a package that these options need is not installed."""
+        cluster.require("ray.tune", "tune")
+        if self.search == "optuna":
+            cluster.require("optuna", "search optuna")
+
 
 def tune(
     model: str | None = None,
@@ -122,7 +128,7 @@ def tune(
         Folder of all output.
     resume : bool, optional
         Resume the search in ``output_dir``.
-    config_files, experiment : optional
+    config_files, experiment : sequence of str or Path, and str, optional
         Fixed values for every trial, as for ``run``.
     **parameters : object
         The fields of ``SearchOptions``, such as ``num_trials=50``; all others are fixed values.
@@ -139,9 +145,7 @@ def tune(
     """
     output_dir = files.absolute(output_dir, "output_dir")
     options = take_options(SearchOptions, parameters)
-    cluster.require("ray.tune", "tune")
-    if options.search == "optuna":
-        cluster.require("optuna", "search optuna")
+    options.require()
     dataset = data_set_of(dataset, parameters, config_files, experiment)
     fixed = layers.settings(experiment, config_files, parameters)
     if options.max_epochs is not None:

@@ -157,8 +157,7 @@ class Recommender(NextLists):
         pd.DataFrame
             With ``user_id``, ``rank`` (from 1), ``item_id``, ``score``, ``popular``; with ``samples`` also
             ``frequency``, the share of samples with the item in their own top k, and ``spread``, how far the user's
-            samples lie from their mean, relative to its length. Fewer than ``k`` rows for a history that leaves fewer
-            items.
+            samples lie from their mean, relative to its length. Fewer than ``k`` rows where fewer items are left.
 
         Raises
         ------
@@ -167,11 +166,7 @@ class Recommender(NextLists):
         """
         options = ListOptions(k, exclude_seen, candidates, samples, diversity)
         if samples is not None:
-            self.config.spec.refuse("samples", "draw samples")
-        if samples is not None and not isinstance(self.network, DiffusionRecommender):
-            raise UserError(
-                f"model '{self.config['model']}' draws no samples, since it is no diffusion model: leave out --samples"
-            )
+            self._check_that_it_draws()
         sequences, users = self._named_histories(sequences, users)
         allowed = self._allowed(candidates)
         own = COLUMNS if samples is None else (*COLUMNS, "frequency", "spread")
@@ -182,6 +177,12 @@ class Recommender(NextLists):
             part = slice(start, start + size)
             frames.append(self._batch(sequences[part], users[part], options, allowed))
         return self._with_columns(pd.concat(frames, ignore_index=True), columns)
+
+    def _check_that_it_draws(self) -> None:
+        self.config.spec.refuse("samples", "draw samples")
+        if not isinstance(self.network, DiffusionRecommender):
+            name = self.config["model"]
+            raise UserError(f"model '{name}' draws no samples, since it is no diffusion model: leave out --samples")
 
     def _with_columns(self, table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
         """A table with a column ``item_id``, and what ``columns`` say of these items."""
@@ -221,12 +222,8 @@ class Recommender(NextLists):
         similarity = Similarity(self.network, self.config["model"], len(self.items))
         numbers, cosines = similarity.nearest([self._number[item] for item in ids], k)
         n, width = numbers.shape
-        cells = (
-            np.repeat(ids, width),
-            np.tile(np.arange(1, width + 1), n),
-            self.items[numbers.ravel()],
-            cosines.ravel(),
-        )
+        ranks = np.tile(np.arange(1, width + 1), n)
+        cells = (np.repeat(ids, width), ranks, self.items[numbers.ravel()], cosines.ravel())
         return self._with_columns(pd.DataFrame(dict(zip(own, cells))), columns)
 
     def explain(self, lists: pd.DataFrame, sequences: Sequence[Sequence[Any]], n: int = 3) -> list[list[str]]:

@@ -204,9 +204,7 @@ def test_nothing_is_too_large(module):
     for node in ast.walk(tree(path)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             lines = node.end_lineno - node.lineno + 1
-            if ast.get_docstring(node, clean=False) is not None:
-                lines -= node.body[0].end_lineno - node.body[0].lineno + 1
-            assert lines <= LINES_OF_FUNCTION, f"{node.name} has {lines} lines without its docstring"
+            assert lines <= LINES_OF_FUNCTION, f"{node.name} has {lines} lines, its docstring included"
             named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             names = [argument.arg for argument in named if argument.arg not in ("self", "cls")]
             if not node.name.startswith("_") or node.name == "__init__":
