@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_diffurec.diffusion import schedules
-from recbole_diffurec.diffusion.noise import uniforms
+from recbole_diffurec.diffusion.noise import prefix_keys, uniforms
 from recbole_diffurec.diffusion.process import DiffusionProcess
 from recbole_diffurec.diffusion.samplers import DDIMSampler, DDPMSampler
 from recbole_diffurec.diffusion.step_samplers import LossAwareStepSampler, UniformStepSampler
@@ -207,3 +207,14 @@ def test_another_number_of_steps_is_the_same_sampler(sampler):
     betas = schedules.betas("sqrt", 16)
     for name, table in sampler(betas, 5).named_buffers():
         assert torch.equal(table, dict(sampler(betas).with_steps(5).named_buffers())[name])
+
+
+@given(histories=st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=6), min_size=1, max_size=12))
+@settings(deadline=None)
+def test_keys_are_equal_where_the_histories_up_to_there_are(histories):
+    items = torch.zeros(len(histories), 8, dtype=torch.long)
+    for row, history in enumerate(histories):
+        items[row, : len(history)] = torch.tensor(history)
+    keys = prefix_keys(items)
+    found = [(tuple(h[: n + 1]), int(keys[row, n])) for row, h in enumerate(histories) for n in range(len(h))]
+    assert len(set(found)) == len({prefix for prefix, _ in found}) == len({key for _, key in found})
