@@ -348,10 +348,8 @@ class DiffuRecFamily(Audited):
     def program(self) -> Program:
         """Inference as a function of tensors alone."""
         if self.is_ensemble:
-            raise UserError(
-                "ensemble_seeds cannot be exported: give --ensemble_seeds= and average the softmax of the program's "
-                "scores over several draws of its noise"
-            )
+            how = "give --ensemble_seeds= and average the softmax of the program's scores over several draws"
+            raise UserError(f"ensemble_seeds cannot be exported: {how}")
         return DiffuRecProgram(self)
 
 

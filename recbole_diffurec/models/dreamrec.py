@@ -219,9 +219,9 @@ class DreamRec(DiffuRecFamily):
         mean = weight.to(x_0.dtype) / len(target)
         if not self.consistency_weight:
             return ((mean * losses).sum(),)
-        # The first step has none before it.
-        before = squared_errors(estimated, estimate(x_0, (t - 1).clamp(min=0), noise)) * (t > 0)
-        return (mean * losses).sum(), self.consistency_weight * (mean * before).sum()
+        # The first step has none before it, and is compared with itself.
+        changes = squared_errors(estimated, estimate(x_0, (t - 1).clamp(min=0), noise))
+        return (mean * losses).sum(), self.consistency_weight * (mean * changes).sum()
 
     def without_history(self, condition: Guidance, dropped: Tensor) -> Guidance:
         """The condition with the vector of no history in the rows of ``dropped``, bool [B]."""

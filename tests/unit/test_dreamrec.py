@@ -10,6 +10,7 @@ import torch
 from conftest import make_batch, make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recbole.data.interaction import Interaction
 
 from recbole_diffurec.data.rows import ROW
 from recbole_diffurec.errors import UserError
@@ -291,3 +292,27 @@ def test_what_does_not_act_or_fit_is_refused(values, message):
     with pytest.raises(UserError) as refusal:
         RunConfig("DreamRec", "test", values)
     assert str(refusal.value).startswith(message)
+
+
+def walks(n, n_items, generator):
+    """Users who walk round the items, and the step after."""
+    start = torch.randint(n_items - 1, (n, 1), generator=generator)
+    items = (start + torch.arange(7)) % (n_items - 1) + 1
+    columns = {"item_id_list": items[:, :-1], "item_length": torch.full((n,), 6), "item_id": items[:, -1]}
+    return Interaction({**columns, ROW: torch.arange(n)})
+
+
+@pytest.mark.parametrize("losses", [{}, {"error": "cosine", "preference_weight": 0.6}, {"consistency_weight": 0.6}])
+def test_it_learns_what_has_one_continuation(losses):
+    torch.manual_seed(0)
+    model = make_model("DreamRec", 25, hidden_size=32, n_layers=1, n_heads=1, diffusion_steps=100, **losses).float()
+    generator = torch.Generator().manual_seed(1)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.02, weight_decay=0)
+    for _ in range(200):
+        optimizer.zero_grad()
+        sum(model.calculate_loss(walks(128, 25, generator))).backward()
+        optimizer.step()
+    batch = walks(200, 25, generator)
+    with torch.no_grad():
+        best = model.eval().full_sort_predict(batch).argmax(dim=1)
+    assert (best == batch["item_id"]).float().mean() > 0.9
