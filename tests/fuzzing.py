@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import importlib.util
 import json
 import os
 import random
@@ -28,9 +29,9 @@ from conftest import TINY, flags
 
 import recbole_diffurec.inference.export
 import recbole_diffurec.inference.service
-import recbole_diffurec.inference.similar  # noqa: F401  imported before the forks
-from recbole_diffurec import UserError, cli, run
-from recbole_diffurec.experiments import audit_figure, cluster, compare, figures, trials, tune
+import recbole_diffurec.inference.similar
+from recbole_diffurec import UserError, cli, export, run
+from recbole_diffurec.experiments import audit_figure, cluster, compare, looks, search_figure, trials, tune
 from recbole_diffurec.host import catalogue
 from recbole_diffurec.host.config import known_parameters
 from recbole_diffurec.runtime import checkpoint
@@ -112,6 +113,8 @@ def make_inputs(folder: Path) -> Path:
         for name, (model, more) in models.items():
             shutil.move(run(model, "small", **of_model(model, **more))["checkpoint"], name)
         shutil.copy("a.pth", "some.state")
+        if importlib.util.find_spec("safetensors") is not None:
+            export("a.pth", "m.safetensors", "safetensors")
         # In this process, which has imported everything then.
         assert cli.main(COMPARED) == cli.main(["audit", "a.pth", "--samples=2"]) == 0
     finally:
@@ -147,8 +150,8 @@ def _make_data(folder: Path) -> None:
     write_atomic(small, "link", "item_id:token entity_id:token", [(f"i{i}", f"e{i}") for i in range(1, 26)])
     triples = [(f"e{i}", f"r{n}", f"v{n}{i % (n + 3)}") for i in range(1, 26) for n in range(2)]
     write_atomic(small, "kg", "head_id:token relation_id:token tail_id:token", triples)
-    for part, time in (("train", range(6)), ("valid", [6]), ("test", [7])):
-        some = [rows[8 * user + t][:2] + rows[8 * user + t][4:] for user in range(30) for t in time]
+    for part, places in (("train", range(6)), ("valid", [6]), ("test", [7])):
+        some = [rows[8 * user + t][:2] + rows[8 * user + t][4:] for user in range(30) for t in places]
         header = "user_id:token item_id:token timestamp:float"
         write_atomic(folder / "data" / "parts", f"{part}.inter", header, some)
     table = pd.DataFrame(rows, columns=["user_id", "item_id", "rating", "label", "timestamp"])
@@ -324,7 +327,7 @@ def _child(
         os.dup2(said, 2)
         os.dup2(os.open(folder / "in.csv" if (folder / "in.csv").is_file() else os.devnull, os.O_RDONLY), 0)
         for number, name in ((1, "stdout"), (2, "stderr")):
-            setattr(sys, name, open(number, "w", closefd=False, errors="backslashreplace"))
+            setattr(sys, name, open(number, "w", closefd=False, errors="backslashreplace"))  # noqa: SIM115
         os.chdir(folder)
         os.environ.update(environment)
         tempfile.tempdir = None
@@ -337,7 +340,8 @@ def _child(
         _stand_in_for_ray()
         _tell_all()
         if not with_figures:
-            figures.write_figure = audit_figure.write_figure = lambda figure, stem: b"<svg/>"
+            for module in (looks, audit_figure, search_figure):
+                module.write_figure = lambda figure, stem: b"<svg/>"
         code = cli.main(words)
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else 0

@@ -20,14 +20,15 @@ from recbole_diffurec.host.config import RunConfig, known_parameters
 from recbole_diffurec.models import spec as register
 
 VALUES = [
-    "", "0", "-1", "1", "2", "3", "1e-3", "0.5", "nan", "inf", "-inf", ".nan", ".inf", "1e400", "10" * 30, "1000000001",
-    "True", "none", "~", "[5,10]", "[]", "[5, 10]", "[[1]]", "[null]", "[nan]", "{}", "{a: 1}", "{1: a}", "{mode: uni100}",
-    "{split: {RS: [0.8,0.1,0.1]}}", "{a: [}", "!!python/object:x", "!!binary x", "'", '"', "é 日本", "x" * 300, ".", "a.pth",
-    "folder", "in.jsonl", "/dev/null", "/proc/x", "NDCG@10", "uni-1", "2024-13-45", "2024-01-05", "0x10", "1_000", "1:30",
-    "*", "&a [*a]", "cpu", "cuda:7", "full", "CE", "BPR", "cosine", "[5,inf)", "|", ">-", "a,b", ",", "\udcff", "\u202e",
-    "\t", "a\nb", "user_id", "item_id", "timestamp", "rating", "title", "class",
+    "", "0", "-1", "1", "2", "3", "1e-3", "0.5", "nan", "inf", "-inf", ".nan", ".inf", "1e400", "10" * 30,
+    "1000000001", "True", "none", "~", "[5,10]", "[]", "[5, 10]", "[[1]]", "[null]", "[nan]", "{}", "{a: 1}",
+    "{1: a}", "{mode: uni100}", "{split: {RS: [0.8,0.1,0.1]}}", "{a: [}", "!!python/object:x", "!!binary x", "'",
+    '"', "é 日本", "x" * 300, ".", "a.pth", "folder", "in.jsonl", "/dev/null", "/proc/x", "NDCG@10", "uni-1",
+    "2024-13-45", "2024-01-05", "0x10", "1_000", "1:30", "*", "&a [*a]", "cpu", "cuda:7", "full", "CE", "BPR",
+    "cosine", "[5,inf)", "|", ">-", "a,b", ",", "\udcff", "\u202e", "\t", "a\nb", "user_id", "item_id", "timestamp",
+    "rating", "title", "class",
 ]  # fmt: skip
-CHECKPOINTS = ["a.pth", "b.pth", "c.pth", "d.pth"]
+CHECKPOINTS = ["a.pth", "b.pth", "c.pth", "d.pth", "m.safetensors"]
 HISTORIES = [
     "in.jsonl",
     "in.csv",
@@ -40,20 +41,20 @@ HISTORIES = [
 ]
 TABLES = ["table.csv", "table.tsv", "table.jsonl", "table.parquet", "table.csv.gz"]
 FILES = [
-    *CHECKPOINTS, *HISTORIES, *TABLES, "items.csv", "some.state", "ids.txt", "users.txt", "good.yaml", "space.test", "none",
-    "folder", "", "/dev/null", "/proc/self/mem",
+    *CHECKPOINTS, *HISTORIES, *TABLES, "items.csv", "some.state", "ids.txt", "users.txt", "good.yaml", "space.test",
+    "none", "folder", "", "/dev/null", "/proc/self/mem",
 ]  # fmt: skip
 OUTPUTS = [
-    "out.csv", "out.jsonl", "out.parquet", "out.csv.gz", "out.jsonl.zst", "out", "new/out.csv", "", ".", "-", "/dev/full",
-    "/dev/null", "/proc/x/out.csv", "é 日本.csv", "x" * 300 + ".csv", *FILES,
+    "out.csv", "out.jsonl", "out.parquet", "out.csv.gz", "out.jsonl.zst", "out", "new/out.csv", "", ".", "-",
+    "/dev/full", "/dev/null", "/proc/x/out.csv", "é 日本.csv", "x" * 300 + ".csv", *FILES,
 ]  # fmt: skip
 FOLDERS = ["out", "folder", "a.pth", "", ".", "/proc/x", "é 日本", "data", "saved", "comparison", "/dev/null"]
 ENVIRONMENTS = [
-    *[{}] * 90, {"WORLD_SIZE": "abc"}, {"WORLD_SIZE": ""}, {"WORLD_SIZE": "2", "RANK": "7"}, {"MPLBACKEND": "nonsense"},
-    {"CUDA_VISIBLE_DEVICES": "x"}, {"OMP_NUM_THREADS": "abc"}, {"HOME": "/none"}, {"TMPDIR": "/none"}, {"COLUMNS": "0"},
-    {"COLUMNS": "abc"}, {"RAY_ADDRESS": "127.0.0.1:1"}, {"RAY_ADDRESS": "é"}, {"LOCAL_RANK": "-1"}, {"RANK": "1"},
-    {"XDG_CACHE_HOME": "/dev/null"}, {"TZ": "x/y"}, {"LC_ALL": "C"}, {"NO_COLOR": "1", "TERM": "dumb"},
-    {"http_proxy": "http://127.0.0.1:1", "https_proxy": "x"},
+    *[{}] * 90, {"WORLD_SIZE": "abc"}, {"WORLD_SIZE": ""}, {"WORLD_SIZE": "2", "RANK": "7"},
+    {"MPLBACKEND": "nonsense"}, {"CUDA_VISIBLE_DEVICES": "x"}, {"OMP_NUM_THREADS": "abc"}, {"HOME": "/none"},
+    {"TMPDIR": "/none"}, {"COLUMNS": "0"}, {"COLUMNS": "abc"}, {"RAY_ADDRESS": "127.0.0.1:1"}, {"RAY_ADDRESS": "é"},
+    {"LOCAL_RANK": "-1"}, {"RANK": "1"}, {"XDG_CACHE_HOME": "/dev/null"}, {"TZ": "x/y"}, {"LC_ALL": "C"},
+    {"NO_COLOR": "1", "TERM": "dumb"}, {"http_proxy": "http://127.0.0.1:1", "https_proxy": "x"},
 ]  # fmt: skip
 MODELS = [
     *["DiffuRec", "DiffuRecSys", "SASRec", "BPR", "Pop", "EASE"] * 3, *register.names(), *catalogue.known_models(),
@@ -335,7 +336,7 @@ def _model_of(words: list[str]) -> str:
     if named:
         name = named[0].split(",")[0].split("@")[0]
         return catalogue.named(name)[0].name if name in MODELS else "DiffuRec"
-    return dict(zip(CHECKPOINTS, ("DiffuRec", "SASRec", "DiffuRecSys", "BPR"))).get(words[0], "DiffuRec")
+    return dict(zip(CHECKPOINTS, ("DiffuRec", "SASRec", "DiffuRecSys", "BPR", "DiffuRec"))).get(words[0], "DiffuRec")
 
 
 def _option(draw: Draw, command: str, folder: Path, model: str) -> tuple[str, str | None]:
@@ -432,8 +433,8 @@ def _recommend(draw: Draw, model: str) -> list[str]:
     words = [_checkpoint(draw), f"--output={_output(draw)}"]
     words += [f"--input={draw.choice(HISTORIES)}"] if draw.random() < 0.5 else []
     options = [
-        "--explain", "--exclude_seen", "--k=3", "--samples=3", "--diversity=0.5", "--next=2", "--columns=title", "--k=5", "--next=3",
-        "--users=users.txt", "--candidates=ids.txt", "--k=1000", "--samples=1",
+        "--explain", "--exclude_seen", "--k=3", "--samples=3", "--diversity=0.5", "--next=2", "--columns=title",
+        "--k=5", "--next=3", "--users=users.txt", "--candidates=ids.txt", "--k=1000", "--samples=1",
     ]  # fmt: skip
     return words + draw.sample(options, draw.choice([0, 1, 2, 3, 4]))
 

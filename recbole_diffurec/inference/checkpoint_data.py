@@ -53,8 +53,7 @@ def build_alone(config: RunConfig, state: Mapping[str, Any], path: str | Path) -
     UserError
         It needs more than the checkpoint holds, or cannot be built with these parameters.
     """
-    tokens = state["id_tokens"]
-    counts = CheckpointData(config, len(tokens["items"]), len(tokens["users"]))
+    counts = CheckpointData(config, len(state["id_tokens"]["items"]), state["n_users"])
     with compat.quiet(), explained(f"building model '{state['model']}'"), room_for(state, path):
         return config.model_class(config, counts)
 

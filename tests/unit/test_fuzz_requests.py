@@ -18,9 +18,9 @@ from recbole_diffurec.inference.service import create_app
 
 ALLOWED = {200, 400, 404, 405, 413, 415, 422}
 VALUES = [
-    None, True, False, 0, 1, -1, 2, 2.0, 2.5, 10**9, 10**30, -(10**20), math.nan, math.inf, "", "1", "i1", "é 日本", "\ud800",
-    "\x00", "x" * 300, [], [[]], [[[]]], {}, {"a": 1}, [None], ["50"], [["50", "172"]], [[50, 172.0, "x"]], [["50"] * 40],
-    "__proto__", "title", 0.5, 1e308, -0.0,
+    None, True, False, 0, 1, -1, 2, 2.0, 2.5, 10**9, 10**30, -(10**20), math.nan, math.inf, "", "1", "i1", "é 日本",
+    "\ud800", "\x00", "x" * 300, [], [[]], [[[]]], {}, {"a": 1}, [None], ["50"], [["50", "172"]], [[50, 172.0, "x"]],
+    [["50"] * 40], "__proto__", "title", 0.5, 1e308, -0.0,
 ]  # fmt: skip
 NAMES = [
     "histories",
@@ -58,8 +58,9 @@ PATHS = [
     "//",
 ]
 HEADERS = [
-    {"content-type": "application/json"}, {}, {"content-type": "text/plain"}, {"content-type": "application/json; charset=x"},
-    {"content-type": "x/y; charset=\\"}, {"accept": "x"}, {"expect": "100-continue"}, {"content-encoding": "gzip"},
+    {"content-type": "application/json"}, {}, {"content-type": "text/plain"},
+    {"content-type": "application/json; charset=x"}, {"content-type": "x/y; charset=\\"}, {"accept": "x"},
+    {"expect": "100-continue"}, {"content-encoding": "gzip"},
 ]  # fmt: skip
 
 

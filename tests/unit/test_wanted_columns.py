@@ -135,6 +135,6 @@ def test_histories_of_data_that_recbole_cannot_prepare(given: dict[str, Any]) ->
 def test_a_checkpoint_that_cannot_be_built_with_other_parameters() -> None:
     """SASRec raises NotImplementedError for such a loss."""
     config = RunConfig("SASRec", "shop", {"loss_type": "nothing", "gpu_id": ""})
-    state = {"model": "SASRec", "id_tokens": {"items": ["[PAD]", "i1"], "users": ["[PAD]", "u1"]}, "state_dict": {}}
+    state = {"model": "SASRec", "id_tokens": {"items": ["[PAD]", "i1"]}, "n_users": 2, "state_dict": {}}
     with pytest.raises(UserError, match="building model 'SASRec' failed inside RecBole"):
         build_alone(config, state, "a.pth")
