@@ -454,9 +454,9 @@ def _export(draw: Draw, model: str) -> list[str]:
 
 
 def _audit(draw: Draw, model: str) -> list[str]:
-    words = draw.choices(CHECKPOINTS + ["a.pth", "c.pth"] * 2, k=draw.choice([1, 1, 1, 2]))
-    options = ["--samples=2", "--users=5", "--train_twin", "--sample_seed=1", "--output_dir=out"]
-    return words + ["--samples=2"] + draw.sample(options[1:], draw.choice([0, 1, 2]))
+    words = draw.choices([*CHECKPOINTS, "a.pth", "c.pth", "a.pth", "c.pth"], k=draw.choice([1, 1, 1, 2]))
+    options = ["--users=5", "--train_twin", "--sample_seed=1", "--output_dir=out"]
+    return [*words, "--samples=2", *draw.sample(options, draw.choice([0, 1, 2]))]
 
 
 def _prepare(draw: Draw, model: str) -> list[str]:

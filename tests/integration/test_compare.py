@@ -176,7 +176,10 @@ def test_dry_run_estimates_and_stops(workdir, capsys):
         (["--models=Nothing"], "unknown model 'Nothing'"),
         (["--models=SASRec", "--output_dir=file"], "output_dir 'file' cannot be made"),
         (["--experiment=nothing"], "unknown experiment 'nothing'"),
-        (["--models=CKE"], "trying out model 'CKE' on data set 'ml-100k' failed inside RecBole (ValueError: "),
+        (
+            ["--models=SASRec", "--additional_feat_suffix=[nothing]"],
+            "trying out model 'SASRec' on data set 'ml-100k' failed inside RecBole (ValueError: ",
+        ),
         (["--config_files=seed.yaml"], "seed must be an integer in [0, 4294967295], got 'x'"),
         (["--config_files=models.yaml"], "models must be a list of names, got 5"),
         (["--config_files=datasets.yaml"], "datasets must be a list of names, got {'a': 1}"),

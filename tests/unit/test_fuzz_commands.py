@@ -114,7 +114,7 @@ def attempt(seed: int, inputs: Path, place: Path) -> tuple[str, str]:
     return f"{words[0]} failed", f"seed {seed}: {', '.join(wrong)}\n{json.dumps(context, ensure_ascii=False)}\n{tail}\n"
 
 
-def test_every_command_is_tried(inputs: Path, tmp_path: Path) -> None:
+def test_every_command_is_tried(tmp_path: Path) -> None:
     drawn = [command_line(random.Random(seed), tmp_path)[0] for seed in range(300)]
     assert set(drawn) == set(PARSERS)
 
