@@ -155,7 +155,14 @@ RULES: dict[str, Rule] = {
 # RecBole's parameters that are empty by default, so that the default does not tell the kind.
 for _name in ("clip_grad_norm", "discretization", "preload_weight", "seq_len", "threshold", "val_interval"):
     RULES[_name] = Rule("dict", optional=True)
-RULES["additional_feat_suffix"] = Rule("list", optional=True)
+_ALIASES = [f"alias_of_{_of}_id" for _of in ("user", "item", "entity", "relation")]
+for _name in ("additional_feat_suffix", "normalize_field", *_ALIASES):
+    RULES[_name] = Rule("list", optional=True)
+RULES["unused_col"] = Rule("dict", optional=True)
+RULES["normalize_all"] = Rule("bool", optional=True)
+# Its user_defined is for whoever writes one into RecBole: it makes nothing of a batch.
+_TRANSFORMS = ["mask_itemseq", "inverse_itemseq", "crop_itemseq", "reorder_itemseq"]
+RULES["transform"] = Rule("str", choices=_TRANSFORMS, optional=True)
 
 # What RecBole takes for intervals of counts; it skips anything else with a line in its log.
 _BOUND = r"\s*[-+]?(?:\d+(?:\.\d*)?|inf)\s*"

@@ -138,3 +138,19 @@ def test_a_checkpoint_that_cannot_be_built_with_other_parameters() -> None:
     state = {"model": "SASRec", "id_tokens": {"items": ["[PAD]", "i1"]}, "n_users": 2, "state_dict": {}}
     with pytest.raises(UserError, match="building model 'SASRec' failed inside RecBole"):
         build_alone(config, state, "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("normalize_field", 1.5, "a list (or empty)"),
+        ("alias_of_user_id", "friend", "a list (or empty)"),
+        ("unused_col", ["price"], "a mapping (or empty)"),
+        ("normalize_all", "price", "True or False (or empty)"),
+        ("transform", "user_defined", "one of mask_itemseq, inverse_itemseq, crop_itemseq, reorder_itemseq (or empty)"),
+    ],
+)
+def test_parameters_whose_default_tells_no_kind(name: str, value: Any, allowed: str) -> None:
+    with pytest.raises(UserError) as told:
+        RunConfig("SASRec", "shop", {name: value, "gpu_id": ""})
+    assert str(told.value) == f"{name} must be {allowed}, got {value!r}"
