@@ -7,6 +7,7 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:  # every core has a worker; PyTorch reads it when it is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,14 @@ TINY: dict[str, Any] = {
     "epochs": 1, "hidden_size": 16, "n_layers": 1, "n_heads": 2, "MAX_ITEM_LIST_LENGTH": 8, "show_progress": False,
     "user_inter_num_interval": "[5,50]", "gpu_id": "",
 }  # fmt: skip
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# Without the last ones it looks up hosts of its maker at every start.
+BROWSER_OPTIONS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 
 
 def flags(parameters: Mapping[str, Any]) -> list[str]:
@@ -84,6 +93,19 @@ def service(served_checkpoint: Path) -> Iterator[str]:
     _, errors = process.communicate(timeout=60)
     malformed = "WARNING:  Invalid HTTP request received.\n"  # what uvicorn says of some requests of the tests
     assert (process.returncode, errors.replace(malformed, "")) == (0, "")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, driven by Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="tests of pages need playwright")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"tests of pages need a browser: none of {', '.join(BROWSERS)} is installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=BROWSER_OPTIONS)
+        yield browser
+        browser.close()
 
 
 class FakeDataset:

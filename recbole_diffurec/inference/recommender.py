@@ -29,6 +29,7 @@ from recbole_diffurec.inference.checkpoint_data import CheckpointData, check_rea
 from recbole_diffurec.inference.items import ItemTable
 from recbole_diffurec.inference.lists import ListOptions, Lists, lists_of_samples
 from recbole_diffurec.inference.next_lists import NextLists
+from recbole_diffurec.inference.reasons import Reasons
 from recbole_diffurec.inference.similar import Similarity
 from recbole_diffurec.models.base import DiffusionRecommender
 from recbole_diffurec.runtime import checkpoint
@@ -228,7 +229,7 @@ class Recommender(NextLists):
         return self._with_columns(pd.DataFrame(dict(zip(own, cells))), columns)
 
     def explain(self, lists: pd.DataFrame, sequences: Sequence[Sequence[Any]], n: int = 3) -> list[list[str]]:
-        """Why an item: for each row of ``lists`` the items of its history that are most like it (see ``similar``).
+        """Why an item: for each row of ``lists`` the items of its history that it is owed to, see ``Reasons``.
 
         Parameters
         ----------
@@ -242,14 +243,15 @@ class Recommender(NextLists):
         Raises
         ------
         UserError
-            The model has no vectors of items.
+            The model neither attends to histories nor has vectors of items.
         """
-        similarity = Similarity(self.network, self.config["model"], len(self.items))
+        reasons = Reasons(self.network, self.config["model"], len(self.items), self._interaction)
         longest = self.config["MAX_ITEM_LIST_LENGTH"]
         histories = [history[-longest:] for history in self._numbers(as_histories(sequences))]
         items = [self._number[item] for item in lists["item_id"]]
-        nearest = similarity.in_histories(histories, lists["user_id"].to_numpy(dtype=np.int64), items, n)
-        return [[self.items[item] for item in of_row] for of_row in nearest]
+        rows = lists["user_id"].to_numpy(dtype=np.int64)
+        named = reasons.of(histories, rows, items, n, self.config["eval_batch_size"])
+        return [[self.items[item] for item in of_row] for of_row in named]
 
     def _named_histories(self, sequences: Any, users: Any) -> tuple[list[list[str]], Sequence[Any]]:
         """Histories as text, and the users' names, as ``recommend`` takes them."""

@@ -284,6 +284,7 @@ DIFFREC_DNR = ModelSpec(
     },
     check=check_family,
     trims_padding=True,
+    loss="cross-entropy and squared errors",
     for_inference={"sampled_softmax": None},
     cannot={"sequences": "a pass has one noised target, which every position of the history sees"},
 )

@@ -357,6 +357,7 @@ _FAMILY: dict[str, Any] = {
     "trims_padding": True,
     # Sampled softmax is a matter of training, and wants the training data's counts.
     "for_inference": {"sampled_softmax": None},
+    "loss": "cross-entropy",
     "cannot": {"sequences": "a pass has one noised target, which every position of the history sees"},
 }
 

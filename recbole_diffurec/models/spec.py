@@ -80,6 +80,9 @@ class ModelSpec:
         Parameters that inference needs otherwise than training, such as those that want the training data.
     cannot : Mapping of str to str
         Which of ``ABILITIES`` it lacks, each with the reason, a clause that follows "because".
+    loss : str or callable
+        What its training loss is, such as ``cross-entropy``, or what says so of the parameters. Reports draw the losses
+        of models that say the same in one place; without, that of the model stands alone.
     """
 
     name: str
@@ -96,6 +99,7 @@ class ModelSpec:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     for_inference: Mapping[str, Any] = field(default_factory=dict)
     cannot: Mapping[str, str] = field(default_factory=dict)
+    loss: str | Callable[[Mapping[str, Any]], str] = ""
 
     def __post_init__(self) -> None:
         unknown = self.cannot.keys() - set(ABILITIES)
@@ -116,6 +120,11 @@ class ModelSpec:
             A file is missing or malformed, or bases go round in a circle.
         """
         return _with_base(self, ())
+
+    def loss_of(self, parameters: Mapping[str, Any]) -> str:
+        """What the training loss is with these parameters."""
+        said = self.loss(parameters) if callable(self.loss) else self.loss
+        return said or f"loss of {self.name}"
 
     def refuse(self, ability: str, what: str) -> None:
         """Raise ``UserError`` where the model lacks an ability.

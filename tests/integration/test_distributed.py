@@ -187,7 +187,9 @@ RESUMED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("model", RESUMED)
+@pytest.mark.parametrize(
+    "model", [pytest.param(m, marks=() if m == "DiffuRecSys" else pytest.mark.slow) for m in RESUMED]
+)
 def test_interrupted_and_resumed(model, workdir):
     arguments = [sys.executable, "-m", "recbole_diffurec", f"--model={model}", "--nproc=2", *RESUMED[model]]
     finished(*arguments, "--result_file=whole.json")

@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 import requests
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page's tests need playwright")
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# Without the last ones it looks up hosts of its maker at every start.
-OPTIONS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 HISTORY = ["50", "172", "181"]
 TAKE_OUT = "\N{MULTIPLICATION SIGN}"  # after the items of the history, which a click takes out
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"the page's tests need a browser: none of {', '.join(BROWSERS)} is installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=OPTIONS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

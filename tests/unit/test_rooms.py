@@ -51,14 +51,14 @@ ROOMS = {
     "config": Room("described layers protocol rules", imports="errors"),
     "models": Room(
         "acvae approximator base causal cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program "
-        "diffurec_rules duorec ensemble interventions masked_diffusion mfgan objectives scores sequential spec stosa "
-        "vsan",
+        "diffurec_rules duorec ensemble interventions last_attention masked_diffusion mfgan objectives scores "
+        "sequential spec stosa vsan",
         imports="errors runtime diffusion layers data config",
     ),
     "host": Room(
-        "all_positions batches bert4rec candidates catalogue checkpoints checks collector compat config dataset "
-        "devices entry_points filters fingerprint guards hooks inputs items listing loaders metrics models presplit "
-        "repeats sequences splits stand_in trackers wanted_columns",
+        "all_positions attention batches bert4rec candidates catalogue checkpoints checks collector compat config "
+        "dataset devices entry_points filters fingerprint guards hooks inputs items listing loaders metrics models "
+        "presplit repeats sequences splits stand_in trackers wanted_columns",
         imports="errors runtime layers data config models",
     ),
     "training": Room(
@@ -68,13 +68,14 @@ ROOMS = {
     ),
     "plugin": Room("plugin", imports="models host", lazily="training"),
     "inference": Room(
-        "batch batcher checkpoint_data connections export items limits lists next_lists recommender schema service "
-        "similar",
+        "batch batcher checkpoint_data connections export items limits lists next_lists reasons recommender schema "
+        "service similar",
         imports="errors version runtime data config models host training",
     ),
     "experiments": Room(
-        "audit audit_bench audit_figure audit_lines audit_tables calibration cluster compare figures grid measures "
-        "report search_folder space stats store tables trials tune verdict",
+        "about audit audit_bench audit_figure audit_lines audit_tables calibration cluster compare diffusion_figures "
+        "figures grid looks measures progress readable report search_figure search_folder search_options space stats "
+        "store tables trials tune verdict",
         imports="errors runtime config models host training",
     ),
     "testing": Room("testing", imports="errors runtime data models host training inference"),
