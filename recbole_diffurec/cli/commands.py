@@ -246,10 +246,14 @@ def _export(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     given = vars(options)
     result = export(given.pop("checkpoint"), **given, **parameters)
     if "difference" in result:
-        say(f"scores differ from PyTorch's by at most {result['difference']:.1e} of the largest")
+        say(f"{options.returns:<11} differs from PyTorch's by at most {result['difference']:.1e} of the largest")
     if "recall" in result:
         say(f"recall      {result['recall']:.4f} of the exact top 20")
     say(f"output      {os.path.relpath(result['output'])}\nitems       {os.path.relpath(result['description'])}")
+    if "card" in result:
+        say(f"card        {os.path.relpath(result['card'])}")
+    if "commit" in result:
+        say(f"commit      {result['commit']}")
     return 0
 
 

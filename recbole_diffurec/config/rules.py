@@ -26,6 +26,8 @@ MEANT_BEFORE: dict[str, Any] = {
     "valid_sampling_steps": None,
     "rows": "prefixes",
     "noised_target": True,
+    "draws": 1,
+    "squared_error_weight": 0.0,
 }
 
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from recbole_diffurec.cli import main
-from recbole_diffurec.cli.parsers import PARSERS, parse, parse_parameters
+from recbole_diffurec.cli.arguments import parse_parameters
+from recbole_diffurec.cli.parsers import PARSERS, parse
 from recbole_diffurec.config.rules import RULES
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.catalogue import known_models
