@@ -195,5 +195,5 @@ def _library() -> Any:
         import safetensors
         import safetensors.torch
     except ImportError as error:
-        raise cannot_import(f"a {ENDING} file", error, "'recbole-diffurec[export]'") from None
+        raise cannot_import(f"a {ENDING} file", error, "[export]") from None
     return safetensors
