@@ -81,9 +81,28 @@ def served_checkpoint(trained: dict[str, Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def masked_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a model that draws lists of up to three items together."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("masked"))
+        return Path(recbole_diffurec.run("MaskedDiffRec", **{**TINY, "n_slots": 3})["checkpoint"])
+
+
+@pytest.fixture(scope="session")
 def service(served_checkpoint: Path) -> Iterator[str]:
     """The address of a running service, whose end is checked as well."""
-    command = [sys.executable, "-m", "recbole_diffurec", "serve", str(served_checkpoint), "--port=0", "--max_batch=8"]
+    yield from served(served_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def masked_service(masked_checkpoint: Path) -> Iterator[str]:
+    """As ``service``, of a model that draws lists."""
+    yield from served(masked_checkpoint)
+
+
+def served(checkpoint: Path) -> Iterator[str]:
+    """The address of a service of a checkpoint, and then its end."""
+    command = [sys.executable, "-m", "recbole_diffurec", "serve", str(checkpoint), "--port=0", "--max_batch=8"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stderr is not None
     line = process.stdout.readline()

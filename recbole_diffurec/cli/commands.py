@@ -83,7 +83,6 @@ def _entry(name: str, said: str, width: int, one_line: bool = False) -> str:
 def _prepare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     from recbole_diffurec.data.prepare import prepare
 
-    parameters.pop("show_progress", None)  # there is none
     given = {**_table_options(options), **parameters}
     made = prepare(options.source, data_path=options.data_path, encoding=options.encoding, **given)
     say(made.describe())
@@ -247,10 +246,14 @@ def _export(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     given = vars(options)
     result = export(given.pop("checkpoint"), **given, **parameters)
     if "difference" in result:
-        say(f"scores differ from PyTorch's by at most {result['difference']:.1e} of the largest")
+        say(f"{options.returns:<11} differs from PyTorch's by at most {result['difference']:.1e} of the largest")
     if "recall" in result:
         say(f"recall      {result['recall']:.4f} of the exact top 20")
     say(f"output      {os.path.relpath(result['output'])}\nitems       {os.path.relpath(result['description'])}")
+    if "card" in result:
+        say(f"card        {os.path.relpath(result['card'])}")
+    if "commit" in result:
+        say(f"commit      {result['commit']}")
     return 0
 
 
@@ -258,7 +261,7 @@ def _serve(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     try:
         from recbole_diffurec.inference.service import serve
     except ImportError as error:
-        raise cannot_import("serve", error, "'recbole-diffurec[serve]'") from None
+        raise cannot_import("serve", error, "[serve]") from None
 
     given = vars(options)
     try:

@@ -23,7 +23,7 @@ def require(module: str, what: str) -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        raise cannot_import(what, error, "'recbole-diffurec[tune]'") from None
+        raise cannot_import(what, error, "[tune]") from None
 
 
 LOG = "ray.log"  # what Ray says, in the folder of what is made with it

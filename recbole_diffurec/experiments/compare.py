@@ -21,7 +21,7 @@ from recbole_diffurec.experiments.grid import Job, plan
 from recbole_diffurec.experiments.progress import format_seconds
 from recbole_diffurec.experiments.store import RunStore
 from recbole_diffurec.host.loaders import FirstBatches, dataset_of, subset_loader
-from recbole_diffurec.runtime import files
+from recbole_diffurec.runtime import files, visible
 from recbole_diffurec.training.own_data import data_set_of
 from recbole_diffurec.training.prepare import DatasetCache, build, prepare_data
 from recbole_diffurec.training.run import train_or_resume
@@ -52,6 +52,7 @@ class Comparison:
     output_dir: Path
 
 
+@visible.lines()
 def compare(
     models: Sequence[str] = (),
     datasets: Sequence[str] = (),

@@ -24,7 +24,7 @@ from recbole_diffurec.experiments.search_options import SearchOptions
 from recbole_diffurec.experiments.space import Dimension, read_space
 from recbole_diffurec.experiments.trials import BUDGET, SCORE, TrialTable
 from recbole_diffurec.host.config import RunConfig
-from recbole_diffurec.runtime import files
+from recbole_diffurec.runtime import files, visible
 from recbole_diffurec.training.own_data import data_set_of
 from recbole_diffurec.training.prepare import DatasetCache
 from recbole_diffurec.training.run import run, train
@@ -35,6 +35,7 @@ RETRIES = 1
 _STATE = "ray"  # the folder of Ray Tune's own files
 
 
+@visible.lines()
 def tune(
     model: str | None = None,
     dataset: str | None = None,

@@ -21,7 +21,7 @@ from recbole_diffurec.data.histories import HistoryBatch, HistoryColumns, as_his
 from recbole_diffurec.data.sniff import kind_of
 from recbole_diffurec.data.tables import Frame, Table
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host import catalogue, compat
+from recbole_diffurec.host import catalogue, compat, trackers
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.devices import say_without_gpu
 from recbole_diffurec.host.loaders import batch_of, fitting_users
@@ -30,15 +30,16 @@ from recbole_diffurec.inference.items import ItemTable
 from recbole_diffurec.inference.lists import ListOptions, Lists, lists_of_samples
 from recbole_diffurec.inference.next_lists import NextLists
 from recbole_diffurec.inference.reasons import Reasons
-from recbole_diffurec.inference.similar import Similarity
+from recbole_diffurec.inference.sharing import Shareable, about_model
+from recbole_diffurec.inference.similar import SimilarItems
 from recbole_diffurec.models.base import DiffusionRecommender
-from recbole_diffurec.runtime import checkpoint
+from recbole_diffurec.runtime.shared import open_model
 from recbole_diffurec.training.weights import load_weights, room_for
 
 COLUMNS = ("user_id", "rank", "item_id", "score", "popular")
 
 
-class Recommender(NextLists):
+class Recommender(NextLists, SimilarItems, Shareable):
     """A trained sequential model that turns item histories, in the data's own ids, into ranked items.
 
     Several threads may ask at the same time: nothing changes after ``load``.
@@ -66,12 +67,12 @@ class Recommender(NextLists):
 
     @classmethod
     def load(cls, path: str | Path, /, **parameters: Any) -> Recommender:
-        """Open a checkpoint that a run wrote.
+        """Open a checkpoint that a run wrote, or a safetensors file that was made of one.
 
         Parameters
         ----------
         path : str or Path
-            The ``.pth`` file.
+            The ``.pth`` or ``.safetensors`` file.
         **parameters : object
             What to change for inference, such as ``sampling_steps=4``, ``ensemble_seeds=[1, 2]`` or ``gpu_id=""``.
 
@@ -80,8 +81,9 @@ class Recommender(NextLists):
         UserError
             The file is no such checkpoint, a parameter is wrong, or the model is not a sequential one.
         """
-        state = checkpoint.open_run(path)
+        state = open_model(path)
         say_without_gpu(parameters)
+        trackers.refuse(parameters)
         spec = catalogue.find(state["model"])
         inference = {name: value for name, value in spec.for_inference.items() if name in state["config"]}
         config = RunConfig(state["model"], state["dataset"], {**state["config"], **inference, **parameters})
@@ -89,7 +91,7 @@ class Recommender(NextLists):
             raise UserError(f"model '{state['model']}' in '{path}' reads no histories: give a sequential model")
         spec.refuse("recommend", "recommend from a checkpoint alone")
         tokens = state["id_tokens"]
-        counts = CheckpointData(config, len(tokens["items"]), len(tokens["users"]))
+        counts = CheckpointData(config, len(tokens["items"]), state["n_users"])
         with compat.quiet(), room_for(state, path):
             network = config.model_class(config, counts)
         load_weights(network, state, path, parameters)
@@ -98,6 +100,7 @@ class Recommender(NextLists):
         config = config.with_values(eval_batch_size=users)
         columns = state.get("item_columns", {})
         recommender = cls(network.to(config["device"]), config, tokens["items"], state["popularity"], columns)
+        recommender.about_model = about_model(state, config, parameters)
         check_reads_histories_alone(recommender.network, recommender._interaction([[1]]), state["model"])
         return recommender
 
@@ -116,6 +119,9 @@ class Recommender(NextLists):
             raise UserError(f"sampling_steps must be an integer from 1 to {total}, got {steps!r}")
         other = copy.copy(self)
         other.network = self.network.with_sampling_steps(steps)
+        if self.about_model is not None:
+            changed = {**self.about_model["config"], "sampling_steps": steps}
+            other.about_model = {**self.about_model, "config": changed}
         return other
 
     def recommend(
@@ -189,43 +195,6 @@ class Recommender(NextLists):
         """A table with a column ``item_id``, and what ``columns`` say of these items."""
         numbers = np.array([self._number[item] for item in table["item_id"]], dtype=np.int64)
         return table.assign(**{name: self.about_items.of(name, numbers) for name in columns})
-
-    def similar(self, items: Sequence[Any], k: int = 10, columns: Sequence[str] = ()) -> pd.DataFrame:
-        """The ``k`` items that are most like each of some, by the cosine of the vectors by which the model knows them.
-
-        Parameters
-        ----------
-        items : Sequence of object
-            Ids.
-        k : int, optional
-            Length of the lists.
-        columns : Sequence of str, optional
-            As for ``recommend``.
-
-        Returns
-        -------
-        pd.DataFrame
-            With ``similar_to``, ``rank`` (from 1), ``item_id``, ``cosine``, and the columns.
-
-        Raises
-        ------
-        UserError
-            The model does not know an item, or has no vectors of items.
-        """
-        ListOptions(k)  # refuses what is no length
-        own = ("similar_to", "rank", "item_id", "cosine")
-        self.about_items.check(columns, taken=own)
-        ids = as_ids(items, "items")
-        unknown = next((item for item in ids if item not in self._number), None)
-        if unknown is not None:
-            hint = f", which knows {self.like(unknown)!r}" if self.like(unknown) else ": give ids of its training data"
-            raise UserError(f"item {unknown!r} is unknown to the model{hint}")
-        similarity = Similarity(self.network, self.config["model"], len(self.items))
-        numbers, cosines = similarity.nearest([self._number[item] for item in ids], k)
-        n, width = numbers.shape
-        ranks = np.tile(np.arange(1, width + 1), n)
-        cells = (np.repeat(ids, width), ranks, self.items[numbers.ravel()], cosines.ravel())
-        return self._with_columns(pd.DataFrame(dict(zip(own, cells))), columns)
 
     def explain(self, lists: pd.DataFrame, sequences: Sequence[Sequence[Any]], n: int = 3) -> list[list[str]]:
         """Why an item: for each row of ``lists`` the items of its history that it is owed to, see ``Reasons``.

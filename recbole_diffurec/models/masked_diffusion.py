@@ -349,7 +349,8 @@ class NextItemProgram(HistoryProgram):
 
     def forward(self, item_seq: Tensor) -> Tensor:
         """``HistoryProgram.forward``."""
-        return self.network.logits(self.network.next_item_queries(PaddedBatch(item_seq)), item_seq)
+        queries = self.network.next_item_queries(PaddedBatch(item_seq))
+        return queries if self.output == "query" else self.network.logits(queries, item_seq)
 
 
 def check(values: Mapping[str, Any]) -> None:
