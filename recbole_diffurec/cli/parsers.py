@@ -239,7 +239,9 @@ def _recommend() -> _Parser:
     command.add_argument("--users", metavar="FILE", help="recommend only to the users in this file, one a line")
     _add_columns(command)
     command.add_argument(
-        "--explain", action="store_true", help="add 'because': the items of the history that are most like the item"
+        "--explain",
+        action="store_true",
+        help="add 'because': items of the history that the model attends to, or most like the item",
     )
     command.add_argument("--k", type=int, default=20, metavar="N", help="items for each user (20)")
     command.add_argument(

@@ -80,7 +80,7 @@ def recommend(
     check_output(output, (checkpoint_file, None if str(input) == "-" else input, candidates, more.users))
     recommender = Recommender.load(checkpoint_file, **parameters)
     if more.explain:
-        recommender.similar([])  # refused before any work
+        recommender.explain(pd.DataFrame({"user_id": [], "item_id": []}), [])  # refused before any work
     if candidates is not None:
         options = replace(options, candidates=_read_candidates(candidates, recommender))
     return _recommend_to(output, input, recommender, options, more)

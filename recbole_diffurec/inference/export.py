@@ -337,4 +337,4 @@ def _library(module: str, format: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise cannot_import(f"--format={format}", error, "'recbole-diffurec[export]'") from None
+        raise cannot_import(f"--format={format}", error, "[export]") from None

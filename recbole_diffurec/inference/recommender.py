@@ -21,7 +21,7 @@ from recbole_diffurec.data.histories import HistoryBatch, HistoryColumns, as_his
 from recbole_diffurec.data.sniff import kind_of
 from recbole_diffurec.data.tables import Frame, Table
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host import catalogue, compat
+from recbole_diffurec.host import catalogue, compat, trackers
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.devices import say_without_gpu
 from recbole_diffurec.host.loaders import batch_of, fitting_users
@@ -29,6 +29,7 @@ from recbole_diffurec.inference.checkpoint_data import CheckpointData, check_rea
 from recbole_diffurec.inference.items import ItemTable
 from recbole_diffurec.inference.lists import ListOptions, Lists, lists_of_samples
 from recbole_diffurec.inference.next_lists import NextLists
+from recbole_diffurec.inference.reasons import Reasons
 from recbole_diffurec.inference.sharing import Shareable, about_model
 from recbole_diffurec.inference.similar import SimilarItems
 from recbole_diffurec.models.base import DiffusionRecommender
@@ -82,6 +83,7 @@ class Recommender(NextLists, SimilarItems, Shareable):
         """
         state = open_model(path)
         say_without_gpu(parameters)
+        trackers.refuse(parameters)
         spec = catalogue.find(state["model"])
         inference = {name: value for name, value in spec.for_inference.items() if name in state["config"]}
         config = RunConfig(state["model"], state["dataset"], {**state["config"], **inference, **parameters})
@@ -193,6 +195,31 @@ class Recommender(NextLists, SimilarItems, Shareable):
         """A table with a column ``item_id``, and what ``columns`` say of these items."""
         numbers = np.array([self._number[item] for item in table["item_id"]], dtype=np.int64)
         return table.assign(**{name: self.about_items.of(name, numbers) for name in columns})
+
+    def explain(self, lists: pd.DataFrame, sequences: Sequence[Sequence[Any]], n: int = 3) -> list[list[str]]:
+        """Why an item: for each row of ``lists`` the items of its history that it is owed to, see ``Reasons``.
+
+        Parameters
+        ----------
+        lists : pd.DataFrame
+            What ``recommend`` gives for ``sequences`` without ``users``.
+        sequences : Sequence of Sequence of object
+            Histories of item ids.
+        n : int, optional
+            How many of a history's items to name at most.
+
+        Raises
+        ------
+        UserError
+            The model neither attends to histories nor has vectors of items.
+        """
+        reasons = Reasons(self.network, self.config["model"], len(self.items), self._interaction)
+        longest = self.config["MAX_ITEM_LIST_LENGTH"]
+        histories = [history[-longest:] for history in self._numbers(as_histories(sequences))]
+        items = [self._number[item] for item in lists["item_id"]]
+        rows = lists["user_id"].to_numpy(dtype=np.int64)
+        named = reasons.of(histories, rows, items, n, self.config["eval_batch_size"])
+        return [[self.items[item] for item in of_row] for of_row in named]
 
     def _named_histories(self, sequences: Any, users: Any) -> tuple[list[list[str]], Sequence[Any]]:
         """Histories as text, and the users' names, as ``recommend`` takes them."""

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recbole_diffurec.data.histories import as_histories, as_ids
+from recbole_diffurec.data.histories import as_ids
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.inference.items import ItemTable
 from recbole_diffurec.inference.lists import ListOptions
@@ -115,7 +115,6 @@ class SimilarItems:
     about_items: ItemTable
     _number: dict[str, int]
     like: Callable[[str], str | None]
-    _numbers: Callable[..., list[list[int]]]
     _with_columns: Callable[..., pd.DataFrame]
 
     def similar(self, items: Sequence[Any], k: int = 10, columns: Sequence[str] = ()) -> pd.DataFrame:
@@ -154,27 +153,3 @@ class SimilarItems:
         ranks = np.tile(np.arange(1, width + 1), n)
         cells = (np.repeat(ids, width), ranks, self.items[numbers.ravel()], cosines.ravel())
         return self._with_columns(pd.DataFrame(dict(zip(own, cells))), columns)
-
-    def explain(self, lists: pd.DataFrame, sequences: Sequence[Sequence[Any]], n: int = 3) -> list[list[str]]:
-        """Why an item: for each row of ``lists`` the items of its history that are most like it (see ``similar``).
-
-        Parameters
-        ----------
-        lists : pd.DataFrame
-            What ``recommend`` gives for ``sequences`` without ``users``.
-        sequences : Sequence of Sequence of object
-            Histories of item ids.
-        n : int, optional
-            How many of a history's items to name at most.
-
-        Raises
-        ------
-        UserError
-            The model has no vectors of items.
-        """
-        similarity = Similarity(self.network, self.config["model"], len(self.items))
-        longest = self.config["MAX_ITEM_LIST_LENGTH"]
-        histories = [history[-longest:] for history in self._numbers(as_histories(sequences))]
-        items = [self._number[item] for item in lists["item_id"]]
-        nearest = similarity.in_histories(histories, lists["user_id"].to_numpy(dtype=np.int64), items, n)
-        return [[self.items[item] for item in of_row] for of_row in nearest]

@@ -63,9 +63,9 @@ class ReverseProgram(Program):
     def answer(self, item_seq: Tensor, draws: Draws) -> Tensor:
         """Scores of all items, [B, I], or queries, [B, d], for the draws of each visited step."""
         network = self.network
-        batch = PaddedBatch(item_seq)
-        condition = network.condition(batch, network.denoiser)
-        x_0 = network.reverse(condition, batch.items[batch.last], draws, network.denoiser)
+        batch, denoiser = PaddedBatch(item_seq), network.guided(network.denoiser)
+        condition = network.condition(batch, denoiser)
+        x_0 = network.reverse(condition, batch.items[batch.last], draws, denoiser)
         return network.query(x_0) if self.output == "query" else network.logits(x_0, item_seq)
 
     def for_queries(self) -> Program:
@@ -144,6 +144,48 @@ class DiffuRecProgram(ReverseProgram):
                 "noise": f"float32 [{len(visits)}, batch, {size}] of N(0, 1)",
                 "uncertainty": f"float32 [{len(visits)}, batch, length, {size}] of N({mean}, {std}^2)",
             },
+            "outputs": {self.output: OUTPUTS[self.output]},
+            "diffusion_steps_visited": visits,
+        }
+
+
+class NoiseProgram(ReverseProgram):
+    """Inference of a model that draws nothing for tokens, the reverse process included.
+
+    Parameters
+    ----------
+    network : DiffuRecFamily
+        The model; its parts are used as they are.
+    """
+
+    inputs = ("item_seq", "noise")
+
+    def forward(self, item_seq: Tensor, noise: Tensor) -> Tensor:
+        """Scores of all items, [B, I], minus infinity for the padding row; or queries, [B, d].
+
+        Parameters
+        ----------
+        item_seq : Tensor
+            int64 [B, L], item numbers, the oldest first, 0 after the most recent.
+        noise : Tensor
+            [S, B, d] of N(0, 1): x_T, then what each reverse step but the last adds.
+        """
+        return self.answer(item_seq, GivenDraws(noise, noise, self.network.visits))  # nothing is drawn for tokens
+
+    def draws(self, item_seq: Tensor, seed: int | None = None) -> dict[str, Tensor]:
+        """``Program.draws``."""
+        return {"item_seq": item_seq, "noise": self.noise_of(self.source(item_seq, seed))}
+
+    def dynamic_shapes(self, rows: Any, length: Any) -> dict[str, dict[int, Any]]:
+        """``Program.dynamic_shapes``."""
+        return {"item_seq": {0: rows, 1: length}, "noise": {1: rows}}
+
+    def describe(self) -> dict[str, Any]:
+        """``Program.describe``."""
+        visits, size = self.network.visits, self.network.hidden_size
+        noise = f"float32 [{len(visits)}, batch, {size}] of N(0, 1)"
+        return {
+            "inputs": {"item_seq": ITEM_SEQ_INPUT, "noise": noise},
             "outputs": {self.output: OUTPUTS[self.output]},
             "diffusion_steps_visited": visits,
         }

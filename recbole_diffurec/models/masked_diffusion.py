@@ -384,6 +384,7 @@ MASKED_DIFFREC = ModelSpec(
     },
     check=check,
     method=True,
+    loss="cross-entropy of masked slots",
     trims_padding=True,
     cannot={"sequences": "a pass has the slots of one list, which every position of the history sees"},
     for_inference=sequential.FOR_INFERENCE,

@@ -12,7 +12,7 @@ from typing import Any, Iterator, Mapping, Sequence
 from recbole.utils import EvaluatorType, ModelType
 
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host import compat
+from recbole_diffurec.host import compat, trackers
 from recbole_diffurec.host.config import DATA_PARAMETERS, RunConfig
 from recbole_diffurec.host.devices import say_without_gpu
 from recbole_diffurec.host.fingerprint import differences
@@ -20,7 +20,7 @@ from recbole_diffurec.host.inputs import inputs_of_test
 from recbole_diffurec.host.loaders import dataset_of, share_evaluation
 from recbole_diffurec.host.models import WITHOUT_FIRST_WEIGHTS
 from recbole_diffurec.models.ensemble import Ensemble, ranks_all_items
-from recbole_diffurec.runtime import distributed, files
+from recbole_diffurec.runtime import distributed, files, visible
 from recbole_diffurec.runtime.checkpoint import RunCheckpoint
 from recbole_diffurec.runtime.process import restored
 from recbole_diffurec.runtime.shared import open_model
@@ -29,6 +29,7 @@ from recbole_diffurec.training.report import deliver, describe_run, explained, l
 from recbole_diffurec.training.weights import load_weights, room_for
 
 
+@visible.lines()
 def evaluate(
     checkpoint_file: str | Path, *more: str | Path, result_file: str | Path | None = None, **parameters: Any
 ) -> dict[str, Any]:
@@ -115,6 +116,7 @@ def open_members(paths: Sequence[str | Path], parameters: Mapping[str, Any]) -> 
     UserError
         As ``evaluate``, as far as it can be told so early.
     """
+    trackers.refuse(parameters)
     members = [Member.open(path, parameters) for path in paths]
     for other in members[1:]:
         _check_fits_together(members[0], other)
@@ -141,7 +143,6 @@ def opened(members: list[Member], parameters: Mapping[str, Any]) -> Iterator[Ope
     first = members[0]
     with (
         compat.quiet(),
-        compat.no_tensorboard(),
         restored(),
         distributed.process_group(first.config["device"]),
         log_file(first.config, required=False) as log,
