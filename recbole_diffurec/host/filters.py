@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -11,6 +12,8 @@ from recbole.utils import FeatureType, ModelType
 from recbole_diffurec.errors import UserError
 
 __all__ = ["FilteredColumns"]
+
+logger = logging.getLogger("recbole_diffurec")
 
 
 class FilteredColumns(Dataset):
@@ -55,6 +58,7 @@ class FilteredColumns(Dataset):
         return {column.split(":")[0] for column in head.split(self.config["field_separator"])}
 
     def _filter_by_field_value(self) -> None:
+        self._say_what_has_no_line()
         for field, wanted in (self.config["val_interval"] or {}).items():
             kind = self.field2type.get(field)
             if kind is None:
@@ -66,6 +70,22 @@ class FilteredColumns(Dataset):
                 form = 'an interval such as "[3,inf)"' if kind == FeatureType.FLOAT else "a list of ids such as [a,b]"
                 raise UserError(f"val_interval must give '{field}', a column of {kind.value}s, {form}, got {wanted!r}")
         super()._filter_by_field_value()
+
+    def _say_what_has_no_line(self) -> None:
+        """Count the interactions that RecBole drops without a word, since another file lacks their user or item."""
+        for kind, field in (("user", self.uid_field), ("item", self.iid_field)):
+            feat = getattr(self, f"{kind}_feat")
+            if feat is None or not self.config["filter_inter_by_user_or_item"]:
+                continue
+            ids = self.inter_feat[field]
+            lost = ids[~ids.isin(feat[field])]
+            if len(lost):
+                logger.warning(
+                    "data set '%s': left out are %s interactions of %s %ss that '%s.%s' has no line for, such as '%s' "
+                    "(filter_inter_by_user_or_item)",
+                    *(self.dataset_name, f"{len(lost):,}", f"{lost.nunique():,}", kind, self.dataset_name, kind),
+                    lost.iloc[0],
+                )
 
     def _set_label_by_threshold(self) -> None:
         for field in self.config["threshold"] or ():

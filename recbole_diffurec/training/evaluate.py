@@ -13,6 +13,7 @@ from recbole.utils import EvaluatorType, ModelType
 
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
+from recbole_diffurec.host.checks import check_effect_after
 from recbole_diffurec.host.config import DATA_PARAMETERS, RunConfig
 from recbole_diffurec.host.devices import say_without_gpu
 from recbole_diffurec.host.fingerprint import differences
@@ -162,6 +163,7 @@ class Member:
         state = checkpoint.open_run(path)
         say_without_gpu(parameters)
         config = RunConfig(state["model"], state["dataset"], {**state["config"], **parameters})
+        check_effect_after(parameters, config, state["config"])
         # A test leaves nothing behind, wherever it is called and whatever its checkpoint says.
         folder = os.path.dirname(os.path.abspath(path))
         nothing = {"checkpoint_dir": folder, "save_dataset": False, "save_dataloaders": False}
