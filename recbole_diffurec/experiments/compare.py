@@ -52,6 +52,7 @@ class Comparison:
     output_dir: Path
 
 
+@files.nameable()
 def compare(
     models: Sequence[str] = (),
     datasets: Sequence[str] = (),

@@ -99,6 +99,7 @@ class SearchOptions:
             raise UserError("time_budget needs the main thread: call tune from it, or leave time_budget out")
 
 
+@files.nameable()
 def tune(
     model: str | None = None,
     dataset: str | None = None,

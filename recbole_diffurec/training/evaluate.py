@@ -28,6 +28,7 @@ from recbole_diffurec.training.report import deliver, describe_run, explained, l
 from recbole_diffurec.training.weights import load_weights, room_for
 
 
+@files.nameable()
 def evaluate(
     checkpoint_file: str | Path, *more: str | Path, result_file: str | Path | None = None, **parameters: Any
 ) -> dict[str, Any]:

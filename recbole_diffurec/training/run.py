@@ -35,6 +35,7 @@ from recbole_diffurec.training.state import OtherDataError, TrainingState, check
 logger = logging.getLogger("recbole_diffurec")
 
 
+@files.nameable()
 def run(
     model: str | None = None,
     dataset: str | None = None,

@@ -107,6 +107,11 @@ def test_the_temporal_experiment_trains_on_nothing_of_the_future(tmp_path, caplo
     assert max(parts[0]) <= min(parts[1]) and max(parts[1]) <= min(parts[2])
     assert [len(part) for part in parts] == [588 - 2 * 58, 58, 58]
 
+    few = frame.drop_duplicates("timestamp").head(150)  # one of them is more than the share that is told of
+    write_inter(tmp_path, few)
+    PreparedData(RunConfig("DiffuRecSys", "toy", {"data_path": str(tmp_path), "gpu_id": "", **ALL}, (), "temporal"))
+    assert "the same 'timestamp'" not in caplog.text
+
     frame["timestamp"] = times.sort_index() + 1
     write_inter(tmp_path, frame)
     PreparedData(RunConfig("DiffuRecSys", "toy", {"data_path": str(tmp_path), "gpu_id": "", **ALL}, (), "temporal"))
