@@ -15,6 +15,7 @@ from recbole.utils import EvaluatorType, ModelType
 
 from recbole_diffurec.config.protocol import PARTS, Protocol
 from recbole_diffurec.config.rules import INTERVALS, Rule, nearest
+from recbole_diffurec.data.columns import id_text
 from recbole_diffurec.errors import UserError
 
 # Parameters that would keep prepared data as pickles, and open such.
@@ -207,6 +208,19 @@ def _check_names_of_columns(final: Mapping[str, Any]) -> None:
     for name, length in (final["seq_len"] or {}).items():
         if not Rule("int", 1).accepts(length):
             raise UserError(f"seq_len must give '{name}' an integer of at least 1, got {length!r}")
+
+
+def with_ids_as_text(val_interval: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """``val_interval`` with the ids that it lists as the text that they are in files, where YAML has numbers."""
+    if not isinstance(val_interval, Mapping):
+        return val_interval
+    found = dict(val_interval)
+    for name, values in val_interval.items():
+        try:
+            found[name] = [id_text(value) or "" for value in values] if isinstance(values, list) else values
+        except ValueError as error:
+            raise UserError(f"val_interval gives '{name}' a list in which {error}: write ids as text") from None
+    return found
 
 
 def _check_values_of_columns(final: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 from typing import Any
 
+import numpy as np
 from recbole.data.dataset import Dataset
 from recbole.utils import FeatureType, ModelType
 
@@ -24,6 +25,7 @@ class FilteredColumns(Dataset):
     """
 
     inter_feat: Any  # a DataFrame until RecBole builds the splits, an Interaction after
+    _rest_fields: np.ndarray
 
     def _get_preset(self) -> None:
         super()._get_preset()
@@ -34,7 +36,7 @@ class FilteredColumns(Dataset):
         kind, wanted = getattr(source, "value", source), self._read_by_filters()
         if load is None or unload is not None or not wanted or kind not in ("inter", "user", "item"):
             return load, unload
-        more = (wanted & self._header(kind)) - load
+        more = (wanted & self._header(kind)) - load - {self.uid_field, self.iid_field}
         self._for_filters[kind] = more & set(self.config["val_interval"] or ()) - set(self.config["threshold"] or ())
         owner = {"user": {self.uid_field}, "item": {self.iid_field}}.get(kind, set())
         return load | more | (owner if more else set()), unload
@@ -65,6 +67,11 @@ class FilteredColumns(Dataset):
                 raise UserError(
                     f"val_interval names '{field}', which is no column of data set '{self.dataset_name}': it has "
                     f"{', '.join(sorted(self._header('inter') | self._header('user') | self._header('item')))}"
+                )
+            if kind not in (FeatureType.FLOAT, FeatureType.TOKEN):
+                raise UserError(
+                    f"val_interval names '{field}', a column of {kind.value}s, which are lists: name one of single "
+                    f"numbers or ids"
                 )
             if (kind == FeatureType.FLOAT) != isinstance(wanted, str):
                 form = 'an interval such as "[3,inf)"' if kind == FeatureType.FLOAT else "a list of ids such as [a,b]"
@@ -117,6 +124,8 @@ class FilteredColumns(Dataset):
             feat = getattr(self, f"{kind}_feat")
             for field in fields if feat is not None else ():
                 self._del_col(feat, field)
+            # Of tokens, RecBole has noted already which it is to number.
+            self._rest_fields = np.setdiff1d(self._rest_fields, sorted(fields))
             if kind != "inter" and feat is not None and feat.shape[1] == 1:  # nothing but the ids
                 setattr(self, f"{kind}_feat", None)
                 self.feat_name_list.remove(f"{kind}_feat")

@@ -132,7 +132,7 @@ def test_a_failed_run_does_not_end_the_others(workdir, capsys):
     assert code == 1 and "FEARec on ml-100k, seed 3 failed" in captured.err
     (run,) = pd.read_csv("out/runs.csv").to_dict("records")
     assert run["model"] == "GRU4Rec"
-    assert f"GRU4Rec on ml-100k, seed 3: test NDCG@5 {run['ndcg@5']:.4f} in" in captured.err
+    assert f"GRU4Rec on ml-100k, seed 3: test NDCG@5 {run['test_ndcg@5']:.4f} in" in captured.err
     assert "1 failed" in Path("out/report.html").read_text()
 
 
