@@ -22,6 +22,7 @@ from recbole_diffurec.data.items import ItemColumns, items_of_titles, read_items
 from recbole_diffurec.data.sources import check_name
 from recbole_diffurec.data.tables import Frame, Table, unreadable
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.runtime import files
 
 __all__ = ["Prepared", "TableOptions", "prepare", "prepared"]
 
@@ -127,6 +128,7 @@ class Prepared:
         return "\n".join(f"{name:<13} {text}" for name, text in lines)
 
 
+@files.nameable()
 def prepare(
     source: str | Path | pd.DataFrame,
     /,

@@ -91,6 +91,7 @@ class Extent:
                 raise UserError(f"{name} must be an integer of at least {lowest}, got {value!r}: give another one")
 
 
+@files.nameable()
 @visible.lines()
 def audit(
     checkpoint_file: str | Path,

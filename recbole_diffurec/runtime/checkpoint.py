@@ -155,6 +155,7 @@ def read(path: str | Path, device: str | torch.device = "cpu") -> Any:
     return _moved(state, torch.device(device))
 
 
+@files.nameable()
 def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
     """Open a checkpoint. Never executes anything that the file holds.
 

@@ -33,6 +33,21 @@ _LONGEST_STEM = 160
 
 
 @contextlib.contextmanager
+def nameable() -> Iterator[None]:
+    """Tell in a sentence of a name that the system's encoding has no form for, as under an ASCII locale.
+
+    The command line starts again with UTF-8 there; a program that calls this package has to begin so.
+    """
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{error.object!r} is no name that this process can give to the system, whose names are {error.encoding}: "
+            f"set PYTHONUTF8=1, or a locale with UTF-8, before Python starts"
+        ) from None
+
+
+@contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file to write, which takes the place of ``path`` once the block has ended without an error.
 

@@ -12,12 +12,14 @@ from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.dataset import dataset_class
 from recbole_diffurec.host.loaders import dataset_of
 from recbole_diffurec.host.models import WITHOUT_FIRST_WEIGHTS
+from recbole_diffurec.runtime import files
 from recbole_diffurec.runtime.shared import open_model
 from recbole_diffurec.training.evaluate import check_same_data
 from recbole_diffurec.training.prepare import PreparedData
 from recbole_diffurec.training.weights import load_weights, room_for
 
 
+@files.nameable()
 def load_data_and_model(model_file: str | Path) -> tuple[Any, ...]:
     """The configuration, the model with its weights, its data and their loaders.
 

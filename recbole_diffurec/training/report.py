@@ -192,5 +192,5 @@ def deliver(result: dict[str, Any], path: Path | None) -> dict[str, Any]:
     """Write the result as JSON, whole or not at all, and return it."""
     if path is not None and distributed.rank() == 0:
         files.write_text(path, json.dumps(result, indent=2))
-        result = {**result, "result_file": str(path.resolve())}
+        result = {**result, "result_file": os.path.abspath(path)}
     return result

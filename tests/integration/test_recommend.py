@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from conftest import TINY
 
+import recbole_diffurec
 from recbole_diffurec import Recommender, UserError, cli, run
 from recbole_diffurec.host.dataset import Chronological
 from recbole_diffurec.host.loaders import dataset_of
@@ -42,6 +43,31 @@ def test_lists_for_invented_histories(path, monkeypatch):
     alone = pd.concat([recommender.recommend([history], k=5) for history in HISTORIES])
     assert alone["item_id"].tolist() == table["item_id"].tolist()
     np.testing.assert_allclose(alone["score"].astype(float), table["score"].astype(float), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ({"epochs": 7}, "leave it out"),
+        ({"learning_rate": 0.5}, "leave it out"),
+        ({"ema_decay": 0.5}, "leave it out"),
+        ({"topk": [3], "valid_metric": "NDCG@3"}, "give k"),
+        ({"mask_seen": True}, "give exclude_seen"),
+    ],
+)
+def test_what_lists_do_not_read_is_refused(path, given, remedy):
+    name = next(iter(given))
+    with pytest.raises(UserError, match=rf"^{name} would have no effect, .*: {remedy}$"):
+        Recommender.load(path, **given)
+    if remedy == "leave it out":  # an evaluation reads the others
+        with pytest.raises(UserError, match=rf"^{name} would have no effect, because training alone reads it"):
+            recbole_diffurec.evaluate(path, **given)
+
+
+def test_what_a_model_was_trained_with_may_be_said_again(path):
+    trained = Recommender.load(path).config
+    same = {name: trained[name] for name in ("epochs", "learning_rate", "topk", "metrics", "mask_seen")}
+    assert len(Recommender.load(path, **same).recommend(HISTORIES[:1], k=3)) == 3
 
 
 def test_seen_items_and_candidates(recommender):

@@ -152,6 +152,9 @@ def test_line_ends_and_encodings(separator, end, encoding, tmp_path):
         ("t.csv", b"a\n1\n\xcc\xee\xf1\xea\xe2\xe0\n", "is no UTF-8 text, and what else it is cannot be told"),
         ("t.csv", b"a,a\n1,2\n", "has the column 'a' twice"),
         ("t.csv", b'a,b\n"1,2\n', "line 2 has 1 fields where the first line has 2"),
+        ("t.csv", b'a,b\n1,x\n2,"y\n3,z\n', "line 3 opens a quotation mark that nothing closes"),
+        ("t.csv", b'a,b\r\n"1\r\n2",x\r\n3,"5"" disk\r\n4,y', "line 4 opens a quotation mark that nothing closes"),
+        ("t.tsv", b'a\tb\n1\t"y\n2\tz', "line 2 opens a quotation mark that nothing closes"),
         ("t.inter", b"", "has no rows below its first line"),
         ("t.inter", b"a:token\ta:float\n1\t2\n", "has the column 'a' twice"),
         ("t.inter", b"a:token\tb\n1\t2\n", "line 1 has 'b' where a column's name and type belong"),
@@ -174,6 +177,11 @@ def test_damage_is_named(name, content, says, tmp_path):
     message = str(caught.value)
     assert message.startswith(f"input '{path}'") and says in message and "\n" not in message
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_quotation_marks_within_a_field_close_nothing(tmp_path):
+    (tmp_path / "t.csv").write_text('id,title\n1,5" disk\n2,"a ""b"" c"\n')
+    assert ids(open_table(tmp_path / "t.csv", "it")) == ["1", "2"]
 
 
 @pytest.mark.parametrize("ending", [".csv", ".inter", ".jsonl", ".parquet"])

@@ -74,6 +74,20 @@ def test_what_names_nothing_is_refused(
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [("GRU4RecF", {}), ("FDSA", {"selected_features": ["brand", "class"]}), ("S3Rec", {"train_stage": "pretrain"})],
+)
+def test_features_that_a_model_cannot_do_without(model: str, named: dict[str, Any], given: dict[str, Any]) -> None:
+    """Those that RecBole's defaults name too, which are of ml-100k."""
+    columns = {"load_col": {"inter": INTER, "item": ["item_id", "brand"]}}
+    feature = "item_attribute" if model == "S3Rec" else "selected_features"
+    with pytest.raises(UserError, match=rf"^{feature} names 'class', .*: these are brand, item_id"):
+        made(model, given, **columns, **named)
+    mended = {"item_attribute": "brand"} if model == "S3Rec" else {"selected_features": ["brand"]}
+    assert "brand" in made(model, given, **columns, **{**named, **mended}).field2id_token
+
+
 @pytest.mark.parametrize("model", ["SASRec", "BPR"])
 def test_what_is_there_acts(model: str, given: dict[str, Any]) -> None:
     def loaded(**parameters: Any) -> set[str]:
