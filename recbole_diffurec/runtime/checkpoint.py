@@ -318,8 +318,8 @@ def open_run(path: str | Path) -> RunCheckpoint:
     """
     state = validated(path, load(path), RunCheckpoint)
     n_items, popularity = len(state["id_tokens"]["items"]), state["popularity"]
-    whole = not popularity.is_floating_point() and not popularity.is_complex() and popularity.dtype != torch.bool
-    if n_items < 2 or popularity.shape != (n_items,) or not whole or bool((popularity < 0).any()):
+    counts = popularity.shape == (n_items,) and popularity.dtype == torch.long
+    if n_items < 2 or not counts or bool((popularity < 0).any()):
         raise UserError(
             f"checkpoint '{path}' is damaged (popularity: it must be a count for each of {n_items} items): use another "
             f"copy"
