@@ -70,13 +70,20 @@ _NO_CLUSTER = (
 )
 
 
+_CLIENT_PORT = 10001  # where Ray looks for a server of its clients that is named without a port
+
+
 def _check_address(address: str | None) -> None:
     """Ray itself waits for minutes where nobody answers."""
-    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    address = address or ""
+    place = address.removeprefix("ray://")
+    if address.startswith("ray://") and ":" not in place:
+        place += f":{_CLIENT_PORT}"
+    host, colon, port = place.rpartition(":")
     if not colon:
         return
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except (OSError, ValueError, OverflowError):
         raise UserError(_NO_CLUSTER.format(address)) from None
 

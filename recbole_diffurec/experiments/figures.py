@@ -37,6 +37,7 @@ STYLE = {
     "axes.axisbelow": True,
     "hatch.linewidth": 0.5,
     "svg.hashsalt": "recbole_diffurec",
+    "text.usetex": False,  # LaTeX would run what names say
 }
 N_CLUSTERS = 10
 
@@ -72,6 +73,11 @@ def draw_all(results: Results, folder: Path) -> list[Picture]:
 
 def write_figure(figure: Figure, stem: Path) -> bytes:
     """Write ``stem.svg`` and ``stem.png``; returns the SVG."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if text.get_text():  # others are the numbers of an axis, which may be powers of ten
+            text.set_parse_math(False)  # in names, a dollar sign begins no formula
     svg, png = io.BytesIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None}, dpi=200, bbox_inches="tight")
     figure.savefig(png, format="png", dpi=200, bbox_inches="tight")
@@ -189,8 +195,6 @@ def _legend(figure: Figure, axes: Any) -> None:
     columns = max(1, min(len(labels), 3, int(COLUMN / widest)))
     rows = -(-len(labels) // columns)
     figure.set_figheight(figure.get_figheight() + LEGEND_ROW * max(0, rows - 2))
-    # A dollar sign would begin a formula.
-    labels = [label.replace("$", r"\$") for label in labels]
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 

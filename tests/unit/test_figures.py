@@ -4,6 +4,7 @@ import warnings
 
 import matplotlib
 import pytest
+from matplotlib.figure import Figure
 
 from recbole_diffurec.experiments import figures
 
@@ -33,3 +34,17 @@ def test_models_of_a_large_comparison_look_different():
     n = len(figures.COLOURS)
     assert n == len(figures.MARKERS) == len(figures.HATCHES)
     assert len({figures._appearance(i) for i in range(n * n)}) == n * n
+
+
+def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path):
+    """As formulas they would be others, or none, which is an error."""
+    names = ["x$_{$", "$\\frac$", "$a$"]
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([1, 1e6], [1, 2], label=names[0])
+    axes.set(xscale="log", title=names[1], xlabel=names[2])
+    axes.set_yticks([1, 2], names[:2])
+    figure.legend(*axes.get_legend_handles_labels())
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        svg = figures.write_figure(figure, tmp_path / "a").decode()
+    assert all(f">{name}<" in svg for name in names) and r">$\mathdefault" not in svg

@@ -36,8 +36,12 @@ def test_thesame_search_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:nonsense", "no-such-host.invalid:6379"]
-)
+    "address",
+    [
+        "127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "127.0.0.1:nonsense", "127.0.0.1:99999999", ":6379",
+        "no-such-host.invalid:6379", "ray://no-such-host.invalid", "http://127.0.0.1:1", "é.invalid:1",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("given", [True, False])
 def test_a_cluster_that_does_not_answer(given: bool, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
