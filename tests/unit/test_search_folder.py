@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,16 @@ def test_a_cluster_that_does_not_answer(given: bool, address: str, monkeypatch: 
     told = pytest.raises(UserError, match=r"no Ray cluster answers at '.*RAY_ADDRESS")
     with told, cluster.connected(address if given else None):
         raise AssertionError("connected")
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_what_listens_and_is_no_ray_is_not_waited_for(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr(cluster, "_PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"{scheme}127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UserError, match="no Ray cluster answers at"), cluster.connected(address):
+            raise AssertionError("connected")
 
 
 @pytest.mark.parametrize("name", [".", "trial", "trial/state.pkl"])
