@@ -22,7 +22,7 @@ from scipy import stats
 from torch import Tensor
 
 from recbole_diffurec import Recommender, run
-from recbole_diffurec.cli.parsers import parse_parameters
+from recbole_diffurec.cli.arguments import parse_parameters
 from recbole_diffurec.experiments.measures import gains
 from recbole_diffurec.experiments.stats import user_interval, user_test
 from recbole_diffurec.host.config import RunConfig

@@ -8,6 +8,14 @@ import torch
 
 AS_RECBOLE = "RecBole SASRec, as RecBole trains it"
 WITHOUT_ANOMALY = "RecBole SASRec, no anomaly detection"
+HEADER = (
+    "model",
+    "samples/s (median)",
+    "range",
+    "÷ its padded oracle",
+    "÷ RecBole's SASRec",
+    "÷ it, no anomaly",
+)
 
 
 def oracle_loss(network):
@@ -74,17 +82,9 @@ def main() -> None:
         )
         for name, rate in rates.items()
     ]
-    header = (
-        "model",
-        "samples/s (median)",
-        "range",
-        "÷ its padded oracle",
-        "÷ RecBole's SASRec",
-        "÷ it, no anomaly",
-    )
     body = (
         f"Data: {source['dataset']}; {common.sizes()}; one step is loss, gradients and "
-        f"Adam. Medians of {options.rounds} interleaved rounds.\n\n" + common.table(header, rows)
+        f"Adam. Medians of {options.rounds} interleaved rounds.\n\n" + common.table(HEADER, rows)
     )
     common.publish("training", "Training speed", {"dataset": source["dataset"], "rates": rates}, body)
 

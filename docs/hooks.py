@@ -34,6 +34,8 @@ def places() -> dict[str, str]:
     for path in sorted((ROOT / _RESULTS).rglob("*")):
         if path.suffix in (".md", ".png", ".json", ".csv"):
             found[path.relative_to(ROOT).as_posix()] = path.relative_to(ROOT).as_posix()
+    for path in sorted((ROOT / "examples").glob("*.ipynb")):  # to be loaded; no page of the site
+        found[path.relative_to(ROOT).as_posix()] = path.relative_to(ROOT).as_posix()
     return found
 
 

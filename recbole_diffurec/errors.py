@@ -41,6 +41,22 @@ class Interrupted(KeyboardInterrupt):
         self.signal, self.state_file = number, state_file
 
 
+def pip_install(requirement: str, upgrade: bool = False) -> str:
+    """The command that installs a package, or an extra of this one: from an index, and from a clone.
+
+    Parameters
+    ----------
+    requirement : str
+        The name of a package, or an extra of this one in brackets, such as ``[serve]``.
+    upgrade : bool, default False
+        Whether it is there already.
+    """
+    command = "pip install --upgrade" if upgrade else "pip install"
+    if not requirement.startswith("["):
+        return f"{command} {requirement}"
+    return f"{command} 'recbole-diffurec{requirement}', or in a clone {command} -e '.{requirement}'"
+
+
 def cannot_import(who: str, error: ImportError, requirement: str) -> UserError:
     """What is said of a package that cannot be imported: it is missing, or it is there and something is wrong with it.
 
@@ -51,10 +67,10 @@ def cannot_import(who: str, error: ImportError, requirement: str) -> UserError:
     error : ImportError
         What importing it raised.
     requirement : str
-        What pip is asked for.
+        What pip is asked for, see ``pip_install``.
     """
     missing = (error.name or "").partition(".")[0]
     if isinstance(error, ModuleNotFoundError) and missing and importlib.util.find_spec(missing) is None:
-        return UserError(f"{who} needs {missing}, which is not installed: pip install {requirement}")
+        return UserError(f"{who} needs {missing}, which is not installed: {pip_install(requirement)}")
     reason = " ".join(str(error).split())
-    return UserError(f"{who} needs what cannot be imported here ({reason}): pip install --upgrade {requirement}")
+    return UserError(f"{who} needs what cannot be imported here ({reason}): {pip_install(requirement, upgrade=True)}")

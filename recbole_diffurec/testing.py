@@ -55,6 +55,7 @@ SMALL: dict[str, Any] = {
     "train_batch_size": 64,
     "eval_batch_size": 32,
     "diffusion_steps": 4,
+    "sampling_steps": None,
     "topk": [3, 5],
     "valid_metric": "NDCG@5",
     "gpu_id": "",
@@ -189,6 +190,7 @@ class _Check:
         for batch in (sequences, prefixes):
             network.zero_grad()
             loss: Any = network.calculate_loss(batch)
+            loss = sum(loss) if isinstance(loss, tuple) else loss
             loss.backward()
             found.append((loss.detach(), _gradients(network)))
         torch.testing.assert_close(*found, **FLOAT64, msg=lambda m: f"{self.spec.name}: not all positions: {m}")
@@ -256,10 +258,15 @@ class _Check:
             _refused(self.spec, kind, attempt)
         elif kind == "safetensors" or issubclass(network, Exportable):
             try:
-                attempt()
+                made = attempt()
             except UserError as error:
                 if "reads no histories" not in str(error):
                     raise AssertionError(f"{self.spec.name} cannot be exported as {kind}: {error}") from error
+                return
+            if kind == "safetensors":
+                files = (result["checkpoint"], made["output"])
+                own, shared = (Recommender.load(file).recommend([["i1", "i2", "i3"]]) for file in files)
+                assert own.equals(shared), f"{self.spec.name} recommends other items once it is shared"
 
 
 @contextlib.contextmanager

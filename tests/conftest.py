@@ -7,6 +7,7 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:  # every core has a worker; PyTorch reads it when it is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,14 @@ TINY: dict[str, Any] = {
     "epochs": 1, "hidden_size": 16, "n_layers": 1, "n_heads": 2, "MAX_ITEM_LIST_LENGTH": 8, "show_progress": False,
     "user_inter_num_interval": "[5,50]", "gpu_id": "",
 }  # fmt: skip
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# Without the last ones it looks up hosts of its maker at every start.
+BROWSER_OPTIONS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 
 
 def flags(parameters: Mapping[str, Any]) -> list[str]:
@@ -72,9 +81,28 @@ def served_checkpoint(trained: dict[str, Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def masked_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a model that draws lists of up to three items together."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("masked"))
+        return Path(recbole_diffurec.run("MaskedDiffRec", **{**TINY, "n_slots": 3})["checkpoint"])
+
+
+@pytest.fixture(scope="session")
 def service(served_checkpoint: Path) -> Iterator[str]:
     """The address of a running service, whose end is checked as well."""
-    command = [sys.executable, "-m", "recbole_diffurec", "serve", str(served_checkpoint), "--port=0", "--max_batch=8"]
+    yield from served(served_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def masked_service(masked_checkpoint: Path) -> Iterator[str]:
+    """As ``service``, of a model that draws lists."""
+    yield from served(masked_checkpoint)
+
+
+def served(checkpoint: Path) -> Iterator[str]:
+    """The address of a service of a checkpoint, and then its end."""
+    command = [sys.executable, "-m", "recbole_diffurec", "serve", str(checkpoint), "--port=0", "--max_batch=8"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stderr is not None
     line = process.stdout.readline()
@@ -84,6 +112,19 @@ def service(served_checkpoint: Path) -> Iterator[str]:
     _, errors = process.communicate(timeout=60)
     malformed = "WARNING:  Invalid HTTP request received.\n"  # what uvicorn says of some requests of the tests
     assert (process.returncode, errors.replace(malformed, "")) == (0, "")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, driven by Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="tests of pages need playwright")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"tests of pages need a browser: none of {', '.join(BROWSERS)} is installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=BROWSER_OPTIONS)
+        yield browser
+        browser.close()
 
 
 class FakeDataset:

@@ -91,6 +91,4 @@ def _dispatch(arguments: list[str]) -> int:
         arguments = [argument for argument in arguments if argument != "--overwrite"]
         return distributed.launch(["run", *arguments], *places, options.rendezvous_minutes)
     allocator.keep_freed_memory()
-    if not sys.stderr.isatty() or ranks.rank() > 0:
-        parameters["show_progress"] = False
     return COMMANDS[command](options, parameters)

@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Callable
@@ -82,7 +83,6 @@ def _entry(name: str, said: str, width: int, one_line: bool = False) -> str:
 def _prepare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     from recbole_diffurec.data.prepare import prepare
 
-    parameters.pop("show_progress", None)  # there is none
     given = {**_table_options(options), **parameters}
     made = prepare(options.source, data_path=options.data_path, encoding=options.encoding, **given)
     say(made.describe())
@@ -138,7 +138,7 @@ def _refuse_files_of_settings(command: str, checkpoints: list[str], parameters: 
 
 
 def _compare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
-    from recbole_diffurec.experiments import tables
+    from recbole_diffurec.experiments import readable
     from recbole_diffurec.experiments.compare import compare
     from recbole_diffurec.experiments.grid import split_list
 
@@ -160,7 +160,7 @@ def _compare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     )
     if comparison is None:
         return 0
-    say(tables.terminal(comparison.results))
+    say(readable.terminal(comparison.results))
     say(f"report      {os.path.relpath(comparison.output_dir / 'report.html')}")
     for run, reason in comparison.failures.items():
         tell(f"{run} failed: {reason}")
@@ -168,6 +168,18 @@ def _compare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
 
 
 def _tune(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    from recbole_diffurec.experiments.progress import LINE
+
+    LINE.begin(parameters.get("show_progress") is not False)  # before what takes seconds to import
+    try:
+        return _tuned(options, parameters)
+    finally:
+        LINE.end()
+
+
+def _tuned(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    """``_tune`` under its line."""
+    from recbole_diffurec.experiments.progress import LINE
     from recbole_diffurec.experiments.tune import tune
     from recbole_diffurec.training.report import format_result
 
@@ -175,9 +187,10 @@ def _tune(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     given = {name: value for name, value in given.items() if value is not None or name not in _TABLE_OPTIONS}
     try:
         found = tune(given.pop("model"), given.pop("dataset"), **given)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:  # in the search, or in the training of the best
+        LINE.end()
         tell(f"interrupted; --resume resumes the search in '{options.output_dir}'")
-        return 130
+        return 128 + getattr(stop, "signal", signal.SIGINT)
     say(found["trials"].drop(columns=["trial", "error"]).to_string(index=False))
     say(f"\nbest        {os.path.relpath(os.path.join(options.output_dir, 'best.yaml'))}")
     for result in found["final"]:
@@ -233,10 +246,14 @@ def _export(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     given = vars(options)
     result = export(given.pop("checkpoint"), **given, **parameters)
     if "difference" in result:
-        say(f"scores differ from PyTorch's by at most {result['difference']:.1e} of the largest")
+        say(f"{options.returns:<11} differs from PyTorch's by at most {result['difference']:.1e} of the largest")
     if "recall" in result:
         say(f"recall      {result['recall']:.4f} of the exact top 20")
     say(f"output      {os.path.relpath(result['output'])}\nitems       {os.path.relpath(result['description'])}")
+    if "card" in result:
+        say(f"card        {os.path.relpath(result['card'])}")
+    if "commit" in result:
+        say(f"commit      {result['commit']}")
     return 0
 
 
@@ -244,7 +261,7 @@ def _serve(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     try:
         from recbole_diffurec.inference.service import serve
     except ImportError as error:
-        raise cannot_import("serve", error, "'recbole-diffurec[serve]'") from None
+        raise cannot_import("serve", error, "[serve]") from None
 
     given = vars(options)
     try:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from recbole_diffurec.cli.arguments import apart, parse_parameters
 from recbole_diffurec.cli.terminal import say
-from recbole_diffurec.config import layers
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.models import spec as register
 from recbole_diffurec.version import __version__
+
+_CHECKPOINT = "a .pth file that a run wrote, or a .safetensors file that export made of one"
 
 _PARAMETERS_HELP = """\
 any other parameter:
@@ -134,7 +136,7 @@ def _evaluate() -> _Parser:
         "Test a checkpoint. Without parameters the figures are those of the run that wrote it.\n"
         "Several are tested as one model: the mean of their softmax probabilities.",
     )
-    command.add_argument("checkpoints", metavar="CHECKPOINT", nargs="+", help="a .pth file that a run wrote")
+    command.add_argument("checkpoints", metavar="CHECKPOINT", nargs="+", help=_CHECKPOINT)
     command.add_argument("--result_file", metavar="PATH", help="write the result as JSON")
     return command
 
@@ -146,7 +148,7 @@ def _audit() -> _Parser:
         "fewer steps, the same inference spent otherwise, the samples. Several checkpoints: the first is audited,\n"
         "all of them are an ensemble of the same inference. Nothing is trained unless asked for.",
     )
-    command.add_argument("checkpoints", metavar="CHECKPOINT", nargs="+", help="a .pth file that a run wrote")
+    command.add_argument("checkpoints", metavar="CHECKPOINT", nargs="+", help=_CHECKPOINT)
     command.add_argument("--users", type=int, metavar="N", help="test users to draw; by default all")
     command.add_argument("--sample_seed", type=int, default=2020, metavar="N", help="of the draw of users (2020)")
     command.add_argument(
@@ -224,7 +226,7 @@ def _recommend() -> _Parser:
         "recommend",
         "Write the best items for each history in a file; without --input, for every user of the training data.",
     )
-    command.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file that a run wrote")
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help=_CHECKPOINT)
     command.add_argument(
         "--output", required=True, metavar="FILE", help=".csv, .jsonl (also .gz, .zst) or .parquet; - prints CSV"
     )
@@ -237,7 +239,9 @@ def _recommend() -> _Parser:
     command.add_argument("--users", metavar="FILE", help="recommend only to the users in this file, one a line")
     _add_columns(command)
     command.add_argument(
-        "--explain", action="store_true", help="add 'because': the items of the history that are most like the item"
+        "--explain",
+        action="store_true",
+        help="add 'because': items of the history that the model attends to, or most like the item",
     )
     command.add_argument("--k", type=int, default=20, metavar="N", help="items for each user (20)")
     command.add_argument(
@@ -272,7 +276,7 @@ def _add_columns(command: _Parser) -> None:
 
 def _similar() -> _Parser:
     command = _Parser.of("similar", "The items that are most like some, by the cosine of the model's vectors of items.")
-    command.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file that a run wrote")
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help=_CHECKPOINT)
     command.add_argument(
         "--items", required=True, metavar="A,B", help='ids, or a JSON list of them where one has a comma: ["a, b"]'
     )
@@ -284,15 +288,37 @@ def _similar() -> _Parser:
 
 def _export() -> _Parser:
     command = _Parser.of("export", "Write a trained model for another runtime, and its item ids beside it.")
-    command.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file that a run wrote")
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help=_CHECKPOINT)
     command.add_argument(
         "--format",
         default="onnx",
-        help="onnx (default) or torch: inference with the whole reverse process; safetensors: the weights; faiss: an "
-        "index of the item vectors; npy: these vectors",
+        help="onnx (default) or torch: inference with the whole reverse process; safetensors: the model to share, with "
+        "a card; faiss: an index of the item vectors; npy: these vectors",
     )
     command.add_argument("--output", metavar="FILE", help="by default the checkpoint's name with the format's ending")
     command.add_argument("--input", metavar="FILE", help="histories to measure the faiss index's recall on")
+    command.add_argument(
+        "--returns",
+        default="scores",
+        metavar="WHAT",
+        help="of a program: scores (default), or query, the vector to search the index with",
+    )
+    command.add_argument(
+        "--noise",
+        default="input",
+        metavar="FROM",
+        help="of a program: input (default), it is given the noise, or seed, it makes it of a seed as the model does",
+    )
+    command.add_argument(
+        "--results",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="A,B",
+        help="result files of its run, evaluation or audit, whose figures the card is to have",
+    )
+    command.add_argument(
+        "--push_to", metavar="ORG/NAME", help="put the model and its card on the Hugging Face Hub as well"
+    )
     return command
 
 
@@ -300,7 +326,7 @@ def _serve() -> _Parser:
     command = _Parser.of(
         "serve", "Answer requests for recommendations over HTTP; a page to try it at /, its API at /docs."
     )
-    command.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file that a run wrote")
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help=_CHECKPOINT)
     command.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (127.0.0.1)")
     command.add_argument(
         "--port", type=int, default=8000, metavar="N", help="port to listen on (8000); 0 for a free one"
@@ -333,51 +359,6 @@ PARSERS: dict[str, Callable[[], _Parser]] = {
 def parse(command: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """The options of a command, and all other arguments as parameters."""
     parser = PARSERS[command]()
-    own, parameters = _apart(arguments, parser.own)
+    own, parameters = apart(arguments, parser.own)
     options, rest = parser.parse_known_args(own)
     return options, parse_parameters([*rest, *parameters])
-
-
-def _apart(arguments: Sequence[str], options: Container[str]) -> tuple[list[str], list[str]]:
-    """The arguments that are a command's own, and those of parameters.
-
-    ``argparse`` takes ``--topk=[5, 10]`` for a file name, for its space, and the value of ``--topk 5`` too.
-    """
-    own: list[str] = []
-    parameters: list[str] = []
-    remaining = list(arguments)
-    while remaining:
-        argument = remaining.pop(0)
-        name, equals, _ = argument.partition("=")
-        if not argument.startswith("--") or len(name) == 2 or name in options:
-            own.append(argument)
-            continue
-        parameters.append(argument)
-        if not equals and remaining and not remaining[0].startswith("--"):
-            parameters.append(remaining.pop(0))
-    return own, parameters
-
-
-def parse_parameters(arguments: Sequence[str]) -> dict[str, Any]:
-    """``--name=value`` and ``--name value`` pairs, with values read as YAML.
-
-    Raises
-    ------
-    UserError
-        An argument that is no such pair, or a name given twice.
-    """
-    parameters: dict[str, Any] = {}
-    remaining = list(arguments)
-    while remaining:
-        argument = remaining.pop(0)
-        name, equals, text = argument[2:].partition("=")
-        if not argument.startswith("--") or not name:
-            raise UserError(f"unexpected argument '{argument}': parameters are given as --name=value")
-        if not equals:
-            if not remaining or remaining[0].startswith("--"):
-                raise UserError(f"parameter '--{name}' has no value: give it as --{name}=value")
-            text = remaining.pop(0)
-        if name in parameters:
-            raise UserError(f"parameter '--{name}' is given twice: leave one out")
-        parameters[name] = layers.parse_value(name, text)
-    return parameters

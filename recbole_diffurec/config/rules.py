@@ -15,7 +15,7 @@ from recbole_diffurec.errors import UserError
 # Parameters on which no figure depends: they say where and how a run happens.
 NOT_IN_RESULT = frozenset(
     {"checkpoint_dir", "data_path", "gpu_id", "use_gpu", "show_progress", "state", "worker", "source_base_urls"}
-    | {"checkpoint_minutes", "detect_anomaly", "log_wandb", "wandb_project", "expected_counts"}
+    | {"checkpoint_minutes", "detect_anomaly", "log_to", "log_wandb", "wandb_project", "expected_counts"}
 )
 
 # Parameters that runs of version 0.1.0 did not have, each with the value that means what was done without it. A new
@@ -26,6 +26,8 @@ MEANT_BEFORE: dict[str, Any] = {
     "valid_sampling_steps": None,
     "rows": "prefixes",
     "noised_target": True,
+    "draws": 1,
+    "squared_error_weight": 0.0,
 }
 
 
@@ -102,6 +104,8 @@ RULES: dict[str, Rule] = {
     "gpu_id": Rule("str", optional=True),
     "use_gpu": Rule("bool"),
     "show_progress": Rule("bool"),
+    "log_to": Rule("list", optional=True),
+    "wandb_project": Rule("str", optional=True),
     "epochs": COUNT,
     "train_batch_size": COUNT,
     "eval_batch_size": COUNT,

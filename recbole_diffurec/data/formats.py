@@ -29,7 +29,11 @@ def is_table(name: str) -> bool:
 
 
 def open_table(
-    path: str | Path, what: str = "file", separator: str | None = None, encoding: str | None = None
+    path: str | Path,
+    what: str = "file",
+    separator: str | None = None,
+    encoding: str | None = None,
+    named: bool = True,
 ) -> Table:
     """A table by its file's ending: ``.csv``, ``.tsv``, ``.jsonl``, ``.parquet``, or RecBole's ``.inter``.
 
@@ -41,16 +45,18 @@ def open_table(
     path : str or Path
         The file.
     what : str
-        What messages call it, before its path.
+        What messages call it.
     separator, encoding : str, optional
         Between columns, and of the text; by default what the file looks like. Atomic files are of UTF-8 with tabs.
+    named : bool
+        Whether messages name its path as well.
 
     Raises
     ------
     UserError
         The file is of another kind, or cannot be opened, or its first line names no columns.
     """
-    path, name = Path(path), f"{what} '{path}'".lstrip()
+    path, name = Path(path), f"{what} '{path}'".lstrip() if named else what
     kind = kind_of(path)
     if kind == ".inter":
         table = AtomicFile(path, name, separator or "\t", encoding or "utf-8-sig")
@@ -82,12 +88,7 @@ def standard_input() -> Iterator[Table]:
             begin = content.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
         kind = ".parquet" if begin.startswith(b"PAR1") else ".jsonl" if begin.startswith(b"{") else ".csv"
         path = path.rename(path.with_name(f"table{kind}{packed}"))
-        try:
-            table = open_table(path, "standard input")
-        except UserError as error:
-            raise UserError(str(error).replace(f" '{path}'", "")) from None
-        table.name = "standard input"
-        yield table
+        yield open_table(path, "standard input", named=False)
 
 
 def _delimited(path: Path, name: str, separator: str | None, encoding: str | None) -> CsvFile:

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import pooch
 import requests
 from urllib3.exceptions import MaxRetryError, NewConnectionError, ReadTimeoutError
 
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.runtime import visible
 
 __all__ = ["KNOWN_SOURCES", "Source", "check_name", "ensure_dataset"]
 
@@ -222,12 +222,14 @@ def _download(base_url: str, filename: str, folder: Path, show_progress: bool) -
 
     Raises _NotFetchedError if the network or the server is at fault, and OSError if the disk is.
     """
-    # pooch reports failures in its own words, some as several sentences; ensure_dataset has its own.
+    import pooch  # here, since in a notebook without ipywidgets it warns that bars are missing
+
+    # It reports failures in its own words, some as several sentences; ensure_dataset has its own.
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError("no permission to write")
     pooch.get_logger().setLevel(logging.WARNING)
     http = pooch.HTTPDownloader(
-        progressbar=show_progress,
+        progressbar=show_progress and visible.bars_are_drawn(),
         chunk_size=_CHUNK_BYTES,
         timeout=_TIMEOUT,
         hooks={"response": _demand_whole_body},

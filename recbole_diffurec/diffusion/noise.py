@@ -1,7 +1,7 @@
 """Where the random numbers of a pass come from.
 
-Shapes: B batch, N tokens, d hidden size. A source gives the noise of the forward process or the start of the reverse
-process, the noise of its steps, and what a denoiser draws for each token.
+Shapes: B batch, L padded history length, N tokens, d hidden size. A source gives the noise of the forward process or
+the start of the reverse process, the noise of its steps, and what a denoiser draws for each token.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 31)
 
 
-def _seeded(keys: Tensor, seed: int) -> Tensor:
-    return _mix(keys + _mix(torch.tensor(seed, device=keys.device)))
+def _seeded(keys: Tensor, seed: int | Tensor) -> Tensor:
+    return _mix(keys + _mix(torch.as_tensor(seed, device=keys.device)))
 
 
 def uniforms(keys: Tensor, seed: int) -> Tensor:
@@ -50,6 +50,23 @@ def history_keys(items: Tensor, age: Tensor, real: Tensor | None, row: Tensor, n
     if real is not None:
         token_hash = token_hash * real
     return _mix(torch.zeros(n_rows, dtype=torch.int64, device=items.device).index_add_(0, row, token_hash))
+
+
+def prefix_keys(items: Tensor) -> Tensor:
+    """A 64-bit hash of each history and of each of its beginnings: what comes later has no part in it.
+
+    Parameters
+    ----------
+    items : Tensor
+        int [B, L], the oldest first.
+
+    Returns
+    -------
+    Tensor
+        int64 [B, L], of the items up to each place.
+    """
+    place = torch.arange(items.shape[1], device=items.device)
+    return _mix(_mix(_mix(items) + place).cumsum(dim=1))
 
 
 class Draws(Protocol):
@@ -124,13 +141,15 @@ class NoiseTable(nn.Module):
         generator = torch.Generator().manual_seed(0)
         self.register_buffer("rows", torch.randn(self.SIZE, dim, generator=generator), persistent=False)
 
-    def for_batch(self, seed: int, row_keys: Tensor, row: Tensor, age: Tensor, dtype: torch.dtype) -> TableNoise:
+    def for_batch(
+        self, seed: int | Tensor, row_keys: Tensor, row: Tensor, age: Tensor, dtype: torch.dtype
+    ) -> TableNoise:
         """The source for one batch.
 
         Parameters
         ----------
-        seed : int
-            Another seed gives other noise.
+        seed : int or Tensor
+            Another seed gives other noise; a program's is int64 [].
         row_keys : Tensor
             int64 [B], from ``history_keys``.
         row, age : Tensor

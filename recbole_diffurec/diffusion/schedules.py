@@ -66,8 +66,37 @@ def sqrt(n_steps: int) -> np.ndarray:
     return _from_alpha_bar(lambda t: 1.0 - math.sqrt(t + 1e-4), grid[:-1], grid[1:])
 
 
+def falling_snr(n_steps: int, high: float, low: float) -> np.ndarray:
+    """The variances by which the signal-to-noise ratio alpha_bar / (1 - alpha_bar) falls evenly in its logarithm.
+
+    Parameters
+    ----------
+    n_steps : int
+        T, at least 1.
+    high, low : float
+        The ratio after the first step and after the last, above 0.
+
+    Returns
+    -------
+    np.ndarray
+        float64 array of shape [T], every entry in (0, 1).
+    """
+    alpha_bar = 1.0 / (1.0 + 1.0 / np.geomspace(high, low, n_steps))
+    return 1.0 - alpha_bar / np.append(1.0, alpha_bar[:-1])
+
+
+def rectified(n_steps: int) -> np.ndarray:
+    """The noise levels of a rectified flow, x_t = (1 - t) x_0 + t eps, over T equal intervals of [0, 1].
+
+    Divided by its standard deviation x_t is a state of this package's process, and a step of DDIM without noise is
+    Euler's step of the flow (Liu, Gong, Liu 2023).
+    """
+    grid = np.arange(n_steps + 1) / n_steps
+    return _from_alpha_bar(lambda t: (1.0 - t) ** 2 / ((1.0 - t) ** 2 + t**2), grid[:-1], grid[1:])
+
+
 SCHEDULES: dict[str, Callable[[int], np.ndarray]] = {
-    f.__name__: f for f in (linear, cosine, sqrt, trunc_cos, trunc_lin, pw_lin)
+    f.__name__: f for f in (linear, cosine, sqrt, trunc_cos, trunc_lin, pw_lin, rectified)
 }
 
 

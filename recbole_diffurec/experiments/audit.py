@@ -30,7 +30,7 @@ from recbole_diffurec.experiments.verdict import verdict
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.models import spec as register
 from recbole_diffurec.models.base import DiffusionRecommender, NotApplicable
-from recbole_diffurec.runtime import files
+from recbole_diffurec.runtime import files, visible
 from recbole_diffurec.training.evaluate import Member, Opened, as_one, open_members, opened
 from recbole_diffurec.training.report import deliver, describe_run, explained
 from recbole_diffurec.training.run import TrainedRun, train_or_resume
@@ -91,6 +91,7 @@ class Extent:
                 raise UserError(f"{name} must be an integer of at least {lowest}, got {value!r}: give another one")
 
 
+@visible.lines()
 def audit(
     checkpoint_file: str | Path,
     *more: str | Path,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recbole_diffurec.experiments.audit_tables import ANSWERS
-from recbole_diffurec.experiments.figures import COLOURS, COLUMN, MARKERS, STYLE, Picture, write_figure
+from recbole_diffurec.experiments.looks import COLOURS, COLUMN, MARKERS, STYLE, Picture, write_figure
 from recbole_diffurec.experiments.verdict import MARGIN
 
 if TYPE_CHECKING:

@@ -23,15 +23,37 @@ def require(module: str, what: str) -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        raise cannot_import(what, error, "'recbole-diffurec[tune]'") from None
+        raise cannot_import(what, error, "[tune]") from None
+
+
+LOG = "ray.log"  # what Ray says, in the folder of what is made with it
 
 
 @contextlib.contextmanager
-def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
+def _spoken_to(path: Path) -> Iterator[None]:
+    """What Ray's own loggers say goes to a file; it is for whoever looks for a mistake, and not for the terminal."""
+    ray_logger = logging.getLogger("ray")
+    handlers = ray_logger.handlers
+    own = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=True)
+    own.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    ray_logger.handlers = [own]
+    try:
+        yield
+    finally:
+        ray_logger.handlers = handlers
+        own.close()
+
+
+@contextlib.contextmanager
+def connected(address: str | None, log: Path, cpus: int | None = None) -> Iterator[Any]:
     """Ray, started here or joined at ``address``, with this package on every worker.
 
     Parameters
     ----------
+    address : str or None
+        Of a cluster.
+    log : Path
+        The file of Ray's own words.
     cpus : int, optional
         What a Ray started here may hand out; None for what the machine has.
 
@@ -45,7 +67,7 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
     # Ray takes what the environment says where it is told nothing.
     address = address or os.environ.get("RAY_ADDRESS", "").strip() or None
     _check_address(address)
-    with tempfile.TemporaryDirectory() as folder:
+    with _spoken_to(log), tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "recbole_diffurec"
         shutil.copytree(Path(__file__).resolve().parents[1], package, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copytree(layers.properties_dir(), package / "properties", dirs_exist_ok=True)
@@ -134,7 +156,7 @@ class HowToRun:
 
 
 def run_parallel(
-    jobs: Sequence[Any], function: Callable[[Any, Any], Any], shared: Any, how: HowToRun
+    jobs: Sequence[Any], function: Callable[[Any, Any], Any], shared: Any, how: HowToRun, log: Path
 ) -> Iterator[tuple[Any, Any]]:
     """``function(job, shared)`` for every job, at most ``how.parallel`` at a time, as they finish.
 
@@ -148,6 +170,8 @@ def run_parallel(
         What every job is given; put into Ray's object store once.
     how : HowToRun
         Where, and what each run is given.
+    log : Path
+        The file of Ray's own words.
 
     Yields
     ------
@@ -157,7 +181,7 @@ def run_parallel(
         What the function returned, or the exception that it raised.
     """
     needed = max(1, int(how.parallel * how.cpus_per_run + 0.999))
-    with connected(how.ray_address, None if how.ray_address else needed) as ray:
+    with connected(how.ray_address, log, None if how.ray_address else needed) as ray:
         remote = ray.remote(num_cpus=how.cpus_per_run, num_gpus=how.gpus_per_run, max_retries=1)(function)
         reference = ray.put(shared)
         waiting = list(jobs)

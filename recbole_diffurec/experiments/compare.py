@@ -14,13 +14,14 @@ import numpy as np
 from recbole_diffurec.config import layers
 from recbole_diffurec.config.rules import take_options
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.experiments import cluster, figures, measures, report, tables
+from recbole_diffurec.experiments import about, cluster, figures, measures, readable, report, tables
 from recbole_diffurec.experiments.audit import short_audit
 from recbole_diffurec.experiments.cluster import HowToRun
 from recbole_diffurec.experiments.grid import Job, plan
+from recbole_diffurec.experiments.progress import format_seconds
 from recbole_diffurec.experiments.store import RunStore
 from recbole_diffurec.host.loaders import FirstBatches, dataset_of, subset_loader
-from recbole_diffurec.runtime import files
+from recbole_diffurec.runtime import files, visible
 from recbole_diffurec.training.own_data import data_set_of
 from recbole_diffurec.training.prepare import DatasetCache, build, prepare_data
 from recbole_diffurec.training.run import train_or_resume
@@ -51,6 +52,7 @@ class Comparison:
     output_dir: Path
 
 
+@visible.lines()
 def compare(
     models: Sequence[str] = (),
     datasets: Sequence[str] = (),
@@ -76,8 +78,8 @@ def compare(
     output_dir : str or Path, optional
         Finished runs are kept there and are not run again.
     baseline : str, optional
-        The entry that the others are tested against; by default the best by validation among the models that are not of
-        this package, or the first entry.
+        The entry that the others are measured against, in improvement and significance; by default the best by
+        validation among the baselines, or among all entries where all are methods of their own.
     experiment : str, optional
         Name of a file under ``properties/experiment``; it may name models, datasets, seeds and baseline as well.
     config_files : Sequence of (str or Path), optional
@@ -91,6 +93,8 @@ def compare(
     UserError
         Anything given is wrong; raised before the first run starts.
     """
+    asked = {"models": models, "dataset": datasets, "seeds": seeds, "baseline": baseline, "experiment": experiment}
+    command = about.command("compare", {**asked, "config_files": config_files, "output_dir": output_dir}, parameters)
     how = take_options(HowToRun, parameters)
     datasets, parameters = _made_of_tables(datasets, parameters, config_files, experiment)
     settings = layers.settings(experiment, config_files, parameters, many_runs=True)
@@ -107,10 +111,8 @@ def compare(
     if how.dry_run:
         return None
     failures = _run_all(missing, store, shared, _Clock(durations, bounds, how.parallel), how)
-    finished = [job for job in jobs if job in store]
-    if not finished:
-        raise UserError("no run of the comparison succeeded: " + "; ".join(f"{k}: {v}" for k, v in failures.items()))
-    return write_outputs(finished, store, output_dir, baseline, failures)
+    finished = _finished(jobs, store, failures)
+    return write_outputs(tables.Results(finished, store, baseline), output_dir, failures, command)
 
 
 def _made_of_tables(
@@ -150,14 +152,19 @@ def _baseline(name: str | None, jobs: Sequence[Job]) -> str | None:
     return name
 
 
-def write_outputs(
-    jobs: Sequence[Job], store: RunStore, output_dir: Path, baseline: str | None, failures: Mapping[str, str]
-) -> Comparison:
+def _finished(jobs: Sequence[Job], store: RunStore, failures: Mapping[str, str]) -> list[Job]:
+    """Those of the runs that are there; there must be one."""
+    finished = [job for job in jobs if job in store]
+    if not finished:
+        raise UserError("no run of the comparison succeeded: " + "; ".join(f"{k}: {v}" for k, v in failures.items()))
+    return finished
+
+
+def write_outputs(data: tables.Results, output_dir: Path, failures: Mapping[str, str], command: str) -> Comparison:
     """Tables, figures and the report of finished runs."""
-    data = tables.Results(jobs, store, baseline)
-    tables.write(data, output_dir)
+    readable.write(data, output_dir)
     pictures = figures.draw_all(data, output_dir / "figures")
-    report.write(data, pictures, failures, output_dir / "report.html")
+    report.write(data, pictures, failures, command, output_dir / "report.html")
     return Comparison(data, dict(failures), output_dir)
 
 
@@ -184,8 +191,8 @@ def run_job(job: Job, datasets: DatasetCache | None = None) -> tuple[dict[str, A
     }
     arrays = {**measures.per_user(collector, run.data), **measures.diffusion_measures(run)}
     found = short_audit(run)
-    about = {"label": job.entry.label, "lists": lists, **({"audit": found} if found else {})}
-    result = {**run.result, **about, "seconds": time.perf_counter() - started}
+    more = {"label": job.entry.label, "lists": lists, **({"audit": found} if found else {}), **about.here_and_now()}
+    result = {**run.result, **more, "seconds": time.perf_counter() - started}
     return result, arrays
 
 
@@ -194,7 +201,8 @@ def _run_all(
 ) -> dict[str, str]:
     """Run and store; returns the failures."""
     failures: dict[str, str] = {}
-    outcomes = cluster.run_parallel(missing, run_job, shared, how) if how.on_ray else _one_by_one(missing, shared)
+    log = store.folder.parent / cluster.LOG
+    outcomes = cluster.run_parallel(missing, run_job, shared, how, log) if how.on_ray else _one_by_one(missing, shared)
     for done, (job, outcome) in enumerate(outcomes, start=1):
         if isinstance(outcome, Exception):
             failures[str(job)] = _reason(outcome)
@@ -320,13 +328,6 @@ def describe_cost(jobs: Sequence[Job], missing: Sequence[Job], bounds: Mapping[J
             f"  in all at most {format_seconds(total / max(parallel, 1))} on this machine; early stopping ends sooner"
         )
     return "\n".join(lines)
-
-
-def format_seconds(seconds: float) -> str:
-    """``8 s``, ``4.2 min`` or ``3.1 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _reason(error: Exception) -> str:

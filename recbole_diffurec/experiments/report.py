@@ -4,37 +4,76 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 import pandas as pd
 
-from recbole_diffurec.experiments import audit_tables, tables
-from recbole_diffurec.experiments.figures import Picture
+from recbole_diffurec.experiments import about, audit_tables, readable
+from recbole_diffurec.experiments.looks import Picture
 from recbole_diffurec.experiments.tables import Results
 from recbole_diffurec.runtime import files
+from recbole_diffurec.training.report import metric_name
 
 _STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem 1.5rem 4rem; color: #222; }
-h1 { font-size: 1.6rem; } h2 { margin-top: 3rem; border-bottom: 2px solid #0072b2; } h3 { margin-top: 2rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .8rem; }
-th, td { padding: .25rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
-th:first-child { text-align: left; } thead th { border-bottom: 2px solid #888; }
-tr.improvement { border-top: 2px solid #888; font-style: italic; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(21rem, 1fr)); gap: 1.5rem; }
-figure { margin: 0; } figure img { width: 100%; } figcaption { font-size: .85rem; color: #444; }
-.failed { border-left: 4px solid #d55e00; padding: .5rem 1rem; background: #fdf3ec; }
-nav a { margin-right: 1rem; } details { margin-top: 1rem; } pre { overflow-x: auto; font-size: .8rem; }
-.note { color: #444; font-size: .9rem; }
+:root { color-scheme: light dark; --text: #222; --page: #fff; --soft: #444; --line: #ddd; --firm: #888; --mark: #0072b2;
+  --failed: #fdf3ec; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e4e4e4; --page: #16181b; --soft: #b4b4b4; --line: #3a3d42; --firm: #85898f; --mark: #56b4e9;
+    --failed: #3a2417; }
+}
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem 1.5rem 4rem;
+  color: var(--text); background: var(--page); overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.3; } h2 { margin-top: 3rem; border-bottom: 2px solid var(--mark); }
+h3 { margin-top: 2rem; } a { color: var(--mark); }
+.scroll { overflow-x: auto; margin-bottom: 1rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .8rem; overflow-wrap: normal; }
+th, td { padding: .25rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+thead th { border-bottom: 2px solid var(--firm); white-space: normal; vertical-align: bottom; }
+th:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; width: 15rem; min-width: 7rem;
+  position: sticky; left: 0; background: var(--page); }
+tr.improvement > * { border-top: 2px solid var(--firm); font-style: italic; }
+dl.about { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; font-size: .9rem; }
+dl.about dt { color: var(--soft); } dl.about dd { margin: 0; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(21rem, 100%), 1fr)); gap: 1.5rem; }
+figure { margin: 0; } figure img { width: 100%; background: #fff; }
+figcaption { font-size: .85rem; color: var(--soft); }
+figure.wide { grid-column: 1 / -1; }
+.failed { border-left: 4px solid #d55e00; padding: .5rem 1rem; background: var(--failed); }
+nav a { margin-right: 1rem; } details { margin-top: 1rem; }
+pre { font-size: .8rem; white-space: pre-wrap; }
+.note { color: var(--soft); font-size: .9rem; }
+@media (max-width: 40rem) { body { padding: 1rem; } dl.about { display: block; } dl.about dt { margin-top: .5rem; }
+  th:first-child { width: 7rem; } }
 """
 
 
-def write(results: Results, pictures: Sequence[Picture], failures: Mapping[str, str], path: Path) -> None:
-    """Write the report to ``path``."""
-    title = f"{', '.join(results.labels)} on {', '.join(results.datasets)}"
-    sections = [_failures(failures)] if failures else []
+# Characters of a table's type that the page has room for at 1280 px, in the column of labels, and between two columns.
+ROOM, LABEL, BETWEEN = 138, 32, 2.5
+NAMED = 4  # models that a title names
+
+
+def write(results: Results, pictures: Sequence[Picture], failures: Mapping[str, str], command: str, path: Path) -> None:
+    """Write the report to ``path``.
+
+    Parameters
+    ----------
+    results : Results
+        The runs.
+    pictures : Sequence of Picture
+        Of all data sets.
+    failures : Mapping of str to str
+        {run: reason}.
+    command : str
+        What asked for the runs.
+    path : Path
+        The file.
+    """
+    models = ", ".join(results.labels) if len(results.labels) <= NAMED else f"{len(results.labels)} models"
+    title = f"{models} on {', '.join(results.datasets)}"
+    sections = [_about(about.rows(results, command))]
+    sections += [_failures(failures)] if failures else []
     for dataset in results.datasets:
         sections.append(_dataset(results, dataset, [p for p in pictures if p.dataset == dataset]))
     links = "".join(f'<a href="#{html.escape(name)}">{html.escape(name)}</a>' for name in results.datasets)
@@ -103,6 +142,13 @@ def _page(title: str, body: str) -> str:
 """
 
 
+def _about(rows: Mapping[str, str]) -> str:
+    said = {name: html.escape(text) for name, text in rows.items()}
+    said["command"] = f"<code>{said['command']}</code>"
+    items = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in said.items())
+    return f'<dl class="about">{items}</dl>'
+
+
 def _failures(failures: Mapping[str, str]) -> str:
     items = "".join(f"<li><b>{html.escape(run)}</b>: {html.escape(why)}</li>" for run, why in failures.items())
     return f'<div class="failed"><b>{len(failures)} failed</b>; the same command tries again.<ul>{items}</ul></div>'
@@ -113,18 +159,20 @@ def _dataset(results: Results, dataset: str, pictures: Sequence[Picture]) -> str
     counts = f"{first['n_users']:,} users, {first['n_items']:,} items, {first['n_interactions']:,} interactions"
     parts = [
         f'<h2 id="{html.escape(dataset)}">{html.escape(dataset)}</h2>',
-        f"<p>{counts}. {html.escape(tables.seeds_note(results, dataset))}</p>",
+        f"<p>{counts}. {html.escape(readable.seeds_note(results, dataset))}</p>",
+        f"<p><b>{html.escape(results.reference(dataset))}</b></p>",
     ]
     for part, title in (("test", "Test"), ("valid", "Validation, at the best epoch")):
-        table = tables.marked(results, dataset, part, "<b>{}</b>", "<u>{}</u>", html.escape)
-        parts += [f"<h3>{title}</h3>", _table(table, escape=False)]
-    significance = tables.significance_table(results, dataset)
+        table = readable.marked(results, dataset, part, "<b>{}</b>", "<u>{}</u>", html.escape)
+        parts += [f"<h3>{title}</h3>", _table(table, escape=False, last=results.challenger_of(dataset) is not None)]
+    significance = readable.significance_table(results, dataset)
     if len(significance):
         parts.append(f"<h3>Better than {html.escape(results.baseline_of(dataset))}?</h3>")
-        parts += [f'<p class="note">{html.escape(tables.SIGNIFICANCE_NOTE)}</p>', _table(significance)]
+        parts += [f'<p class="note">{html.escape(readable.SIGNIFICANCE_NOTE)}</p>', _table(significance)]
     parts += ["<h3>Cost</h3>", _table(results.costs(dataset))]
     parts += ["<h3>Lists (test)</h3>", _table(results.lists(dataset))]
-    parts += ["<h3>Groups of test users</h3>", _table(tables.group_table(results, dataset))]
+    parts.append(f"<h3>Groups of test users, {metric_name(results.main_metric)}</h3>")
+    parts.append(_table(readable.group_table(results, dataset)))
     for label in results.labels_of(dataset):
         found = results.results[results.of(dataset, label)[0]].get("audit")
         if found:
@@ -135,29 +183,61 @@ def _dataset(results: Results, dataset: str, pictures: Sequence[Picture]) -> str
 
 
 def _figure(picture: Picture) -> str:
+    kind = ' class="wide"' if picture.wide else ""
     return (
-        f'<figure><img src="{picture.data_uri}" alt="{html.escape(picture.title)}">'
+        f'<figure{kind}><img src="{picture.data_uri}" alt="{html.escape(picture.title)}">'
         f"<figcaption>{html.escape(picture.title)}</figcaption></figure>"
     )
 
 
-def _table(table: pd.DataFrame, escape: bool = True) -> str:
+def _table(table: pd.DataFrame, escape: bool = True, last: bool = False) -> str:
+    """A table, in parts below each other where a page has no room for all of its columns.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        With labels as the index.
+    escape : bool
+        Whether cells are text; those that are not are HTML.
+    last : bool
+        Whether the last row is set off, since it is of other figures.
+    """
+    return "".join(_whole_table(table[part], escape, last) for part in _parts(table))
+
+
+def _parts(table: pd.DataFrame) -> list[list[str]]:
+    """The columns, in groups for which there is room."""
+    parts: list[list[str]] = [[]]
+    label = min(LABEL, max(map(len, map(str, table.index)), default=0))
+    room: float = ROOM - label
+    for column in table.columns:
+        cells = (re.sub("<[^>]*>", "", str(cell)) for cell in table[column])
+        width = max(map(len, [*str(column).split(), *cells]), default=0) + BETWEEN
+        if parts[-1] and width > room:
+            parts.append([])
+            room = ROOM - label
+        parts[-1].append(column)
+        room -= width
+    return parts
+
+
+def _whole_table(table: pd.DataFrame, escape: bool, last: bool) -> str:
     text = html.escape if escape else str
     head = "".join(f"<th>{html.escape(str(column))}</th>" for column in ["", *table.columns])
-    rows = "".join(
-        f'<tr class="{"improvement" if index == tables.IMPROVEMENT else "model"}"><th>{html.escape(str(index))}</th>'
-        + "".join(f"<td>{text(str(cell))}</td>" for cell in row)
-        + "</tr>"
+    rows = [
+        f"<th>{html.escape(str(index))}</th>" + "".join(f"<td>{text(str(cell))}</td>" for cell in row)
         for index, row in zip(table.index, table.to_numpy())
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    ]
+    kinds = ["model"] * (len(rows) - 1) + ["improvement" if last else "model"]
+    body = "".join(f'<tr class="{kind}">{row}</tr>' for kind, row in zip(kinds, rows))
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _runs(results: Results) -> str:
     parts = []
     for job, result in results.results.items():
         shown = json.dumps({"config": result["config"], "versions": result["versions"]}, indent=1)
-        test = ", ".join(f"{tables.metric_name(key)} {value:.4f}" for key, value in result["test_result"].items())
+        test = ", ".join(f"{metric_name(key)} {value:.4f}" for key, value in result["test_result"].items())
         parts.append(
             f"<details><summary>{html.escape(str(job))}: {html.escape(test)}</summary>"
             f"<pre>{html.escape(shown)}</pre></details>"

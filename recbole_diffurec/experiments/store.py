@@ -52,6 +52,8 @@ class _Kept(TypedDict):
     history: Annotated[list[_Epoch], pydantic.Field(min_length=1)]
     config: dict[str, Any]
     versions: dict[str, str]
+    date: NotRequired[str]
+    machine: NotRequired[dict[str, str | int]]
     digest: NotRequired[str]
     digest_of_arrays: NotRequired[str]
 

@@ -1,12 +1,11 @@
 """Tables of a comparison: every run, the summary over seeds, significance, groups of users, and the lists.
 
-Each is a pandas DataFrame first; ``write`` saves them as CSV, and the summary as Markdown and LaTeX as well.
+Each is a pandas DataFrame; ``readable`` writes them to files, and for people.
 """
 
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import Any, Sequence
 
 import numpy as np
@@ -16,11 +15,7 @@ from recbole_diffurec.experiments import measures, stats
 from recbole_diffurec.experiments.grid import Job
 from recbole_diffurec.experiments.store import RunStore
 from recbole_diffurec.host import catalogue
-from recbole_diffurec.runtime import files
 from recbole_diffurec.training.report import metric_name
-
-# The label of the row that says how much better the best of our models is than the best baseline.
-IMPROVEMENT = "improvement"
 
 # Columns that are costs rather than qualities: the smaller, the better; none is marked as best.
 COSTS = {
@@ -51,7 +46,8 @@ class Results:
         self._arrays = {job: store.arrays(job) for job in jobs}
         self.labels = list(dict.fromkeys(job.entry.label for job in jobs))
         self.datasets = list(dict.fromkeys(job.dataset for job in jobs))
-        self.methods = {job.entry.label for job in jobs if catalogue.find(job.entry.model).method}
+        self.specs = {job.entry.label: catalogue.find(job.entry.model) for job in jobs}
+        self.methods = {label for label, spec in self.specs.items() if spec.method}
         self.metrics = list(next(iter(self.results.values()))["test_result"])
         self._baseline = baseline
 
@@ -105,14 +101,43 @@ class Results:
         return table.reset_index()
 
     def baseline_of(self, dataset: str) -> str:
-        """The label that the others are tested against on a data set; chosen on validation, never on test."""
+        """The label that the others are measured against on a data set; chosen on validation, never on test."""
         labels = self.labels_of(dataset)
         if self._baseline in labels:
             return str(self._baseline)
-        others = [label for label in labels if label not in self.methods]
-        if not others:
-            return labels[0]
-        return max(others, key=lambda label: self.mean(dataset, label, f"valid_{self.main_metric}"))
+        return self._best_by_validation(dataset, [label for label in labels if label not in self.methods] or labels)
+
+    def challenger_of(self, dataset: str) -> str | None:
+        """Which of our models the improvement over the baseline is of: the best by validation; None without one.
+
+        Among our own models alone nothing is an improvement, unless somebody has named the baseline.
+        """
+        labels, baseline = self.labels_of(dataset), self.baseline_of(dataset)
+        ours = [label for label in labels if label in self.methods and label != baseline]
+        if not ours or (baseline in self.methods and baseline != self._baseline):
+            return None
+        return self._best_by_validation(dataset, ours)
+
+    def reference(self, dataset: str) -> str:
+        """In a sentence, which model the others are measured against, and why this one."""
+        baseline = self.baseline_of(dataset)
+        measure = f"by validation {metric_name(self.main_metric)}"
+        best = f"the best of {'all models' if baseline in self.methods else 'the baselines'} {measure}"
+        why = "as asked for" if baseline == self._baseline else best
+        challenger = self.challenger_of(dataset)
+        ours = f" The improvement is that of {challenger}, the best of the methods {measure}." if challenger else ""
+        return f"Reference of improvement and significance: {baseline}, {why}.{ours}"
+
+    def _best_by_validation(self, dataset: str, labels: Sequence[str]) -> str:
+        return max(labels, key=lambda label: self.mean(dataset, label, f"valid_{self.main_metric}"))
+
+    def losses(self, dataset: str) -> dict[str, list[str]]:
+        """The labels by the kind of their training loss; only within one can losses be compared."""
+        kinds: dict[str, list[str]] = {}
+        for label in self.labels_of(dataset):
+            config = self.results[self.of(dataset, label)[0]]["config"]
+            kinds.setdefault(self.specs[label].loss_of(config), []).append(label)
+        return kinds
 
     @property
     def main_metric(self) -> str:
@@ -175,28 +200,22 @@ class Results:
     # For people
 
     def display(self, dataset: str, part: str) -> pd.DataFrame:
-        """Metrics of one part (valid or test) as ``mean ± std``; with the improvement over the best baseline."""
+        """Metrics of one part (valid or test) as ``mean ± std``."""
         table = pd.DataFrame(index=self.labels_of(dataset))
         for key in self.metrics:
             table[metric_name(key)] = [self._cell(dataset, label, f"{part}_{key}") for label in table.index]
         return table
 
     def improvement(self, dataset: str, part: str) -> pd.Series | None:
-        """Of the best of our models over the best baseline in each metric, in percent; None without one of either."""
-        labels = self.labels_of(dataset)
-        ours = [label for label in labels if label in self.methods]
-        others = (
-            [self._baseline] if self._baseline in labels else [label for label in labels if label not in self.methods]
-        )
-        ours = [label for label in ours if label not in others]
-        if not ours or not others:
+        """Of ``challenger_of`` over ``baseline_of`` in each metric, in percent; None without both."""
+        baseline, challenger = self.baseline_of(dataset), self.challenger_of(dataset)
+        if challenger is None:
             return None
-        best = {}
+        gains = {}
         for key in self.metrics:
-            top = max(self.mean(dataset, label, f"{part}_{key}") for label in ours)
-            reference = max(self.mean(dataset, label, f"{part}_{key}") for label in others)
-            best[metric_name(key)] = 100 * (top / reference - 1) if reference else float("nan")
-        return pd.Series(best)
+            own, other = (self.mean(dataset, label, f"{part}_{key}") for label in (challenger, baseline))
+            gains[metric_name(key)] = 100 * (own / other - 1) if other else float("nan")
+        return pd.Series(gains, name=f"{challenger} over {baseline}")
 
     def order(self, dataset: str, part: str, key: str) -> list[str]:
         """Labels from best to worst in one metric."""
@@ -238,152 +257,3 @@ def _mean_and_deviation(groups: Any) -> pd.DataFrame:
     table = groups.agg(["mean", "std"])
     table.columns = ["_".join(column) for column in table.columns]
     return table
-
-
-def write(results: Results, folder: Path) -> None:
-    """``runs.csv``, ``summary.csv``, ``summary.md``, ``summary.tex``, ``significance.csv`` and ``groups.csv``."""
-    for name in ("runs", "summary", "significance", "groups"):
-        files.write_text(folder / f"{name}.csv", getattr(results, name).to_csv(index=False))
-    files.write_text(folder / "summary.md", markdown(results))
-    files.write_text(folder / "summary.tex", latex(results))
-
-
-def seeds_note(results: Results, dataset: str) -> str:
-    """How many seeds the figures are means of."""
-    counts = {label: len(results.of(dataset, label)) for label in results.labels_of(dataset)}
-    if len(set(counts.values())) == 1:
-        n = next(iter(counts.values()))
-        return f"Mean ± standard deviation over {n} seeds." if n > 1 else "One seed."
-    return "Seeds: " + ", ".join(f"{label} {n}" for label, n in counts.items()) + "."
-
-
-def marked(results: Results, dataset: str, part: str, best: str, second: str, text: Any = str) -> pd.DataFrame:
-    """``display`` with the best and the second of each column put into the templates ``best`` and ``second``."""
-    table = results.display(dataset, part).map(text)
-    for key in results.metrics:
-        order = results.order(dataset, part, key)
-        column = metric_name(key)
-        for label, template in zip(order, (best, second) if len(order) > 2 else (best,)):
-            table.loc[label, column] = template.format(table.loc[label, column])
-    improvement = results.improvement(dataset, part)
-    if improvement is not None:
-        table.loc[IMPROVEMENT] = [text(f"{value:+.1f} %") for value in improvement]
-    return table
-
-
-def markdown(results: Results) -> str:
-    """All tables as Markdown: best in bold, second underlined."""
-    lines = []
-    for dataset in results.datasets:
-        lines += [f"## {dataset}", "", seeds_note(results, dataset), ""]
-        for part, title in (("test", "Test"), ("valid", "Validation, at the best epoch")):
-            lines += [f"### {title}", "", _markdown_table(marked(results, dataset, part, "**{}**", "<u>{}</u>")), ""]
-        lines += ["### Cost", "", _markdown_table(results.costs(dataset)), ""]
-        lines += ["### Lists (test)", "", _markdown_table(results.lists(dataset)), ""]
-        lines += ["### Groups of test users", "", _markdown_table(group_table(results, dataset)), ""]
-        for label, sentence in verdicts(results, dataset).items():
-            lines += [f"### What the diffusion contributes to {label}", "", sentence, ""]
-        significance = significance_table(results, dataset)
-        if len(significance):
-            lines += [f"### Better than {results.baseline_of(dataset)}?", "", SIGNIFICANCE_NOTE, ""]
-            lines += [_markdown_table(significance), ""]
-    return "\n".join(lines)
-
-
-SIGNIFICANCE_NOTE = (
-    "One-sided p that the model is better: paired t-test over seeds, Wilcoxon's signed-rank test over users; in "
-    "brackets corrected for the number of models (Benjamini-Hochberg). The interval is the 95 % bootstrap interval of "
-    "the difference over users."
-)
-
-
-def significance_table(results: Results, dataset: str) -> pd.DataFrame:
-    """The significance of one data set with readable numbers."""
-    if results.significance.empty:
-        return pd.DataFrame()
-    table = results.significance[results.significance["dataset"] == dataset]
-
-    def p(row: Any, kind: str) -> str:
-        value, adjusted = row[f"p_{kind}"], row[f"p_{kind}_corrected"]
-        return "one seed" if np.isnan(value) else f"{value:.2g} ({adjusted:.2g})"
-
-    return pd.DataFrame(
-        {
-            "metric": table["metric"],
-            "difference": table["difference"].map("{:+.4f}".format),
-            "p over seeds": [p(row, "seeds") for _, row in table.iterrows()],
-            "p over users": [p(row, "users") for _, row in table.iterrows()],
-            "interval over users": [
-                f"[{low:+.4f}, {high:+.4f}]" for low, high in zip(table["users_low"], table["users_high"])
-            ],
-        }
-    ).set_axis(table["model"], axis=0)
-
-
-def group_table(results: Results, dataset: str) -> pd.DataFrame:
-    """NDCG of each group of users, one column per model."""
-    table = results.groups[results.groups["dataset"] == dataset]
-    names = {"popularity": "target in the ", "length": "history of "}
-    labels = [names[row["split"]] + f"{row['group']} ({row['users']:,})" for _, row in table.iterrows()]
-    wide = table.assign(row=labels).pivot_table(
-        index="row", columns="model", values=f"{results.main_metric}_mean", sort=False
-    )
-    wide = wide[results.labels_of(dataset)].map("{:.4f}".format)
-    wide.columns.name = wide.index.name = None
-    return wide.rename(columns=lambda label: f"{label} {metric_name(results.main_metric)}")
-
-
-def _markdown_table(table: pd.DataFrame) -> str:
-    rows = [["", *table.columns], ["---"] + ["---:"] * len(table.columns)]
-    rows += [[str(index), *map(str, row)] for index, row in zip(table.index, table.to_numpy())]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-
-
-_LATEX_SPECIAL = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"}
-_LATEX_SPECIAL |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "±": r"$\pm$"}
-
-
-def terminal(results: Results) -> str:
-    """The test tables as plain text."""
-    parts = []
-    for dataset in results.datasets:
-        table = marked(results, dataset, "test", "{}", "{}")
-        parts += [f"{dataset}, test. {seeds_note(results, dataset)}", "", table.to_string(), ""]
-        parts += [f"{label}: {sentence}" for label, sentence in verdicts(results, dataset).items()]
-    return "\n".join(parts)
-
-
-def verdicts(results: Results, dataset: str) -> dict[str, str]:
-    """What the short audit of each diffusion model's first seed comes to, by label."""
-    first = {label: results.results[results.of(dataset, label)[0]] for label in results.labels_of(dataset)}
-    return {label: found["audit"]["verdict"]["sentence"] for label, found in first.items() if "audit" in found}
-
-
-def latex_text(text: str) -> str:
-    """Text with LaTeX's special characters escaped."""
-    return "".join(_LATEX_SPECIAL.get(character, character) for character in str(text))
-
-
-def latex(results: Results) -> str:
-    """The test tables as LaTeX (booktabs): best in bold, second underlined."""
-    blocks = []
-    for dataset in results.datasets:
-        table = marked(results, dataset, "test", r"\textbf{{{}}}", r"\underline{{{}}}", latex_text)
-        head = " & ".join(["", *map(latex_text, table.columns)])
-        body = [" & ".join([latex_text(label), *row]) + r" \\" for label, row in zip(table.index, table.to_numpy())]
-        if table.index[-1] == IMPROVEMENT:
-            body.insert(-1, r"\midrule")
-        blocks += [
-            r"\begin{table}",
-            rf"\caption{{Test results on {latex_text(dataset)}. {latex_text(seeds_note(results, dataset))}}}",
-            r"\begin{tabular}{l" + "r" * len(table.columns) + "}",
-            r"\toprule",
-            head + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    return "\n".join([r"% needs \usepackage{booktabs}", *blocks])

@@ -13,6 +13,7 @@ from typing import Any, Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from recbole_diffurec.experiments.progress import LINE, Standing, format_seconds
 from recbole_diffurec.experiments.space import Dimension
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.loaders import dataset_of
@@ -85,24 +86,46 @@ class TrialTable:
         row["state"] = state
         files.write_text(self.path, self.frame().to_csv(index=False))
 
+    def best(self) -> float:
+        """The best score so far; not a number where there is none."""
+        scores = self.frame()["score"].astype(float)
+        return float(scores.max() if self.sign > 0 else scores.min())
+
+    def standing(self, planned: int, running: int = 0) -> Standing:
+        """Where the search stands.
+
+        Parameters
+        ----------
+        planned : int
+            Trials in all.
+        running : int
+            Those that run, of which some may not have reported yet.
+        """
+        rows = list(self._rows.values())
+        ended = sum(row["state"] != "RUNNING" for row in rows)
+        epochs = sum(row["epochs"] for row in rows if row["state"] == "RUNNING")
+        best = self.best()
+        said = "" if math.isnan(best) else f"best {self.metric} {best:.4f}"
+        return Standing(planned, ended, running, min(1.0, (ended + epochs / self.last_epoch) / planned), said)
+
     def report(self, trial_id: str) -> None:
         """One line on a trial that ended."""
-        row, table = self._rows[trial_id], self.frame()
-        best = table["score"].max() if self.sign > 0 else table["score"].min()
+        row, left = self._rows[trial_id], LINE.seconds_left()
         logger.info(
-            "trial %s %s after %d epochs: valid %s %.4f; %d ended, best %.4f",
+            "trial %s %s after %d epochs: valid %s %.4f; %d ended, best %.4f%s",
             trial_id,
             row["state"].lower(),
             row["epochs"],
             self.metric,
             row["score"],
-            (table["state"] != "RUNNING").sum(),
-            best,
+            sum(row["state"] != "RUNNING" for row in self._rows.values()),
+            self.best(),
+            "" if left is None else f", about {format_seconds(left)} left",
         )
 
 
-def callback_of(table: TrialTable) -> Any:
-    """Ray Tune's events, into the table, and the end of the time budget."""
+def callback_of(table: TrialTable, planned: int) -> Any:
+    """Ray Tune's events, into the table and the live line, and the end of the time budget."""
     from ray import tune as ray_tune
 
     class Callback(ray_tune.Callback):
@@ -110,6 +133,7 @@ def callback_of(table: TrialTable) -> Any:
             table.read()  # a resumed search has rows already
 
         def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+            follow(table.standing(planned, sum(trial.status == "RUNNING" for trial in trials)))
             end_on_time()
 
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
@@ -117,10 +141,12 @@ def callback_of(table: TrialTable) -> Any:
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             table.update(trial, trial.last_result, "TERMINATED")
+            follow(table.standing(planned))
             table.report(trial.trial_id)
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             table.update(trial, trial.last_result, "ERROR")
+            follow(table.standing(planned))
             table.report(trial.trial_id)
 
     return Callback()
@@ -145,13 +171,10 @@ class _Budget:
     def of(self, seconds: float | None) -> Iterator[None]:
         """Let ``end_on_time`` end a search within."""
         self._end = math.inf if seconds is None else time.monotonic() + seconds
-        ray_logger = logging.getLogger("ray.tune.tune")
-        level = ray_logger.level
         try:
             yield
         finally:
             self._end = math.inf
-            ray_logger.setLevel(level)
 
     def end_on_time(self) -> None:
         """Ctrl-C where the time is over, since Ray Tune's own budget ends a search for good, trials to come included.
@@ -159,7 +182,6 @@ class _Budget:
         For a callback: Ray Tune is ready for the signal there.
         """
         if time.monotonic() >= self._end:
-            logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # its words are for someone at the keyboard
             signal.raise_signal(signal.SIGINT)
 
 
@@ -169,6 +191,11 @@ BUDGET = _Budget()
 def end_on_time() -> None:
     """``BUDGET.end_on_time`` by name: of a callback, Ray Tune keeps the content for a resumed search."""
     BUDGET.end_on_time()
+
+
+def follow(standing: Standing) -> None:
+    """``LINE.follow`` by name, for the same reason."""
+    LINE.follow(standing)
 
 
 def for_search(dimension: Dimension, search: str) -> Any:

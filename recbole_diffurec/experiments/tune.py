@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import math
 import os
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,89 +15,27 @@ import pandas as pd
 import yaml
 
 from recbole_diffurec.config import layers
-from recbole_diffurec.config.rules import NOT_IN_RESULT, check_numbers, take_options
+from recbole_diffurec.config.rules import NOT_IN_RESULT, take_options
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.experiments import cluster, figures, trials
+from recbole_diffurec.experiments import cluster, search_figure, trials
+from recbole_diffurec.experiments.progress import LINE
 from recbole_diffurec.experiments.search_folder import refuse_foreign, same_search
+from recbole_diffurec.experiments.search_options import SearchOptions
 from recbole_diffurec.experiments.space import Dimension, read_space
 from recbole_diffurec.experiments.trials import BUDGET, SCORE, TrialTable
 from recbole_diffurec.host.config import RunConfig
-from recbole_diffurec.runtime import files
+from recbole_diffurec.runtime import files, visible
 from recbole_diffurec.training.own_data import data_set_of
 from recbole_diffurec.training.prepare import DatasetCache
 from recbole_diffurec.training.run import run, train
 
 logger = logging.getLogger("recbole_diffurec")
 
-SEARCHERS = ("random", "grid", "optuna")
-SCHEDULERS = ("asha", "hyperband", "none")
 RETRIES = 1
 _STATE = "ray"  # the folder of Ray Tune's own files
 
 
-@dataclass(frozen=True)
-class SearchOptions:
-    """How a search goes; wrong values are refused.
-
-    Parameters
-    ----------
-    num_trials : int
-        How many configurations; ``search="grid"`` tries all choices instead.
-    max_epochs : int or None
-        Epochs of a trial; by default the parameter ``epochs``.
-    search : str
-        ``random``, ``grid``, or ``optuna`` (Bayesian, needs the extra ``tune``).
-    scheduler : str
-        ``asha``, ``hyperband`` or ``none``; stops poor trials early by their validation metric.
-    grace_epochs : int
-        Validated epochs that asha leaves every trial.
-    concurrent_trials : int or None
-        Trials at a time.
-    cpus_per_trial, gpus_per_trial : float
-        What each trial is given; fractions share.
-    time_budget : float or None
-        Seconds after which no trial goes on; those that had not ended start again with ``resume``.
-    final_seeds : int
-        Seeds to train the best configuration with at the end, and to test; 0 for none.
-    ray_address : str or None
-        A Ray cluster; ``auto`` finds a local one.
-    """
-
-    num_trials: int = 20
-    max_epochs: int | None = None
-    search: str = "random"
-    scheduler: str = "asha"
-    grace_epochs: int = 2
-    concurrent_trials: int | None = None
-    cpus_per_trial: float = 1
-    gpus_per_trial: float = 0
-    time_budget: float | None = None
-    final_seeds: int = 1
-    ray_address: str | None = None
-
-    def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("search", self.search, SEARCHERS),
-            ("scheduler", self.scheduler, SCHEDULERS),
-        ):
-            if value not in allowed:
-                raise UserError(f"{name} must be one of {', '.join(allowed)}, got '{value}'")
-        check_numbers(
-            {
-                "num_trials": (self.num_trials, 1, "int"),
-                "max_epochs": (self.max_epochs, 1, "int"),
-                "grace_epochs": (self.grace_epochs, 1, "int"),
-                "concurrent_trials": (self.concurrent_trials, 1, "int"),
-                "cpus_per_trial": (self.cpus_per_trial, 0, "number"),
-                "gpus_per_trial": (self.gpus_per_trial, 0, "number"),
-                "time_budget": (self.time_budget, 1, "number"),
-                "final_seeds": (self.final_seeds, 0, "int"),
-            }
-        )
-        if self.time_budget is not None and threading.current_thread() is not threading.main_thread():
-            raise UserError("time_budget needs the main thread: call tune from it, or leave time_budget out")
-
-
+@visible.lines()
 def tune(
     model: str | None = None,
     dataset: str | None = None,
@@ -122,7 +59,7 @@ def tune(
         Folder of all output.
     resume : bool, optional
         Resume the search in ``output_dir``.
-    config_files, experiment : optional
+    config_files, experiment : sequence of str or Path, and str, optional
         Fixed values for every trial, as for ``run``.
     **parameters : object
         The fields of ``SearchOptions``, such as ``num_trials=50``; all others are fixed values.
@@ -139,9 +76,7 @@ def tune(
     """
     output_dir = files.absolute(output_dir, "output_dir")
     options = take_options(SearchOptions, parameters)
-    cluster.require("ray.tune", "tune")
-    if options.search == "optuna":
-        cluster.require("optuna", "search optuna")
+    options.require()
     dataset = data_set_of(dataset, parameters, config_files, experiment)
     fixed = layers.settings(experiment, config_files, parameters)
     if options.max_epochs is not None:
@@ -158,8 +93,7 @@ def tune(
     config = RunConfig(model, dataset, fixed)
     search = _Search(model, dataset, fixed, space, config, options, output_dir)
     search.claim_folder(resume)
-    in_time = search.go(resume)
-    return search.conclude(in_time)
+    return search.conclude(search.go(resume))
 
 
 @dataclass(frozen=True)
@@ -210,13 +144,26 @@ class _Search:
         same_search(self.output_dir / "search.json", asked, resume)
 
     def go(self, resume: bool) -> bool:
-        """Run the trials; returns whether that ended within the time budget."""
+        """Run the trials under their line; returns whether that ended within the time budget."""
+        LINE.begin(self.config["show_progress"])
+        try:
+            return self._go(resume)
+        finally:
+            LINE.end()
+
+    def _go(self, resume: bool) -> bool:
         datasets = DatasetCache()
         datasets.get(self.config)
         # Ray Tune's own tables would come between our lines.
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-        options = self.options
-        with cluster.connected(options.ray_address):
+        options, log = self.options, self.output_dir / cluster.LOG
+        logger.info(
+            "%d trials of at most %d epochs; each says how it ended, and what Ray says is in '%s'",
+            self.planned,
+            self.config["epochs"],
+            os.path.relpath(log),
+        )
+        with cluster.connected(options.ray_address, log):
             from ray import tune as ray_tune
 
             trial = ray_tune.with_parameters(
@@ -228,6 +175,9 @@ class _Search:
             else:
                 tuner = self._tuner(trial)
             started = time.monotonic()
+            table = self.table()
+            table.read()
+            LINE.trials_begin(table.standing(self.planned), options.time_budget)
             with BUDGET.of(options.time_budget):
                 tuner.fit()
             return options.time_budget is None or time.monotonic() - started < options.time_budget
@@ -251,7 +201,7 @@ class _Search:
                 name=_STATE,
                 storage_path=str(self.output_dir),
                 failure_config=ray_tune.FailureConfig(max_failures=RETRIES),
-                callbacks=[trials.callback_of(table)],
+                callbacks=[trials.callback_of(table, self.planned)],
                 verbose=0,
             ),
         )
@@ -260,23 +210,19 @@ class _Search:
         """Keep the best configuration, and train it again and test it."""
         table, budget = self.table(), self.options.time_budget
         rows = table.read()
-        done = rows[rows["score"].notna()]
-        if done.empty and not in_time:
-            raise UserError(
-                f"no trial was validated within time_budget {budget:g}: --resume with more of it resumes the search; "
-                f"errors, if there were any, are in '{table.path}'"
-            )
+        done, ended = rows[rows["score"].notna()], (rows["state"] != "RUNNING").sum()
+        interrupted = in_time and ended < self.planned  # Ray Tune returns from Ctrl-C as if all were well
         if done.empty:
-            raise UserError(f"no trial of the search succeeded: their errors are in '{table.path}'")
+            if interrupted:
+                raise KeyboardInterrupt
+            raise _nothing_found(table, None if in_time else budget)
         top = done.iloc[int((table.sign * done["score"]).to_numpy().argmax())]
         found = {dimension.name: _parameter(top[dimension.name], dimension) for dimension in self.space}
         best = {**{name: value for name, value in self.fixed.items() if name not in NOT_IN_RESULT}, **found}
         text = _best_yaml(self.model, self.dataset, best, top, table.metric)
         files.write_text(self.output_dir / "best.yaml", text)
         _draw(done, self.space, table.metric, self.output_dir)
-        ended = (rows["state"] != "RUNNING").sum()
-        if in_time and ended < self.planned:
-            # Ray Tune returns from Ctrl-C as if all were well.
+        if interrupted:
             raise KeyboardInterrupt
         if ended < self.planned:
             logger.info(
@@ -296,6 +242,16 @@ class _Search:
             )
             for seed in range(first, first + self.options.final_seeds)
         ]
+
+
+def _nothing_found(table: TrialTable, budget: float | None) -> UserError:
+    """That no trial was validated, in the time there was or at all."""
+    if budget is None:
+        return UserError(f"no trial of the search succeeded: their errors are in '{table.path}'")
+    return UserError(
+        f"no trial was validated within time_budget {budget:g}: --resume with more of it resumes the search; "
+        f"errors, if there were any, are in '{table.path}'"
+    )
 
 
 def objective_function(
@@ -365,7 +321,7 @@ def _best_yaml(model: str, dataset: str, best: Mapping[str, Any], trial: Any, me
 def _draw(done: pd.DataFrame, space: Sequence[Dimension], metric: str, folder: Path) -> None:
     logarithmic = {dimension.name for dimension in space if dimension.kind == "loguniform"}
     names = [dimension.name for dimension in space]
-    figures.draw_search(done, names, logarithmic, metric, folder / "search")
+    search_figure.draw_search(done, names, logarithmic, metric, folder / "search")
 
 
 def _parameter(value: Any, dimension: Dimension) -> Any:

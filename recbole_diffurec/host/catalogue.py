@@ -26,6 +26,9 @@ TRIMS_PADDING = frozenset({"BERT4Rec", "GRU4Rec", "SASRec"})
 
 # RecBole's models whose state at a position is that of the prefix that ends there; see ``host.all_positions``.
 ALL_POSITIONS = frozenset({"GRU4Rec", "SASRec"})
+# What ``loss_type`` stands for, and the models that add something to it, such as a penalty or a contrast.
+LOSSES = {"CE": "cross-entropy", "BPR": "BPR"}
+MORE_LOSS = frozenset({"Caser", "FEARec", "FOSSIL", "GCSAN", "HGN", "NextItNet", "RepeatNet", "SHAN", "SINE"})
 # What others cannot do, and why.
 CANNOT = {"BERT4Rec": {"sequences": "its attention sees what comes after a position"}}
 
@@ -56,6 +59,7 @@ def _host_spec(name: str) -> ModelSpec:
         trims_padding=name in TRIMS_PADDING,
         all_positions=name in ALL_POSITIONS,
         cannot=CANNOT.get(name, {}),
+        loss="" if name in MORE_LOSS else lambda values: LOSSES.get(values.get("loss_type", ""), ""),
     )
 
 

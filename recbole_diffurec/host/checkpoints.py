@@ -51,8 +51,8 @@ def about_data(dataset: Any) -> dict[str, Any]:
 
 
 def kept_values(config: Any) -> dict[str, Any]:
-    """``plain_values`` for a checkpoint, whose data is found from any folder."""
-    values = plain_values(config)
+    """``plain_values`` for a checkpoint: its data is found from any folder, and its training is over."""
+    values = {name: value for name, value in plain_values(config).items() if name not in ("log_to", "log_wandb")}
     return {**values, "data_path": os.path.abspath(values["data_path"])} if values.get("data_path") else values
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from recbole_diffurec.errors import pip_install
 from recbole_diffurec.host import all_positions, bert4rec, guards, models
 from recbole_diffurec.host.hooks import HOOKS
 
@@ -197,7 +198,7 @@ class _NoRay(ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         raise ModuleNotFoundError(
-            f"RecBole wants ray.tune.{name}, which cannot be imported here: pip install 'recbole-diffurec[tune]'",
+            f"RecBole wants ray.tune.{name}, which cannot be imported here: {pip_install('[tune]')}",
             name="ray",
         )
 
@@ -264,7 +265,7 @@ class _NoWriter:
 
 @contextlib.contextmanager
 def no_tensorboard() -> Iterator[None]:
-    """RecBole's trainers write no event files: there is nothing to write of a test, or another process does so."""
+    """RecBole's trainers write no event files within, not even empty ones."""
     from recbole.trainer import trainer
 
     before, trainer.get_tensorboard = trainer.get_tensorboard, lambda logger: _NoWriter()

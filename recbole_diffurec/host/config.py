@@ -31,7 +31,7 @@ from recbole_diffurec.config import layers
 from recbole_diffurec.config.rules import INTERVALS, NOT_IN_RESULT, RULES, Rule, meaning, nearest
 from recbole_diffurec.data.sources import check_name
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host import catalogue
+from recbole_diffurec.host import catalogue, trackers
 from recbole_diffurec.host.catalogue import HOST_PROPERTIES
 from recbole_diffurec.host.checks import FILTERS, check_data_and_evaluation, check_effect
 from recbole_diffurec.host.inputs import reconstructs
@@ -242,6 +242,7 @@ class RunConfig(Config):
             final["metrics"] = [final["metrics"]]
         if isinstance(final["additional_feat_suffix"], str):
             final["additional_feat_suffix"] = [final["additional_feat_suffix"]]
+        final.update(log_to=trackers.named(final), log_wandb=False)  # RecBole's own way would be a second one
         rules = {**RULES, **self.spec.rules}
         # For registered models the files' values are checked too; RecBole's defaults are RecBole's business.
         checked = {*given, *rules} & final.keys() if self.spec.rules else set(given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from recbole_diffurec.data.formats import standard_input
 from recbole_diffurec.data.histories import HistoryBatch
 from recbole_diffurec.data.output import check_output, writing
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.inference.lists import ListOptions
 from recbole_diffurec.inference.recommender import Recommender
 from recbole_diffurec.runtime import files
 from recbole_diffurec.training.prepare import training_histories
@@ -75,25 +76,31 @@ def recommend(
     """
     more = take_options(More, parameters)
     more.check(diversity)
+    options = ListOptions(k, exclude_seen, None, samples, diversity)
     check_output(output, (checkpoint_file, None if str(input) == "-" else input, candidates, more.users))
     recommender = Recommender.load(checkpoint_file, **parameters)
     if more.explain:
-        recommender.similar([])  # refused before any work
-    allowed = None
+        recommender.explain(pd.DataFrame({"user_id": [], "item_id": []}), [])  # refused before any work
     if candidates is not None:
-        allowed = files.read_lines(candidates, "candidates")
-        among = KnownIds(recommender, f"candidates in '{candidates}'")
-        among.add([allowed])
-        among.check()
+        options = replace(options, candidates=_read_candidates(candidates, recommender))
+    return _recommend_to(output, input, recommender, options, more)
+
+
+def _read_candidates(path: str | Path, recommender: Recommender) -> list[str]:
+    read = files.read_lines(path, "candidates")
+    among = KnownIds(recommender, f"candidates in '{path}'")
+    among.add([read])
+    among.check()
+    return read
+
+
+def _recommend_to(
+    output: str | Path, input: str | Path | None, recommender: Recommender, options: ListOptions, more: More
+) -> dict[str, int]:
+    """Write the lists for all histories, and return the counts."""
 
     def lists(users: list[str], sequences: list[list[str]]) -> pd.DataFrame:
-        if more.next is None:
-            table = recommender.recommend(sequences, k, exclude_seen, allowed, None, samples, diversity, more.columns)
-        else:
-            drawn = SAMPLES if samples is None else samples
-            table = recommender.next_lists(sequences, more.next, drawn, k, exclude_seen, allowed, None, more.columns)
-        if more.explain:
-            table["because"] = recommender.explain(table, sequences)
+        table = _lists(recommender, sequences, options, more)
         names = np.array(users, dtype=object)[table["user_id"].to_numpy(dtype=int)]
         return table.assign(user_id=names)
 
@@ -105,6 +112,24 @@ def recommend(
             output, wanted.among(batches), lists, KnownIds(recommender, f"item ids in input '{input}'"), wanted
         )
     return {**counts, "missing_users": wanted.check()}
+
+
+def _lists(recommender: Recommender, sequences: list[list[str]], options: ListOptions, more: More) -> pd.DataFrame:
+    common: dict[str, Any] = {
+        "exclude_seen": options.exclude_seen,
+        "candidates": options.candidates,
+        "columns": more.columns,
+    }
+    if more.next is None:
+        found = recommender.recommend(
+            sequences, options.k, samples=options.samples, diversity=options.diversity, **common
+        )
+    else:
+        samples = SAMPLES if options.samples is None else options.samples
+        found = recommender.next_lists(sequences, more.next, samples, options.k, **common)
+    if more.explain:
+        found["because"] = recommender.explain(found, sequences)
+    return found
 
 
 SAMPLES = 20  # lists of several items that are drawn for each user, where nobody says how many

@@ -4,7 +4,7 @@ While the model scores one batch, further requests wait together and become the 
 batch to fill and a busy service works on large ones. Requests of unlike work have lanes of their own, each with a
 thread in which the model works; what they get of the machine is the operating system's to share out.
 
-Work is counted in histories times samples times reverse steps.
+Work is counted in histories times samples times reverse steps, times the items that are drawn together.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from pydantic_core import to_json
-
+from recbole_diffurec.inference.answers import as_json, next_as_json
 from recbole_diffurec.inference.limits import Refusal
 from recbole_diffurec.inference.lists import ListOptions
 from recbole_diffurec.inference.recommender import Recommender
@@ -46,16 +44,19 @@ class Wanted:
         Reverse steps, 1 for a model that has none.
     fields : tuple of str
         What to tell of each item.
+    slots : int or None
+        Items of a list that are drawn together; None for lists of single items.
     """
 
     options: ListOptions
     steps: int
     fields: tuple[str, ...] = ()
+    slots: int | None = None
 
     @property
     def work(self) -> int:
         """Of one history."""
-        return (self.options.samples or 1) * self.steps
+        return (self.options.samples or 1) * self.steps * (self.slots or 1)
 
 
 @dataclass(eq=False)
@@ -259,35 +260,6 @@ class Batcher:
         self._observe(len(histories))
         diffusion = isinstance(self._recommender.network, DiffusionRecommender)
         recommender = self._with_steps(wanted.steps) if diffusion else self._recommender
+        if wanted.slots is not None:
+            return next_as_json(recommender, histories, wanted.slots, wanted.options, wanted.fields)
         return as_json(recommender, histories, wanted.options, wanted.fields)
-
-
-def as_json(
-    recommender: Recommender, histories: Sequence[list[str]], options: ListOptions, fields: Sequence[str] = ()
-) -> list[bytes]:
-    """A ``schema.RankedList`` for each history, with ``fields`` of its items."""
-    table = recommender.recommend(
-        histories, options.k, options.exclude_seen, options.candidates, None, options.samples, options.diversity
-    )
-    ends = np.searchsorted(table["user_id"].to_numpy(dtype=int), np.arange(len(histories)), side="right")
-    columns = ["item_id", "score", "frequency"] if "frequency" in table else ["item_id", "score"]
-    items = [dict(zip(columns, row)) for row in zip(*(table[column].tolist() for column in columns))]
-    if fields:
-        about = recommender.about_items.rows(fields, table["item_id"])
-        items = [{**item, "fields": of_item} for item, of_item in zip(items, about)]
-    lists = []
-    for history, start, end in zip(histories, (0, *ends), ends):
-        if start == end:
-            lists.append(empty_list(recommender, history))
-            continue
-        one = {"items": items[start:end], "popular": bool(table["popular"].iat[start])}
-        one["unknown_items"] = recommender.unknown([history])
-        if "spread" in table:
-            one["spread"] = float(table["spread"].iat[start])
-        lists.append(to_json(one))
-    return lists
-
-
-def empty_list(recommender: Recommender, history: list[str]) -> bytes:
-    """What is left for a history whose candidates are all unknown, or seen."""
-    return to_json({"items": [], "popular": False, "unknown_items": recommender.unknown([history])})

@@ -64,11 +64,7 @@ class NextLists:
             How many different ones of them are given, the most probable first.
         exclude_seen : bool, optional
             As for ``recommend``.
-        candidates : Iterable of object, optional
-            As for ``recommend``.
-        users : Sequence of object, optional
-            As for ``recommend``.
-        columns : Sequence of str, optional
+        candidates, users, columns : optional
             As for ``recommend``.
 
         Returns
@@ -83,6 +79,20 @@ class NextLists:
         UserError
             The model knows the next item alone, an argument is out of range, or no candidate or column is known.
         """
+        n = self._items_of_a_list(n)
+        self.about_items.check(columns, taken=COLUMNS)
+        options = ListOptions(k, exclude_seen, candidates, samples)
+        sequences, users = self._named_histories(sequences, users)
+        allowed = self._allowed(candidates)
+        frames = [] if len(sequences) else [pd.DataFrame({name: [] for name in COLUMNS})]
+        size = self.config["eval_batch_size"]
+        for start in range(0, len(sequences), size):
+            part = slice(start, start + size)
+            of_users = self._next_of_batch(sequences[part], n, options, allowed)
+            frames += [table.assign(user_id=user)[list(COLUMNS)] for user, table in zip(users[part], of_users)]
+        return self._with_columns(pd.concat(frames, ignore_index=True), columns)
+
+    def _items_of_a_list(self, n: int | None) -> int:
         network = self.network
         if not isinstance(network, ListSampler):
             raise UserError(
@@ -95,17 +105,7 @@ class NextLists:
                 f"next must be an integer from 1 to the {network.n_slots} slots that the model was trained with, got "
                 f"{n!r}: for longer lists train with a larger --n_slots"
             )
-        self.about_items.check(columns, taken=COLUMNS)
-        options = ListOptions(k, exclude_seen, candidates, samples)
-        sequences, users = self._named_histories(sequences, users)
-        allowed = self._allowed(candidates)
-        frames = [] if len(sequences) else [pd.DataFrame({name: [] for name in COLUMNS})]
-        size = self.config["eval_batch_size"]
-        for start in range(0, len(sequences), size):
-            part = slice(start, start + size)
-            of_users = self._next_of_batch(sequences[part], n, options, allowed)
-            frames += [table.assign(user_id=user)[list(COLUMNS)] for user, table in zip(users[part], of_users)]
-        return self._with_columns(pd.concat(frames, ignore_index=True), columns)
+        return int(n)
 
     @torch.no_grad()
     def _next_of_batch(

@@ -21,7 +21,7 @@ from recbole_diffurec.data.histories import HistoryBatch, HistoryColumns, as_his
 from recbole_diffurec.data.sniff import kind_of
 from recbole_diffurec.data.tables import Frame, Table
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host import catalogue, compat
+from recbole_diffurec.host import catalogue, compat, trackers
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.devices import say_without_gpu
 from recbole_diffurec.host.loaders import batch_of, fitting_users
@@ -29,16 +29,18 @@ from recbole_diffurec.inference.checkpoint_data import CheckpointData, check_rea
 from recbole_diffurec.inference.items import ItemTable
 from recbole_diffurec.inference.lists import ListOptions, Lists, lists_of_samples
 from recbole_diffurec.inference.next_lists import NextLists
-from recbole_diffurec.inference.similar import Similarity
+from recbole_diffurec.inference.reasons import Reasons
+from recbole_diffurec.inference.sharing import Shareable, about_model
+from recbole_diffurec.inference.similar import SimilarItems
 from recbole_diffurec.models.base import DiffusionRecommender
-from recbole_diffurec.runtime import checkpoint
+from recbole_diffurec.runtime.shared import open_model
 from recbole_diffurec.training.report import explained
 from recbole_diffurec.training.weights import load_weights, room_for
 
 COLUMNS = ("user_id", "rank", "item_id", "score", "popular")
 
 
-class Recommender(NextLists):
+class Recommender(NextLists, SimilarItems, Shareable):
     """A trained sequential model that turns item histories, in the data's own ids, into ranked items.
 
     Several threads may ask at the same time: nothing changes after ``load``.
@@ -66,12 +68,12 @@ class Recommender(NextLists):
 
     @classmethod
     def load(cls, path: str | Path, /, **parameters: Any) -> Recommender:
-        """Open a checkpoint that a run wrote.
+        """Open a checkpoint that a run wrote, or a safetensors file that was made of one.
 
         Parameters
         ----------
         path : str or Path
-            The ``.pth`` file.
+            The ``.pth`` or ``.safetensors`` file.
         **parameters : object
             What to change for inference, such as ``sampling_steps=4``, ``ensemble_seeds=[1, 2]`` or ``gpu_id=""``.
 
@@ -80,8 +82,9 @@ class Recommender(NextLists):
         UserError
             The file is no such checkpoint, a parameter is wrong, or the model is not a sequential one.
         """
-        state = checkpoint.open_run(path)
+        state = open_model(path)
         say_without_gpu(parameters)
+        trackers.refuse(parameters)
         spec = catalogue.find(state["model"])
         inference = {name: value for name, value in spec.for_inference.items() if name in state["config"]}
         config = RunConfig(state["model"], state["dataset"], {**state["config"], **inference, **parameters})
@@ -89,7 +92,7 @@ class Recommender(NextLists):
             raise UserError(f"model '{state['model']}' in '{path}' reads no histories: give a sequential model")
         spec.refuse("recommend", "recommend from a checkpoint alone")
         tokens, columns = state["id_tokens"], state.get("item_columns", {})
-        counts = CheckpointData(config, len(tokens["items"]), len(tokens["users"]))
+        counts = CheckpointData(config, len(tokens["items"]), state["n_users"])
         with compat.quiet(), explained(f"building model '{state['model']}'"), room_for(state, path):
             network = config.model_class(config, counts)
         load_weights(network, state, path, parameters)
@@ -97,6 +100,7 @@ class Recommender(NextLists):
         users = fitting_users(config["eval_batch_size"], len(tokens["items"]), config["device"])
         config = config.with_values(eval_batch_size=users)
         recommender = cls(network.to(config["device"]), config, tokens["items"], state["popularity"], columns)
+        recommender.about_model = about_model(state, config, parameters)
         check_reads_histories_alone(recommender.network, recommender._interaction([[1]]), state["model"])
         return recommender
 
@@ -115,6 +119,9 @@ class Recommender(NextLists):
             raise UserError(f"sampling_steps must be an integer from 1 to {total}, got {steps!r}")
         other = copy.copy(self)
         other.network = self.network.with_sampling_steps(steps)
+        if self.about_model is not None:
+            changed = {**self.about_model["config"], "sampling_steps": steps}
+            other.about_model = {**self.about_model, "config": changed}
         return other
 
     def recommend(
@@ -157,8 +164,7 @@ class Recommender(NextLists):
         pd.DataFrame
             With ``user_id``, ``rank`` (from 1), ``item_id``, ``score``, ``popular``; with ``samples`` also
             ``frequency``, the share of samples with the item in their own top k, and ``spread``, how far the user's
-            samples lie from their mean, relative to its length. Fewer than ``k`` rows for a history that leaves fewer
-            items.
+            samples lie from their mean, relative to its length. Fewer than ``k`` rows where fewer items are left.
 
         Raises
         ------
@@ -167,11 +173,7 @@ class Recommender(NextLists):
         """
         options = ListOptions(k, exclude_seen, candidates, samples, diversity)
         if samples is not None:
-            self.config.spec.refuse("samples", "draw samples")
-        if samples is not None and not isinstance(self.network, DiffusionRecommender):
-            raise UserError(
-                f"model '{self.config['model']}' draws no samples, since it is no diffusion model: leave out --samples"
-            )
+            self._check_that_it_draws()
         sequences, users = self._named_histories(sequences, users)
         allowed = self._allowed(candidates)
         own = COLUMNS if samples is None else (*COLUMNS, "frequency", "spread")
@@ -183,54 +185,19 @@ class Recommender(NextLists):
             frames.append(self._batch(sequences[part], users[part], options, allowed))
         return self._with_columns(pd.concat(frames, ignore_index=True), columns)
 
+    def _check_that_it_draws(self) -> None:
+        self.config.spec.refuse("samples", "draw samples")
+        if not isinstance(self.network, DiffusionRecommender):
+            name = self.config["model"]
+            raise UserError(f"model '{name}' draws no samples, since it is no diffusion model: leave out --samples")
+
     def _with_columns(self, table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
         """A table with a column ``item_id``, and what ``columns`` say of these items."""
         numbers = np.array([self._number[item] for item in table["item_id"]], dtype=np.int64)
         return table.assign(**{name: self.about_items.of(name, numbers) for name in columns})
 
-    def similar(self, items: Sequence[Any], k: int = 10, columns: Sequence[str] = ()) -> pd.DataFrame:
-        """The ``k`` items that are most like each of some, by the cosine of the vectors by which the model knows them.
-
-        Parameters
-        ----------
-        items : Sequence of object
-            Ids.
-        k : int, optional
-            Length of the lists.
-        columns : Sequence of str, optional
-            As for ``recommend``.
-
-        Returns
-        -------
-        pd.DataFrame
-            With ``similar_to``, ``rank`` (from 1), ``item_id``, ``cosine``, and the columns.
-
-        Raises
-        ------
-        UserError
-            The model does not know an item, or has no vectors of items.
-        """
-        ListOptions(k)  # refuses what is no length
-        own = ("similar_to", "rank", "item_id", "cosine")
-        self.about_items.check(columns, taken=own)
-        ids = as_ids(items, "items")
-        unknown = next((item for item in ids if item not in self._number), None)
-        if unknown is not None:
-            hint = f", which knows {self.like(unknown)!r}" if self.like(unknown) else ": give ids of its training data"
-            raise UserError(f"item {unknown!r} is unknown to the model{hint}")
-        similarity = Similarity(self.network, self.config["model"], len(self.items))
-        numbers, cosines = similarity.nearest([self._number[item] for item in ids], k)
-        n, width = numbers.shape
-        cells = (
-            np.repeat(ids, width),
-            np.tile(np.arange(1, width + 1), n),
-            self.items[numbers.ravel()],
-            cosines.ravel(),
-        )
-        return self._with_columns(pd.DataFrame(dict(zip(own, cells))), columns)
-
     def explain(self, lists: pd.DataFrame, sequences: Sequence[Sequence[Any]], n: int = 3) -> list[list[str]]:
-        """Why an item: for each row of ``lists`` the items of its history that are most like it (see ``similar``).
+        """Why an item: for each row of ``lists`` the items of its history that it is owed to, see ``Reasons``.
 
         Parameters
         ----------
@@ -244,14 +211,15 @@ class Recommender(NextLists):
         Raises
         ------
         UserError
-            The model has no vectors of items.
+            The model neither attends to histories nor has vectors of items.
         """
-        similarity = Similarity(self.network, self.config["model"], len(self.items))
+        reasons = Reasons(self.network, self.config["model"], len(self.items), self._interaction)
         longest = self.config["MAX_ITEM_LIST_LENGTH"]
         histories = [history[-longest:] for history in self._numbers(as_histories(sequences))]
         items = [self._number[item] for item in lists["item_id"]]
-        nearest = similarity.in_histories(histories, lists["user_id"].to_numpy(dtype=np.int64), items, n)
-        return [[self.items[item] for item in of_row] for of_row in nearest]
+        rows = lists["user_id"].to_numpy(dtype=np.int64)
+        named = reasons.of(histories, rows, items, n, self.config["eval_batch_size"])
+        return [[self.items[item] for item in of_row] for of_row in named]
 
     def _named_histories(self, sequences: Any, users: Any) -> tuple[list[list[str]], Sequence[Any]]:
         """Histories as text, and the users' names, as ``recommend`` takes them."""

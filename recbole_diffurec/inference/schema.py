@@ -85,6 +85,31 @@ class SampledRequest(RecommendRequest):
         return self
 
 
+class NextRequest(RecommendRequest):
+    """Histories of item ids, the oldest item first, and what is wanted of the lists that may follow each."""
+
+    # What ``_fits_together`` asks for.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"histories": {"minItems": 1, "maxItems": FEW_HISTORIES}}},
+                {"properties": {"samples": _samples(FEW_SAMPLES)}, "required": ["samples"]},
+            ]
+        }
+    )
+
+    samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES), WHOLE] = Field(20, description="lists drawn for each history")
+    k: Annotated[int, Field(ge=1, le=MAX_SAMPLES), WHOLE] = Field(
+        20, description="how many different ones of them are given, the most probable first"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> NextRequest:
+        if self.samples > FEW_SAMPLES and len(self.histories) > FEW_HISTORIES:
+            raise ValueError(f"more than {FEW_SAMPLES} samples are drawn for at most {FEW_HISTORIES} histories")
+        return self
+
+
 def most_steps(recommender: Recommender) -> int:
     """The reverse steps that a request may ask for; 1 where there are none to choose from."""
     network = recommender.network
@@ -96,19 +121,32 @@ def most_steps(recommender: Recommender) -> int:
 def request_for(recommender: Recommender) -> type[RecommendRequest]:
     """The form of requests to a model: nothing that it does not do."""
     base: type[RecommendRequest] = RecommendRequest
+    if isinstance(recommender.network, DiffusionRecommender) and "samples" not in recommender.config.spec.cannot:
+        base = SampledRequest
+    more = _of_the_model(recommender)
+    return create_model("RecommendRequest", __base__=base, __doc__=base.__doc__, **more) if more else base
+
+
+def next_request_for(n_slots: int, recommender: Recommender) -> type[NextRequest]:
+    """The form of requests for lists of items that are drawn together, to a model of ``n_slots`` of them."""
+    more = _of_the_model(recommender)
+    more["next"] = Annotated[int, Field(ge=1, le=n_slots), WHOLE], Field(n_slots, description="items of a list")
+    return create_model("NextRequest", __base__=NextRequest, __doc__=NextRequest.__doc__, **more)
+
+
+def _of_the_model(recommender: Recommender) -> dict[str, Any]:
+    """Fields of any request that the model has something to choose for."""
     more: dict[str, Any] = {}
-    if isinstance(recommender.network, DiffusionRecommender):
-        base = RecommendRequest if "samples" in recommender.config.spec.cannot else SampledRequest
-        most = most_steps(recommender)
-        if most > 1:
-            steps = Annotated[int, Field(ge=1, le=most), WHOLE] | None
-            more["sampling_steps"] = steps, Field(None, description="reverse steps; the service's own by default")
+    most = most_steps(recommender)
+    if most > 1:
+        steps = Annotated[int, Field(ge=1, le=most), WHOLE] | None
+        more["sampling_steps"] = steps, Field(None, description="reverse steps; the service's own by default")
     names = recommender.about_items.names
     if names:
         name: Any = Literal[tuple(names)]
         fields = Annotated[list[name], Field(max_length=len(names), fail_fast=True)] | None
         more["fields"] = fields, Field(None, description="what to tell of each item, beside its id")
-    return create_model("RecommendRequest", __base__=base, __doc__=base.__doc__, **more) if more else base
+    return more
 
 
 class RankedItem(BaseModel):
@@ -133,6 +171,36 @@ class RecommendResponse(BaseModel):
     """A list for each history."""
 
     lists: list[RankedList] = Field(description="in the order of the histories")
+    unknown_candidates: int | None = Field(None, description="candidates that the model does not know")
+
+
+class JointItem(BaseModel):
+    """One place of a list that was drawn as a whole."""
+
+    item_id: str
+    frequency: float = Field(description="share of the samples that hold the item")
+    fields: dict[str, str | float | None] | None = Field(None, description="what was asked for of the item")
+
+
+class JointList(BaseModel):
+    """Items that may follow a history together, in their order; fewer than asked for where fewer are left."""
+
+    items: list[JointItem]
+    probability: float | None = Field(description="of the whole list, among all that there are; none of popular items")
+
+
+class JointLists(BaseModel):
+    """The lists for one history, the most probable first; none where no item is left."""
+
+    lists: list[JointList]
+    popular: bool = Field(description="the history holds no item that the model knows; the list is of the most popular")
+    unknown_items: int = Field(description="items of the history that the model does not know; they were skipped")
+
+
+class NextResponse(BaseModel):
+    """Lists for each history."""
+
+    histories: list[JointLists] = Field(description="in their order in the request")
     unknown_candidates: int | None = Field(None, description="candidates that the model does not know")
 
 
@@ -173,6 +241,7 @@ class Health(BaseModel):
     sampling_steps: int | None = Field(description="reverse steps of a request that names none")
     max_sampling_steps: int = Field(description="that a request may name; none may be named where it is 1")
     samples: bool = Field(description="whether requests may ask for samples and diversity")
+    next: int | None = Field(description="items that a list of /next may have; none for a model of the next item alone")
     fields: list[str] = Field(description="what requests may ask for of each item")
     version: str
 

@@ -1,4 +1,4 @@
-"""Recommendations over HTTP: ``/recommend``, ``/items``, ``/search``, ``/healthz``, ``/metrics``; a page at ``/``."""
+"""Recommendations over HTTP: ``/recommend``, ``/next``, ``/items``, ``/search``, ``/healthz``, ``/metrics``, a page."""
 
 import asyncio
 import contextlib
@@ -16,16 +16,17 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.inference import connections, schema
-from recbole_diffurec.inference.batcher import Lanes, Wanted, empty_list
+from recbole_diffurec.inference.answers import empty_list
+from recbole_diffurec.inference.batcher import Lanes, Wanted
 from recbole_diffurec.inference.items import TITLE
 from recbole_diffurec.inference.limits import Guard, Limits, Refusal, Share
 from recbole_diffurec.inference.lists import ListOptions
 from recbole_diffurec.inference.recommender import Recommender
-from recbole_diffurec.models.base import DiffusionRecommender
+from recbole_diffurec.models.base import DiffusionRecommender, ListSampler
 from recbole_diffurec.version import __version__
 
 ITEM_BYTES = 100  # of one place of a list in an answer, in round numbers
-PATHS = frozenset({"/", "/recommend", "/items", "/search", "/healthz", "/metrics"})
+PATHS = frozenset({"/", "/recommend", "/next", "/items", "/search", "/healthz", "/metrics"})
 PAGE = Path(__file__).parent / "static" / "index.html"
 
 
@@ -36,7 +37,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         common: dict[str, Any] = {"namespace": "recbole_diffurec", "registry": self.registry}
         self.responses = Counter("responses", "Responses by path and status", ["path", "status"], **common)
-        self.seconds = Histogram("recommend_seconds", "Time to answer /recommend", **common)
+        paths = ("recommend", "next")
+        self.seconds = {path: Histogram(f"{path}_seconds", f"Time to answer /{path}", **common) for path in paths}
         sizes = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
         self.batch = Histogram("batch_histories", "Histories scored at once", buckets=sizes, **common)
 
@@ -62,7 +64,7 @@ def create_app(
         What clients are allowed.
     """
     metrics = Metrics()
-    largest = schema.MAX_HISTORIES * schema.FEW_SAMPLES * schema.most_steps(recommender)
+    largest = schema.MAX_HISTORIES * schema.FEW_SAMPLES * schema.most_steps(recommender) * (_slots(recommender) or 1)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -79,7 +81,9 @@ def create_app(
     app.add_middleware(Guard, limits=limits or Limits(), count=metrics.count)
     app.add_middleware(connections.OwnHosts, allowed=allowed_hosts, count=metrics.count)
     _add_refusals(app)
-    _add_recommend(app, recommender, metrics)
+    lists = ListsInTurn(app, recommender, metrics)
+    _add_recommend(app, recommender, lists)
+    _add_next(app, recommender, lists)
     _add_views(app, recommender, metrics)
     return app
 
@@ -105,31 +109,92 @@ def _add_refusals(app: FastAPI) -> None:
         return Refusal(500, "the service failed at this request: its log says why").response()
 
 
-def _add_recommend(app: FastAPI, recommender: Recommender, metrics: Metrics) -> None:
-    own_steps = recommender.network.sampling_steps if isinstance(recommender.network, DiffusionRecommender) else 1
+def _slots(recommender: Recommender) -> int | None:
+    """How many items the model draws together at most; None for one of the next item alone."""
+    return recommender.network.n_slots if isinstance(recommender.network, ListSampler) else None
+
+
+class ListsInTurn:
+    """What the paths that give lists share: requests understood, and their lists once it is their turn.
+
+    Parameters
+    ----------
+    app : FastAPI
+        Whose lanes score the histories.
+    recommender : Recommender
+        The model.
+    metrics : Metrics
+        Told how long answers took.
+    """
+
+    def __init__(self, app: FastAPI, recommender: Recommender, metrics: Metrics):
+        self._app, self._recommender, self._metrics, network = app, recommender, metrics, recommender.network
+        self._own_steps = network.sampling_steps if isinstance(network, DiffusionRecommender) else 1
+
+    async def __call__(self, name: str, wanted: dict[str, Any], request: Request, slots: int | None = None) -> Response:
+        """The answer, with the lists under ``name``.
+
+        Parameters
+        ----------
+        name : str
+            Of them in the answer.
+        wanted : dict
+            The fields of the request, but for ``next``.
+        request : Request
+            Whose share of the memory the answer takes.
+        slots : int, optional
+            Items that are drawn together; lists are of single items without.
+        """
+        start, recommender = time.perf_counter(), self._recommender
+        histories = [[str(item) for item in history] for history in wanted.pop("histories")]
+        steps = wanted.pop("sampling_steps", None) or self._own_steps
+        fields = tuple(wanted.pop("fields", None) or ())
+        candidates, end = wanted.pop("candidates"), b"]}"
+        if candidates is not None:
+            wanted["candidates"] = tuple(sorted(filter(recommender.knows, set(map(str, candidates)))))
+            end = b'],"unknown_candidates":%d}' % recommender.unknown([candidates])
+        places = min(wanted["k"], len(recommender.items)) if slots is None else wanted["k"] * slots
+        share: Share = request.scope["share"]
+        share.take(len(histories) * places * ITEM_BYTES * (1 + len(fields)))
+        if candidates is None or wanted["candidates"]:
+            asked = Wanted(ListOptions(**wanted), steps, fields, slots)
+            lists = await self._app.state.lanes.submit(asked, histories)
+        else:
+            lists = [empty_list(recommender, history, slots) for history in histories]
+        self._metrics.seconds["recommend" if slots is None else "next"].observe(time.perf_counter() - start)
+        return Response(b'{"%s":[' % name.encode() + b",".join(lists) + end, media_type="application/json")
+
+
+def _add_recommend(app: FastAPI, recommender: Recommender, lists: ListsInTurn) -> None:
     form = schema.request_for(recommender)
 
     # FastAPI evaluates annotations, and this one only exists here: those of this file are no strings.
     @app.post("/recommend", response_model=schema.RecommendResponse, responses=schema.answers(408, 413, 415, 422, 503))
     async def recommend(asked: form, request: Request) -> Response:  # type: ignore[valid-type]
         """The k best items for each history."""
-        start = time.perf_counter()
+        return await lists("lists", asked.model_dump(), request)  # type: ignore[attr-defined]
+
+
+def _add_next(app: FastAPI, recommender: Recommender, lists: ListsInTurn) -> None:
+    slots = _slots(recommender)
+    if slots is None:
+
+        @app.post("/next", include_in_schema=False)
+        def refuse() -> None:
+            raise UserError(
+                f"model '{recommender.config['model']}' knows the next item alone and draws no lists of several: ask "
+                f"/recommend"
+            )
+
+        return
+    form = schema.next_request_for(slots, recommender)
+
+    @app.post("/next", response_model=schema.NextResponse, responses=schema.answers(408, 413, 415, 422, 503))
+    async def next_lists(asked: form, request: Request) -> Response:  # type: ignore[valid-type]
+        """Lists of the next several items after each history, drawn together."""
         wanted = asked.model_dump()  # type: ignore[attr-defined]
-        histories = [[str(item) for item in history] for history in wanted.pop("histories")]
-        steps = wanted.pop("sampling_steps", None) or own_steps
-        fields = tuple(wanted.pop("fields", None) or ())
-        candidates, end = wanted.pop("candidates"), b"]}"
-        if candidates is not None:
-            wanted["candidates"] = tuple(sorted(filter(recommender.knows, set(map(str, candidates)))))
-            end = b'],"unknown_candidates":%d}' % recommender.unknown([candidates])
-        share: Share = request.scope["share"]
-        share.take(len(histories) * min(wanted["k"], len(recommender.items)) * ITEM_BYTES * (1 + len(fields)))
-        if candidates is None or wanted["candidates"]:
-            lists = await app.state.lanes.submit(Wanted(ListOptions(**wanted), steps, fields), histories)
-        else:
-            lists = [empty_list(recommender, history) for history in histories]
-        metrics.seconds.observe(time.perf_counter() - start)
-        return Response(b'{"lists":[' + b",".join(lists) + end, media_type="application/json")
+        wanted["k"] = min(wanted["k"], wanted["samples"])  # no more of them are different
+        return await lists("histories", wanted, request, wanted.pop("next"))
 
 
 def _add_views(app: FastAPI, recommender: Recommender, metrics: Metrics) -> None:
@@ -148,6 +213,7 @@ def _add_views(app: FastAPI, recommender: Recommender, metrics: Metrics) -> None
         sampling_steps=network.sampling_steps if diffusion else None,
         max_sampling_steps=schema.most_steps(recommender),
         samples="samples" in schema.request_for(recommender).model_fields,
+        next=_slots(recommender),
         fields=about_items.names,
         version=__version__,
     )

@@ -5,17 +5,21 @@ Shapes: I items with padding row 0, d size of an item's vector.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recbole_diffurec.data.histories import as_ids
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.inference.items import ItemTable
+from recbole_diffurec.inference.lists import ListOptions
 
-__all__ = ["Similarity"]
+__all__ = ["SimilarItems", "Similarity"]
 
 _AT_ONCE = 256  # items whose cosines with all others are in memory together
 
@@ -99,3 +103,53 @@ class Similarity:
             for place, nearest in zip(places, cosines.topk(min(n, len(read))).indices.tolist()):
                 found[place] = [read[item] for item in nearest]
         return found
+
+
+class SimilarItems:
+    """What a ``Recommender`` tells of items by their vectors alone."""
+
+    # Of the class that this one is mixed into.
+    network: Any
+    config: Any
+    items: np.ndarray
+    about_items: ItemTable
+    _number: dict[str, int]
+    like: Callable[[str], str | None]
+    _with_columns: Callable[..., pd.DataFrame]
+
+    def similar(self, items: Sequence[Any], k: int = 10, columns: Sequence[str] = ()) -> pd.DataFrame:
+        """The ``k`` items that are most like each of some, by the cosine of the vectors by which the model knows them.
+
+        Parameters
+        ----------
+        items : Sequence of object
+            Ids.
+        k : int, optional
+            Length of the lists.
+        columns : Sequence of str, optional
+            As for ``recommend``.
+
+        Returns
+        -------
+        pd.DataFrame
+            With ``similar_to``, ``rank`` (from 1), ``item_id``, ``cosine``, and the columns.
+
+        Raises
+        ------
+        UserError
+            The model does not know an item, or has no vectors of items.
+        """
+        ListOptions(k)  # refuses what is no length
+        own = ("similar_to", "rank", "item_id", "cosine")
+        self.about_items.check(columns, taken=own)
+        ids = as_ids(items, "items")
+        unknown = next((item for item in ids if item not in self._number), None)
+        if unknown is not None:
+            hint = f", which knows {self.like(unknown)!r}" if self.like(unknown) else ": give ids of its training data"
+            raise UserError(f"item {unknown!r} is unknown to the model{hint}")
+        similarity = Similarity(self.network, self.config["model"], len(self.items))
+        numbers, cosines = similarity.nearest([self._number[item] for item in ids], k)
+        n, width = numbers.shape
+        ranks = np.tile(np.arange(1, width + 1), n)
+        cells = (np.repeat(ids, width), ranks, self.items[numbers.ravel()], cosines.ravel())
+        return self._with_columns(pd.DataFrame(dict(zip(own, cells))), columns)

@@ -7,6 +7,7 @@ queries of the last position alone).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import repeat
 
@@ -22,6 +23,10 @@ from recbole_diffurec.layers.ragged import RaggedBatch, Slab
 
 CHECKPOINTED_WEIGHTS = 2**22  # attention weights that exist at once with checkpointing
 VECTOR_LENGTH = 16  # float32 numbers in the widest vector registers
+
+
+# Called with a batch and what its last positions attend to, [n, h, l] for each slab.
+Observer = Callable[[RaggedBatch, list[Tensor]], None]
 
 
 class MultiHeadAttention(nn.Module):
@@ -42,7 +47,14 @@ class MultiHeadAttention(nn.Module):
     distances : int, optional
         D, with which each head learns a score for the distance of a key from its query, from 0 to D - 1 places back
         (Raffel et al. 2020, section 2.1, without their bins). For ``causal`` attention.
+
+    Attributes
+    ----------
+    observer : Observer or None
+        Called by ``from_last``.
     """
+
+    observer: Observer | None = None
 
     def __init__(
         self,
@@ -113,7 +125,7 @@ class MultiHeadAttention(nn.Module):
         if device_type(x) == "cpu":
             x = x.float() if x.dtype == torch.bfloat16 else x  # as in ``_project``
             q, bias = q.to(x.dtype), bias.to(x.dtype)
-        contexts, masses = [], []
+        contexts, masses, observed = [], [], []
         with self._full_precision(x):
             tokens = x.split([slab.n * slab.length for slab in batch.slabs])
             for slab, part in zip(batch.slabs, tokens):
@@ -125,8 +137,12 @@ class MultiHeadAttention(nn.Module):
                 if slab.key_bias is not None:
                     scores = scores + slab.key_bias.squeeze(1).to(scores.dtype)
                 weights = self.dropout(_softmax(scores))
+                if self.observer is not None:
+                    observed.append(weights)
                 contexts.append(weights @ part)
                 masses.append(weights.sum(dim=-1, keepdim=True))
+        if self.observer is not None:
+            self.observer(batch, observed)
         context, mass = torch.cat(contexts).to(query.dtype), torch.cat(masses).to(query.dtype)
         values = context.transpose(0, 1) @ self.value.weight.unflatten(0, by_head).transpose(1, 2)  # [h, B, d/h]
         values = values.transpose(0, 1) + mass * self.value.bias.view(self.n_heads, head_size)

@@ -1,6 +1,10 @@
 """Cross-entropy over the items, without ever holding the logits of a whole batch.
 
-Shapes: B batch, L history length, d hidden size, I items with padding row 0 (which is no class), S sampled negatives.
+A row may have several queries, of which each gives a distribution over the items: the row's is their mean, a mixture
+of softmaxes (Yang, Dai, Salakhutdinov, Cohen 2018).
+
+Shapes: B batch, K queries of a row, L history length, d hidden size, I items with padding row 0 (which is no class),
+S sampled negatives.
 """
 
 from __future__ import annotations
@@ -38,6 +42,11 @@ class LogitBias(NamedTuple):
         return scores.new_zeros(len(scores), len(distinct)).scatter_add(1, nearest, scores).index_select(1, place)
 
 
+def mean_over_queries(log_p: Tensor) -> Tensor:
+    """log of the mean over K of probabilities, [B], from their logs [B, K]; the log itself, to the last bit, of one."""
+    return log_p.logsumexp(dim=-1) - math.log(log_p.shape[-1])
+
+
 class _FullCrossEntropy(torch.autograd.Function):
     """sum_b w_b CE_b and the CE_b; the gradients are made chunk by chunk while the logits are at hand."""
 
@@ -52,31 +61,34 @@ class _FullCrossEntropy(torch.autograd.Function):
         added_scores: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         needs_grad = any(ctx.needs_input_grad)
+        k = x.shape[1]
         chunk = CHUNK_LOGITS.get(device_type(x), CHUNK_LOGITS["cuda"])
-        n_rows = max(CHUNK_ROWS, chunk // len(items))
+        n_rows = max(1, max(CHUNK_ROWS, chunk // len(items)) // k)
         losses = torch.empty(len(x), dtype=items.dtype, device=x.device)
         grad_x = torch.empty_like(x) if needs_grad else None
         grad_items = torch.zeros_like(items) if needs_grad else None
         grad_scores = torch.empty_like(added_scores) if needs_grad and added_scores is not None else None
         for start in range(0, len(x), n_rows):
             rows = slice(start, start + n_rows)
-            log_p = (x[rows] @ items.T).to(items.dtype)
+            queries, own = x[rows].flatten(0, 1), _of_queries(target[rows].unsqueeze(1), k)
+            log_p = (queries @ items.T).to(items.dtype)
             if added_items is not None and added_scores is not None:
-                log_p.scatter_add_(1, added_items[rows], added_scores[rows])
+                log_p.scatter_add_(1, _of_queries(added_items[rows], k), _of_queries(added_scores[rows], k))
             log_p[:, 0] = -math.inf
             log_p = log_p.log_softmax(dim=-1)
-            own = target[rows].unsqueeze(1)
-            losses[rows] = -log_p.gather(1, own).squeeze(1)
+            by_row = log_p.gather(1, own).view(-1, k)
+            losses[rows] = -mean_over_queries(by_row)
             if grad_x is None or grad_items is None:
                 continue
-            # d CE_b / d logits = softmax - onehot(target)
+            # d CE_bk / d logits = softmax - onehot(target); a row's K queries share its weight by what each says of it.
             grad = log_p.exp_()
             grad.scatter_add_(1, own, torch.full_like(own, -1, dtype=grad.dtype))
-            grad *= weight[rows].unsqueeze(1)
-            grad_x[rows] = grad @ items
-            grad_items += grad.T @ x[rows]
+            grad *= (weight[rows].unsqueeze(1) * by_row.softmax(dim=-1)).view(-1, 1)
+            grad_x[rows] = (grad @ items).view_as(x[rows])
+            grad_items += grad.T @ queries
             if grad_scores is not None and added_items is not None:
-                grad_scores[rows] = grad.gather(1, added_items[rows])
+                of_queries = grad.gather(1, _of_queries(added_items[rows], k))
+                grad_scores[rows] = of_queries.view(-1, k, of_queries.shape[1]).sum(dim=1)
         ctx.save_for_backward(grad_x, grad_items, grad_scores)
         ctx.mark_non_differentiable(losses)
         return (weight * losses).sum(), losses
@@ -88,6 +100,11 @@ class _FullCrossEntropy(torch.autograd.Function):
         return grad_x * grad_loss, grad_items * grad_loss, None, None, None, scores
 
 
+def _of_queries(values: Tensor, k: int) -> Tensor:
+    """What rows share, [B, n], for each of their queries, [B K, n]."""
+    return values.repeat_interleave(k, dim=0)
+
+
 def full_cross_entropy(
     x: Tensor, items: Tensor, target: Tensor, weight: Tensor, added: LogitBias | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -96,7 +113,7 @@ def full_cross_entropy(
     Parameters
     ----------
     x : Tensor
-        [B, d].
+        [B, d]; or [B, K, d], of which the mean over K of the softmax is meant.
     items : Tensor
         [I, d], E; row 0 is left out of the softmax.
     target : Tensor
@@ -113,7 +130,8 @@ def full_cross_entropy(
     cross_entropy : Tensor
         CE, [B].
     """
-    return _FullCrossEntropy.apply(x, items, target, weight.to(items.dtype), *(added or (None, None)))
+    queries = x if x.dim() == 3 else x.unsqueeze(1)
+    return _FullCrossEntropy.apply(queries, items, target, weight.to(items.dtype), *(added or (None, None)))
 
 
 class SampledCrossEntropy(nn.Module):
@@ -164,11 +182,15 @@ class SampledCrossEntropy(nn.Module):
         self, x: Tensor, items: Tensor, target: Tensor, weight: Tensor, added: LogitBias | None = None
     ) -> tuple[Tensor, Tensor]:
         """As ``full_cross_entropy``, estimated."""
+        k = x.shape[1] if x.dim() == 3 else 1
+        x, target = x.reshape(-1, x.shape[-1]), target.repeat_interleave(k)
         negatives = self.draw()
         own = (x * items.index_select(0, target)).sum(dim=-1).to(items.dtype)
         others = x @ items.index_select(0, negatives).T - self.log_expected[negatives]
         if added is not None:
+            added = LogitBias(_of_queries(added.items, k), _of_queries(added.scores, k))
             own, others = own + added.gather(target), others + added.gather_shared(negatives)
         others = others.masked_fill(negatives == target.unsqueeze(1), -math.inf)
         losses = torch.cat([own.unsqueeze(1), others.to(items.dtype)], dim=1).logsumexp(dim=-1) - own
+        losses = -mean_over_queries(-losses.view(-1, k))
         return (weight.to(losses.dtype) * losses).sum(), losses.detach()

@@ -26,7 +26,12 @@ ITEM_SEQ_INPUT = (
     "int64 [batch, length], length from 2 to max_length: item numbers (places in 'items'), the oldest first, 0 after "
     "the last"
 )
-SCORES_OUTPUT = "float32 [batch, items]; -inf for the padding item 0"
+SEED_INPUT = "int64 [], from which all noise is made; the same seed gives the same answer to a history"
+# By the name of the output.
+OUTPUTS = {
+    "scores": "float32 [batch, items]; -inf for the padding item 0",
+    "query": "float32 [batch, d], whose inner products with the vectors of the items are their scores",
+}
 
 
 class Exportable(ABC):
@@ -135,9 +140,12 @@ class Program(nn.Module, ABC):
     ----------
     inputs : tuple of str
         Names of the inputs, ``item_seq`` first: int64 [B, L], the oldest item first, 0 after the most recent.
+    output : str
+        What it gives: ``scores`` as ``full_sort_predict``, or ``query`` as ``Exportable.queries``.
     """
 
     inputs: tuple[str, ...]
+    output: str = "scores"
 
     @abstractmethod
     def draws(self, item_seq: Tensor, seed: int | None = None) -> dict[str, Tensor]:
@@ -158,6 +166,34 @@ class Program(nn.Module, ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What the file beside an exported program says: ``inputs`` by name, ``outputs``, and the steps visited."""
+
+    def for_queries(self) -> Program:
+        """The same program, which gives vectors for an index of the items in place of scores.
+
+        Raises
+        ------
+        NotApplicable
+            It does not.
+        """
+        raise NotApplicable(f"{type(self).__name__} does not say what its queries are (for_queries)")
+
+    def seeded(self) -> Program:
+        """The same program, which takes ``seed`` in place of its draws and makes them as the model does.
+
+        Raises
+        ------
+        NotApplicable
+            It draws nothing, or does not.
+        """
+        if self.inputs == ("item_seq",):
+            raise NotApplicable("its inference draws nothing")
+        raise NotApplicable(f"{type(self).__name__} does not say how it draws (seeded)")
+
+    def _giving_queries(self) -> Program:
+        """A copy whose ``output`` is ``query``, for programs whose ``forward`` and ``describe`` go by that."""
+        other = copy.copy(self)
+        other.output = "query"
+        return other
 
 
 @dataclass(frozen=True)

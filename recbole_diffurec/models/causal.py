@@ -84,5 +84,6 @@ CAUSALREC = ModelSpec(
     rules={**sequential.RULES, "positions": Rule("str", choices=POSITIONS)},
     trims_padding=True,
     all_positions=True,
+    loss="cross-entropy",
     for_inference=sequential.FOR_INFERENCE,
 )

@@ -104,6 +104,7 @@ CL4SREC = ModelSpec(
         "different_operators": Rule("bool"),
     },
     trims_padding=True,
+    loss="cross-entropy and a contrast",
     cannot={"sequences": "its contrast is between whole histories"},
     for_inference=sequential.FOR_INFERENCE,
 )

@@ -99,7 +99,7 @@ class GuidedDenoiser:
         w; 0 is the denoiser itself.
     """
 
-    def __init__(self, denoiser: Denoiser, nothing: Callable[[Tensor], Tensor], weight: float):
+    def __init__(self, denoiser: Denoiser, nothing: Callable[[Any], Any], weight: float):
         self.denoiser, self.nothing, self.weight = denoiser, nothing, weight
         self.token_noise = denoiser.token_noise
 
@@ -115,4 +115,4 @@ class GuidedDenoiser:
 
     def in_bfloat16(self) -> GuidedDenoiser:
         """``Denoiser.in_bfloat16``."""
-        return GuidedDenoiser(self.denoiser.in_bfloat16(), self.nothing, self.weight)
+        return type(self)(self.denoiser.in_bfloat16(), self.nothing, self.weight)

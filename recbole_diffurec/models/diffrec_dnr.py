@@ -3,8 +3,7 @@
 Its authors call it DiffRec, which is another model in RecBole (Wang et al. 2023). Equation numbers are those of the
 paper, whose code was never published.
 
-Shapes: B batch, L padded history length, N tokens, d hidden size, T diffusion steps, S visited steps, I items with
-padding row 0.
+Shapes: B batch, L padded history length, N tokens, d hidden size, T diffusion steps, I items with padding row 0.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.encoder import TransformerEncoder
 from recbole_diffurec.layers.ragged import LedBatch, RaggedBatch
 from recbole_diffurec.layers.step_embedding import SinusoidalSteps
-from recbole_diffurec.models.base import ITEM_SEQ_INPUT, SCORES_OUTPUT, Program
+from recbole_diffurec.models.base import Program
 from recbole_diffurec.models.denoiser import Denoiser
 from recbole_diffurec.models.diffurec import DiffuRecFamily
-from recbole_diffurec.models.diffurec_program import ReverseProgram
+from recbole_diffurec.models.diffurec_program import NoiseProgram
 from recbole_diffurec.models.diffurec_rules import FAMILY_RULES, check_family
 from recbole_diffurec.models.objectives import SquaredErrorObjective
 from recbole_diffurec.models.scores import ItemScores, OutputScores
@@ -225,49 +224,7 @@ class DiffRecDNR(DiffuRecFamily):
     def program(self) -> Program:
         """Inference as a function of tensors alone."""
         super().program()  # refuses what cannot be exported
-        return DiffRecDNRProgram(self)
-
-
-class DiffRecDNRProgram(ReverseProgram):
-    """Inference of one model, the reverse process included.
-
-    Parameters
-    ----------
-    network : DiffRecDNR
-        The model; its parts are used as they are.
-    """
-
-    inputs = ("item_seq", "noise")
-
-    def forward(self, item_seq: Tensor, noise: Tensor) -> Tensor:
-        """Scores of all items, [B, I]; the padding row scores minus infinity.
-
-        Parameters
-        ----------
-        item_seq : Tensor
-            int64 [B, L], item numbers, the oldest first, 0 after the most recent.
-        noise : Tensor
-            [S, B, d] of N(0, 1): x_T, then what each reverse step but the last adds.
-        """
-        return self.scores(item_seq, noise, noise)  # nothing is drawn for tokens
-
-    def draws(self, item_seq: Tensor, seed: int | None = None) -> dict[str, Tensor]:
-        """``Program.draws``."""
-        return {"item_seq": item_seq, "noise": self.noise_of(self.source(item_seq, seed))}
-
-    def dynamic_shapes(self, rows: Any, length: Any) -> dict[str, dict[int, Any]]:
-        """``Program.dynamic_shapes``."""
-        return {"item_seq": {0: rows, 1: length}, "noise": {1: rows}}
-
-    def describe(self) -> dict[str, Any]:
-        """``Program.describe``."""
-        visits, size = self.network.visits, self.network.hidden_size
-        noise = f"float32 [{len(visits)}, batch, {size}] of N(0, 1)"
-        return {
-            "inputs": {"item_seq": ITEM_SEQ_INPUT, "noise": noise},
-            "outputs": {"scores": SCORES_OUTPUT},
-            "diffusion_steps_visited": visits,
-        }
+        return NoiseProgram(self)
 
 
 # Of the family's parameters those that act here: no lambda, no offset noise, an output layer with its own bias.
@@ -284,6 +241,7 @@ DIFFREC_DNR = ModelSpec(
     },
     check=check_family,
     trims_padding=True,
+    loss="cross-entropy and squared errors",
     for_inference={"sampled_softmax": None},
     cannot={"sequences": "a pass has one noised target, which every position of the history sees"},
 )

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.utils import InputType
 from torch import Tensor, nn
@@ -31,15 +32,16 @@ from recbole_diffurec.models.approximator import Approximator
 from recbole_diffurec.models.base import Program
 from recbole_diffurec.models.denoiser import Denoiser, UncertainDenoiser
 from recbole_diffurec.models.diffurec_program import DiffuRecProgram
-from recbole_diffurec.models.diffurec_rules import FAMILY_RULES, check_family
+from recbole_diffurec.models.diffurec_rules import FAMILY_RULES, OBJECTIVE_RULES, check_family
 from recbole_diffurec.models.interventions import Audited, ChangedDenoiser, NoDiffusion
-from recbole_diffurec.models.objectives import CrossEntropyObjective, Objective
+from recbole_diffurec.models.objectives import Objective, cross_entropy_objective
 from recbole_diffurec.models.scores import ItemScores
 from recbole_diffurec.models.spec import ModelSpec
 
 # Tokens that go through the network at once in inference: enough to keep a processor busy, few enough for its memory.
 TOKENS_AT_ONCE = {"cpu": 2**13, "cuda": 2**20}
 OFFSET_NOISE_MEAN = 0.1  # the factor of delta_c in eps ~ N(0.1 delta_c, I), DiffuRecSys section 5.2
+Drawn = tuple[Draws, Tensor | None]  # noise, and with ``keyed_noise`` what steps are chosen by
 
 
 class DiffuRecFamily(Audited):
@@ -67,8 +69,8 @@ class DiffuRecFamily(Audited):
         self.keyed_noise: bool = config["keyed_noise"]
         self.training_seed: int = config["seed"]
         self.epoch = 0
+        self.n_draws: int = config["draws"] or 1
         self._bfloat16_denoiser: Denoiser | None = None
-
         self.item_embedding = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
         longest = self.max_seq_length
         self.position_embedding = nn.Embedding(longest, self.hidden_size) if config["use_position"] else None
@@ -78,12 +80,16 @@ class DiffuRecFamily(Audited):
         if not self.noised_target:
             # Beside the modules, of which a plugin's denoiser may be one.
             self.__dict__["denoiser"] = ChangedDenoiser(self.denoiser, NoDiffusion(config["diffusion_steps"]))
-        self.process = DiffusionProcess(schedules.betas(config["noise_schedule"], config["diffusion_steps"]))
+        self.process = DiffusionProcess(self.betas(config))
         self.sampler = self.build_sampler(config)
         self.step_sampler = STEP_SAMPLERS[config["step_sampler"]](config["diffusion_steps"])
         self.noise_table = NoiseTable(self.hidden_size)
         self.scores = self.build_scores(config)
         self.objective = self.build_objective(config, dataset)
+        if self.n_draws > 1 and not getattr(self.objective, "takes_draws", False):
+            raise UserError(
+                f"draws must be 1: the objective of model '{config['model']}' takes one, got {self.n_draws}"
+            )
         self._initialise(config["init"], config["initializer_range"])
 
     # Parts. The modules keep the names that checkpoints know them by.
@@ -110,11 +116,14 @@ class DiffuRecFamily(Audited):
         self.step_embedding = StepEmbedding(self.hidden_size, config["diffusion_steps"])
         return UncertainDenoiser(self.approximator, self.step_embedding, config["lambda_uncertainty"])
 
+    def betas(self, config: Any) -> np.ndarray:
+        """The variances of the noise, float64 [T]."""
+        return schedules.betas(config["noise_schedule"], config["diffusion_steps"])
+
     def build_sampler(self, config: Any) -> Sampler:
         """The reverse process."""
         options = {"eta": config["ddim_eta"]} if config["sampler"] == "ddim" else {}
-        betas = schedules.betas(config["noise_schedule"], config["diffusion_steps"])
-        return SAMPLERS[config["sampler"]](betas, config["sampling_steps"], **options)
+        return SAMPLERS[config["sampler"]](self.betas(config), config["sampling_steps"], **options)
 
     def build_scores(self, config: Any) -> ItemScores:
         """How items are scored."""
@@ -122,11 +131,12 @@ class DiffuRecFamily(Audited):
 
     def build_objective(self, config: Any, dataset: Any) -> Objective:
         """What the estimate of the target is trained for."""
+        near_weight = config["squared_error_weight"]
         if not config["sampled_softmax"]:
-            return CrossEntropyObjective(self.scores, full_cross_entropy)
+            return cross_entropy_objective(self.scores, full_cross_entropy, near_weight)
         counts = torch.bincount(dataset.inter_feat[self.ITEM_ID], minlength=self.n_items)
         sampled = SampledCrossEntropy(counts, config["sampled_softmax"], config["negative_distribution"])
-        return CrossEntropyObjective(self.scores, sampled)
+        return cross_entropy_objective(self.scores, sampled, near_weight)
 
     def _initialise(self, init: str, std: float) -> None:
         """Draw all weight matrices, the item table included, from one family; zero biases and the padding row."""
@@ -148,28 +158,35 @@ class DiffuRecFamily(Audited):
         self.epoch = epoch
 
     def calculate_loss(self, interaction: Any) -> Tensor | tuple[Tensor, ...]:
-        """Weighted mean loss of the reconstructed target (Algorithm 1)."""
+        """Weighted mean loss of the reconstructed target (Algorithm 1), or of its ``draws`` reconstructions."""
         batch = RaggedBatch(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         condition = self.condition(batch, self.denoiser)
         target = interaction[self.POS_ITEM_ID]
-        x_0 = self.item_embedding(target)
-        draws, uniform = self._training_draws(batch, target, x_0)
-        t, weight = self.step_sampler.sample(len(target), target.device, uniform)
-        x_s = self.process.q_sample(x_0, t, draws.start() + self.offset)
-        x_0_hat = self.denoiser(condition, x_s, t, draws)
+        x_0 = self.targets(target)
+        estimates = []
+        for draw in range(self.n_draws):
+            draws, uniform = self._training_draws(batch, target, x_0, draw)
+            t, weight = self.step_sampler.sample(len(target), target.device, uniform)
+            x_s = self.process.q_sample(x_0, t, draws.start() + self.offset)
+            estimates.append(self.denoiser(condition, x_s, t, draws))
+        x_0_hat = estimates[0] if self.n_draws == 1 else torch.stack(estimates, dim=1)
         bias = self.scores.bias(interaction[self.ITEM_SEQ])
         loss, losses = self.objective(x_0_hat, x_0, target, weight.to(x_0.dtype) / len(target), bias)
-        self.step_sampler.update(t, losses)
+        self.step_sampler.update(t, losses)  # which one that learns does where there is one draw, see ``check_family``
         return loss
 
-    def _training_draws(self, batch: RaggedBatch, target: Tensor, x_0: Tensor) -> tuple[Draws, Tensor | None]:
+    def _training_draws(self, batch: RaggedBatch, target: Tensor, x_0: Tensor, draw: int = 0) -> Drawn:
         """The noise of a batch, and with ``keyed_noise`` the uniform numbers [B] to choose its steps by."""
         if not self.keyed_noise:
             return FreshNoise(len(target), len(batch.items), x_0.shape[-1], x_0), None
         keys = history_keys(batch.items, batch.age, batch.real, batch.row, len(target)) + target
-        seed = self.training_seed + self.epoch * 2**32
+        seed = self.training_seed + self.epoch * 2**32 + draw * 2**52
         draws = self.noise_table.for_batch(seed, keys, batch.row, batch.age, x_0.dtype)
         return draws, uniforms(keys, seed)
+
+    def targets(self, items: Tensor) -> Tensor:
+        """What is noised of items int [B], [B, d]."""
+        return self.item_embedding(items)
 
     def condition(self, batch: RaggedBatch, denoiser: Denoiser) -> Any:
         """The histories of a batch as far as they do not depend on the diffusion state.
@@ -198,15 +215,19 @@ class DiffuRecFamily(Audited):
         self._bfloat16_denoiser = None
         return super().load_state_dict(*args, **kwargs)
 
+    def guided(self, denoiser: Denoiser) -> Denoiser:
+        """What inference puts around a denoiser, the model's own or its copy in bf16: nothing here."""
+        return denoiser
+
     def _denoiser_for_inference(self) -> Denoiser:
         """The denoiser, or under ``enable_amp`` its copy in bf16, made once between two changes of the weights."""
         if not self.enable_amp:
-            return self.denoiser
+            return self.guided(self.denoiser)
         if self.training:
-            return self.denoiser.in_bfloat16()
+            return self.guided(self.denoiser.in_bfloat16())
         if self._bfloat16_denoiser is None:
             self._bfloat16_denoiser = self.denoiser.in_bfloat16()
-        return self._bfloat16_denoiser
+        return self.guided(self._bfloat16_denoiser)
 
     @property
     def n_steps(self) -> int:
@@ -306,7 +327,7 @@ class DiffuRecFamily(Audited):
 
         if self.reverse_start == "last_item":
             last = self.n_steps - 1
-            x_T = self.process.q_sample(self.item_embedding(last_item), torch.full_like(last_item, last), draws.start())
+            x_T = self.process.q_sample(self.targets(last_item), torch.full_like(last_item, last), draws.start())
             return denoise(x_T, last)
         if not self.noised_target:
             return denoise(draws.start(), self.n_steps - 1)  # all steps would be alike
@@ -327,10 +348,8 @@ class DiffuRecFamily(Audited):
     def program(self) -> Program:
         """Inference as a function of tensors alone."""
         if self.is_ensemble:
-            raise UserError(
-                "ensemble_seeds cannot be exported: give --ensemble_seeds= and average the softmax of the program's "
-                "scores over several draws of its noise"
-            )
+            how = "give --ensemble_seeds= and average the softmax of the program's scores over several draws"
+            raise UserError(f"ensemble_seeds cannot be exported: {how}")
         return DiffuRecProgram(self)
 
 
@@ -351,12 +370,13 @@ class DiffuRecSys(DiffuRecFamily):
 
 
 _FAMILY: dict[str, Any] = {
-    "rules": FAMILY_RULES,
+    "rules": {**FAMILY_RULES, **OBJECTIVE_RULES},
     "check": check_family,
     "method": True,
     "trims_padding": True,
     # Sampled softmax is a matter of training, and wants the training data's counts.
     "for_inference": {"sampled_softmax": None},
+    "loss": "cross-entropy",
     "cannot": {"sequences": "a pass has one noised target, which every position of the history sees"},
 }
 

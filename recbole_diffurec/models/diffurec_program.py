@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from recbole_diffurec.diffusion.noise import TableNoise, history_keys
+from recbole_diffurec.diffusion.noise import Draws, TableNoise, history_keys
 from recbole_diffurec.layers.ragged import PaddedBatch
-from recbole_diffurec.models.base import ITEM_SEQ_INPUT, SCORES_OUTPUT, Program
+from recbole_diffurec.models.base import ITEM_SEQ_INPUT, OUTPUTS, SEED_INPUT, Program
 
 if TYPE_CHECKING:
     from recbole_diffurec.models.diffurec import DiffuRecFamily
@@ -60,16 +60,25 @@ class ReverseProgram(Program):
         super().__init__()
         self.network = network
 
-    def scores(self, item_seq: Tensor, noise: Tensor, uncertainty: Tensor) -> Tensor:
-        """Scores of all items, [B, I], for the draws of each visited step; see ``DiffuRecProgram.forward``."""
+    def answer(self, item_seq: Tensor, draws: Draws) -> Tensor:
+        """Scores of all items, [B, I], or queries, [B, d], for the draws of each visited step."""
         network = self.network
-        batch = PaddedBatch(item_seq)
-        condition = network.condition(batch, network.denoiser)
-        draws = GivenDraws(noise, uncertainty, network.visits)
-        x_0 = network.reverse(condition, batch.items[batch.last], draws, network.denoiser)
-        return network.logits(x_0, item_seq)
+        batch, denoiser = PaddedBatch(item_seq), network.guided(network.denoiser)
+        condition = network.condition(batch, denoiser)
+        x_0 = network.reverse(condition, batch.items[batch.last], draws, denoiser)
+        return network.query(x_0) if self.output == "query" else network.logits(x_0, item_seq)
 
-    def source(self, item_seq: Tensor, seed: int | None) -> TableNoise:
+    def for_queries(self) -> Program:
+        """``Program.for_queries``."""
+        return self._giving_queries()
+
+    def seeded(self) -> Program:
+        """``Program.seeded``."""
+        other = SeededProgram(self.network)
+        other.output = self.output
+        return other
+
+    def source(self, item_seq: Tensor, seed: int | Tensor | None) -> TableNoise:
         """The source of the draws that ``full_sort_predict`` makes for these histories."""
         network = self.network
         batch = PaddedBatch(item_seq)
@@ -95,7 +104,7 @@ class DiffuRecProgram(ReverseProgram):
     inputs = ("item_seq", "noise", "uncertainty")
 
     def forward(self, item_seq: Tensor, noise: Tensor, uncertainty: Tensor) -> Tensor:
-        """Scores of all items, [B, I]; the padding row scores minus infinity.
+        """Scores of all items, [B, I], minus infinity for the padding row; or queries, [B, d].
 
         Parameters
         ----------
@@ -106,7 +115,7 @@ class DiffuRecProgram(ReverseProgram):
         uncertainty : Tensor
             [S, B, L, d], lambda of each visited step, N(delta, delta^2).
         """
-        return self.scores(item_seq, noise, uncertainty)
+        return self.answer(item_seq, GivenDraws(noise, uncertainty, self.network.visits))
 
     def draws(self, item_seq: Tensor, seed: int | None = None) -> dict[str, Tensor]:
         """``Program.draws``."""
@@ -135,6 +144,91 @@ class DiffuRecProgram(ReverseProgram):
                 "noise": f"float32 [{len(visits)}, batch, {size}] of N(0, 1)",
                 "uncertainty": f"float32 [{len(visits)}, batch, length, {size}] of N({mean}, {std}^2)",
             },
-            "outputs": {"scores": SCORES_OUTPUT},
+            "outputs": {self.output: OUTPUTS[self.output]},
             "diffusion_steps_visited": visits,
+        }
+
+
+class NoiseProgram(ReverseProgram):
+    """Inference of a model that draws nothing for tokens, the reverse process included.
+
+    Parameters
+    ----------
+    network : DiffuRecFamily
+        The model; its parts are used as they are.
+    """
+
+    inputs = ("item_seq", "noise")
+
+    def forward(self, item_seq: Tensor, noise: Tensor) -> Tensor:
+        """Scores of all items, [B, I], minus infinity for the padding row; or queries, [B, d].
+
+        Parameters
+        ----------
+        item_seq : Tensor
+            int64 [B, L], item numbers, the oldest first, 0 after the most recent.
+        noise : Tensor
+            [S, B, d] of N(0, 1): x_T, then what each reverse step but the last adds.
+        """
+        return self.answer(item_seq, GivenDraws(noise, noise, self.network.visits))  # nothing is drawn for tokens
+
+    def draws(self, item_seq: Tensor, seed: int | None = None) -> dict[str, Tensor]:
+        """``Program.draws``."""
+        return {"item_seq": item_seq, "noise": self.noise_of(self.source(item_seq, seed))}
+
+    def dynamic_shapes(self, rows: Any, length: Any) -> dict[str, dict[int, Any]]:
+        """``Program.dynamic_shapes``."""
+        return {"item_seq": {0: rows, 1: length}, "noise": {1: rows}}
+
+    def describe(self) -> dict[str, Any]:
+        """``Program.describe``."""
+        visits, size = self.network.visits, self.network.hidden_size
+        noise = f"float32 [{len(visits)}, batch, {size}] of N(0, 1)"
+        return {
+            "inputs": {"item_seq": ITEM_SEQ_INPUT, "noise": noise},
+            "outputs": {self.output: OUTPUTS[self.output]},
+            "diffusion_steps_visited": visits,
+        }
+
+
+class SeededProgram(ReverseProgram):
+    """Inference of one model, which makes its noise itself: of the seed and the history, as the model does.
+
+    The table that the model draws from is a part of the program, and so is the hash that finds its rows.
+
+    Parameters
+    ----------
+    network : DiffuRecFamily
+        The model; its parts are used as they are.
+    """
+
+    inputs = ("item_seq", "seed")
+
+    def forward(self, item_seq: Tensor, seed: Tensor) -> Tensor:
+        """Scores of all items, [B, I], minus infinity for the padding row; or queries, [B, d].
+
+        Parameters
+        ----------
+        item_seq : Tensor
+            int64 [B, L], item numbers, the oldest first, 0 after the most recent.
+        seed : Tensor
+            int64 [].
+        """
+        return self.answer(item_seq, self.source(item_seq, seed))
+
+    def draws(self, item_seq: Tensor, seed: int | None = None) -> dict[str, Tensor]:
+        """``Program.draws``: they are made within."""
+        return {"item_seq": item_seq, "seed": torch.tensor(self.network.inference_seeds[0] if seed is None else seed)}
+
+    def dynamic_shapes(self, rows: Any, length: Any) -> dict[str, dict[int, Any]]:
+        """``Program.dynamic_shapes``."""
+        return {"item_seq": {0: rows, 1: length}, "seed": {}}
+
+    def describe(self) -> dict[str, Any]:
+        """``Program.describe``."""
+        return {
+            "inputs": {"item_seq": ITEM_SEQ_INPUT, "seed": SEED_INPUT},
+            "outputs": {self.output: OUTPUTS[self.output]},
+            "diffusion_steps_visited": self.network.visits,
+            "seed_of_the_model": self.network.inference_seeds[0],
         }

@@ -12,6 +12,7 @@ from recbole_diffurec.diffusion.step_samplers import STEP_SAMPLERS
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.layers.blocks import ACTIVATIONS
 
+MOST_DRAWS = 1000  # the seeds of keyed noise have room for somewhat more
 FAMILY_RULES = {
     "hidden_act": Rule("str", choices=list(ACTIVATIONS)),
     "diffusion_steps": COUNT,
@@ -36,6 +37,9 @@ FAMILY_RULES = {
     "cosine_temperature": Rule("number", 0, 1, open_low=True, optional=True),
     "repeat_bias": Rule("bool"),
 }
+# Of the models of the family whose objective is the cross-entropy.
+DRAWS_RULES = {"draws": Rule("int", 1, MOST_DRAWS)}
+OBJECTIVE_RULES = {**DRAWS_RULES, "squared_error_weight": Rule("number", 0)}
 
 
 def check_family(values: Mapping[str, Any]) -> None:
@@ -47,6 +51,11 @@ def check_family(values: Mapping[str, Any]) -> None:
     seeds = values["ensemble_seeds"]
     if seeds is not None and not (seeds and all(FAMILY_RULES["noise_seed"].accepts(seed) for seed in seeds)):
         raise UserError(f"ensemble_seeds must be a list of integers of at least 0, such as [1,2,3], got {seeds!r}")
+    if values.get("draws", 1) > 1 and values["step_sampler"] == "loss_aware":
+        raise UserError(
+            f"draws: {values['draws']} has one loss for several steps, and step_sampler: loss_aware learns from one of "
+            f"each: give --step_sampler=uniform or --draws=1"
+        )
     try:
         schedules.betas(values["noise_schedule"], steps)
     except ValueError as error:

@@ -84,6 +84,7 @@ DUOREC = ModelSpec(
     "SASRec with a contrast between histories of the same next item (Qiu, Huang, Yin, Wang 2022)",
     rules={**contrastive.RULES, "lmd_sem": Rule("number", 0), "contrast": Rule("str", choices=CONTRASTS)},
     trims_padding=True,
+    loss="cross-entropy and a contrast",
     cannot={"sequences": "its contrast is between whole histories"},
     # The other contrasts look for histories among the training data.
     for_inference={**sequential.FOR_INFERENCE, "contrast": "un"},

@@ -349,7 +349,8 @@ class NextItemProgram(HistoryProgram):
 
     def forward(self, item_seq: Tensor) -> Tensor:
         """``HistoryProgram.forward``."""
-        return self.network.logits(self.network.next_item_queries(PaddedBatch(item_seq)), item_seq)
+        queries = self.network.next_item_queries(PaddedBatch(item_seq))
+        return queries if self.output == "query" else self.network.logits(queries, item_seq)
 
 
 def check(values: Mapping[str, Any]) -> None:
@@ -383,6 +384,7 @@ MASKED_DIFFREC = ModelSpec(
     },
     check=check,
     method=True,
+    loss="cross-entropy of masked slots",
     trims_padding=True,
     cannot={"sequences": "a pass has the slots of one list, which every position of the history sees"},
     for_inference=sequential.FOR_INFERENCE,

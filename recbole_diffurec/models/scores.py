@@ -69,7 +69,7 @@ class ItemScores:
         return vectors if self.cosine_temperature is None else F.normalize(vectors, dim=-1)
 
     def query(self, x: Tensor) -> Tensor:
-        """What is scored against ``vectors``, [B, d]: x, or with ``cosine_temperature`` x / (|x| tau)."""
+        """What is scored against ``vectors``, [..., d]: x, or with ``cosine_temperature`` x / (|x| tau)."""
         return x if self.cosine_temperature is None else F.normalize(x, dim=-1) / self.cosine_temperature
 
     def bias(self, item_seq: Tensor) -> LogitBias | None:
@@ -126,5 +126,5 @@ class OutputScores(ItemScores):
         return vectors if items is None else vectors.index_select(0, items)
 
     def query(self, x: Tensor) -> Tensor:
-        """[x ; 1], [B, d + 1]."""
-        return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        """[x ; 1], [..., d + 1]."""
+        return torch.cat([x, torch.ones_like(x[..., :1])], dim=-1)

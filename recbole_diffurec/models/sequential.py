@@ -20,7 +20,7 @@ from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.encoder import TransformerEncoder
 from recbole_diffurec.layers.item_softmax import SampledCrossEntropy, full_cross_entropy
 from recbole_diffurec.layers.ragged import PaddedBatch, RaggedBatch
-from recbole_diffurec.models.base import ITEM_SEQ_INPUT, SCORES_OUTPUT, Exportable, Program
+from recbole_diffurec.models.base import ITEM_SEQ_INPUT, OUTPUTS, Exportable, Program
 from recbole_diffurec.models.scores import ItemScores
 
 # What the parameters that ``SequentialModel`` reads may be, where no rule for all models says so.
@@ -257,15 +257,19 @@ class HistoryProgram(Program):
         self.network = network
 
     def forward(self, item_seq: Tensor) -> Tensor:
-        """Scores of all items, [B, I]; the padding row scores minus infinity.
+        """Scores of all items, [B, I], minus infinity for the padding row; or queries, [B, d].
 
         Parameters
         ----------
         item_seq : Tensor
             int64 [B, L], item numbers, the oldest first, 0 after the most recent.
         """
-        scores = self.network.scores
-        return scores.logits(self.network.states(PaddedBatch(item_seq)), scores.bias(item_seq))
+        scores, states = self.network.scores, self.network.states(PaddedBatch(item_seq))
+        return scores.query(states) if self.output == "query" else scores.logits(states, scores.bias(item_seq))
+
+    def for_queries(self) -> Program:
+        """``Program.for_queries``."""
+        return self._giving_queries()
 
     def draws(self, item_seq: Tensor, seed: int | None = None) -> dict[str, Tensor]:
         """``Program.draws``."""
@@ -277,4 +281,4 @@ class HistoryProgram(Program):
 
     def describe(self) -> dict[str, Any]:
         """``Program.describe``."""
-        return {"inputs": {"item_seq": ITEM_SEQ_INPUT}, "outputs": {"scores": SCORES_OUTPUT}}
+        return {"inputs": {"item_seq": ITEM_SEQ_INPUT}, "outputs": {self.output: OUTPUTS[self.output]}}

@@ -31,7 +31,10 @@ BUILTIN = {
     "MaskedDiffRec": "recbole_diffurec.models.masked_diffusion:MASKED_DIFFREC",
     "DuoRec": "recbole_diffurec.models.duorec:DUOREC",
     "CL4SRec": "recbole_diffurec.models.cl4srec:CL4SREC",
+    "DCRec": "recbole_diffurec.models.dcrec:DCREC",
     "DiffRecDNR": "recbole_diffurec.models.diffrec_dnr:DIFFREC_DNR",
+    "ADRec": "recbole_diffurec.models.adrec:ADREC",
+    "DreamRec": "recbole_diffurec.models.dreamrec:DREAMREC",
     "STOSA": "recbole_diffurec.models.stosa:STOSA_SPEC",
     "VSAN": "recbole_diffurec.models.vsan:VSAN_SPEC",
     "ACVAE": "recbole_diffurec.models.acvae:ACVAE_SPEC",
@@ -80,6 +83,9 @@ class ModelSpec:
         Parameters that inference needs otherwise than training, such as those that want the training data.
     cannot : Mapping of str to str
         Which of ``ABILITIES`` it lacks, each with the reason, a clause that follows "because".
+    loss : str or callable
+        What its training loss is, such as ``cross-entropy``, or what says so of the parameters. Reports draw the losses
+        of models that say the same in one place; without, that of the model stands alone.
     """
 
     name: str
@@ -96,6 +102,7 @@ class ModelSpec:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     for_inference: Mapping[str, Any] = field(default_factory=dict)
     cannot: Mapping[str, str] = field(default_factory=dict)
+    loss: str | Callable[[Mapping[str, Any]], str] = ""
 
     def __post_init__(self) -> None:
         unknown = self.cannot.keys() - set(ABILITIES)
@@ -116,6 +123,11 @@ class ModelSpec:
             A file is missing or malformed, or bases go round in a circle.
         """
         return _with_base(self, ())
+
+    def loss_of(self, parameters: Mapping[str, Any]) -> str:
+        """What the training loss is with these parameters."""
+        said = self.loss(parameters) if callable(self.loss) else self.loss
+        return said or f"loss of {self.name}"
 
     def refuse(self, ability: str, what: str) -> None:
         """Raise ``UserError`` where the model lacks an ability.

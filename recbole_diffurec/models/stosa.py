@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from recbole_diffurec.config.rules import Rule
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.layers.attention import Observer
 from recbole_diffurec.layers.blocks import LAYER_NORM_EPS
 from recbole_diffurec.layers.device import device_type
 from recbole_diffurec.layers.dropout import Dropout
@@ -72,7 +73,14 @@ class WassersteinAttention(nn.Module):
         Probability of zeroing an attention weight.
     means : bool
         Whether means attend too, or covariances alone.
+
+    Attributes
+    ----------
+    observer : Observer or None
+        Called where the last positions alone attend.
     """
+
+    observer: Observer | None = None
 
     def __init__(self, size: int, n_heads: int, dropout: float, means: bool):
         super().__init__()
@@ -106,7 +114,10 @@ class WassersteinAttention(nn.Module):
             cov_values = self._heads(covariance(self.cov_value(cov)), batch)
             mean_values = self._heads(self.mean_value(mean), batch) if self.means else [None] * len(cov_values)
             cov_contexts, mean_contexts = [], []
-            for weights, v_c, v_m in zip(self.weights(mean, cov, batch, last_only), cov_values, mean_values):
+            attention = self.weights(mean, cov, batch, last_only)
+            if self.observer is not None and last_only:
+                self.observer(batch, [weights.squeeze(2) for weights in attention])
+            for weights, v_c, v_m in zip(attention, cov_values, mean_values):
                 weights = self.dropout(weights)
                 cov_contexts.append(_joined(weights.square() @ v_c))
                 if v_m is not None:
@@ -362,6 +373,7 @@ STOSA_SPEC = ModelSpec(
     },
     check=check,
     trims_padding=True,
+    loss=lambda values: "cross-entropy" if values["loss_type"] == "CE" else "BPR and a distance of the positive",
     for_inference=sequential.FOR_INFERENCE,
     cannot={"sequences": "it counts positions from the end, so that each prefix has others"},
 )

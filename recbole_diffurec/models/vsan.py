@@ -159,6 +159,7 @@ VSAN_SPEC = ModelSpec(
         "kl_anneal_steps": Rule("int", 0),
     },
     trims_padding=True,
+    loss="cross-entropy and a divergence",
     for_inference=sequential.FOR_INFERENCE,
     cannot={"samples": "its inference takes the mean of the posterior and draws nothing"},
 )

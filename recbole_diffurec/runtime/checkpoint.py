@@ -249,9 +249,9 @@ Parameters = Annotated[dict[str, Any], pydantic.AfterValidator(_without_tensors)
 
 @pydantic.with_config(SCHEMA)
 class IdTokens(TypedDict):
-    """The original ids in order of their numbers, padding first."""
+    """The original ids in order of their numbers, padding first; shared models name no users."""
 
-    users: list[str]
+    users: NotRequired[list[str]]
     items: list[str]
 
 
@@ -270,6 +270,9 @@ class RunCheckpoint(TypedDict):
     # Its fingerprint, and what is known of its items, of which version 0.1.0 took neither.
     data: NotRequired[dict[str, Any]]
     item_columns: NotRequired[dict[str, list[str]]]
+    # How many users there are, with padding, and the figures of the epoch: written into shared models, here found.
+    n_users: NotRequired[int]
+    valid_result: NotRequired[dict[str, float]]
 
 
 Schema = TypeVar("Schema")
@@ -293,7 +296,7 @@ def validated(path: str | Path, state: dict[str, Any], schema: type[Schema]) -> 
         Something is missing or of another type; the message says what.
     """
     try:
-        return cast(Any, _adapter)(schema).validate_python(state)
+        return cast(Any, adapter)(schema).validate_python(state)
     except pydantic.ValidationError as error:
         missing = sorted(".".join(map(str, e["loc"])) for e in error.errors() if e["type"] == "missing")
         if missing:
@@ -304,7 +307,8 @@ def validated(path: str | Path, state: dict[str, Any], schema: type[Schema]) -> 
 
 
 @functools.cache
-def _adapter(schema: Any) -> pydantic.TypeAdapter:
+def adapter(schema: Any) -> pydantic.TypeAdapter:
+    """What holds values against a schema, made once for each."""
     return pydantic.TypeAdapter(schema)
 
 
@@ -317,6 +321,30 @@ def open_run(path: str | Path) -> RunCheckpoint:
         As ``load``; or something that every run writes is not there, or does not fit together.
     """
     state = validated(path, load(path), RunCheckpoint)
+    if "users" not in state["id_tokens"]:
+        raise UserError(f"checkpoint '{path}' lacks id_tokens.users: give a file that a run wrote")
+    check_items(path, state)
+    state["n_users"] = len(state["id_tokens"]["users"])
+    state["valid_result"] = _valid_result(state)
+    data_path = state["config"].get("data_path")
+    if isinstance(data_path, str) and os.path.isabs(data_path) and not os.path.isdir(data_path):
+        del state["config"]["data_path"]  # written elsewhere: the data is where the defaults look for it
+    return state
+
+
+def _valid_result(state: Mapping[str, Any]) -> dict[str, float]:
+    """The validation of the epoch that the weights are of, as far as the history tells it."""
+    history = state.get("history")
+    for epoch in history if isinstance(history, list) else ():
+        if isinstance(epoch, dict) and epoch.get("epoch") == state["epoch"]:
+            found = epoch.get("valid_result")
+            numbers = found.items() if isinstance(found, dict) else ()
+            return {name: value for name, value in numbers if isinstance(name, str) and isinstance(value, (int, float))}
+    return {}
+
+
+def check_items(path: str | Path, state: RunCheckpoint) -> None:
+    """Raise ``UserError`` unless what is known of the items of the file ``path`` is so of each of them."""
     n_items, popularity = len(state["id_tokens"]["items"]), state["popularity"]
     counts = popularity.shape == (n_items,) and popularity.dtype == torch.long
     if n_items < 2 or not counts or bool((popularity < 0).any()):
@@ -326,7 +354,3 @@ def open_run(path: str | Path) -> RunCheckpoint:
         )
     if any(len(cells) != n_items for cells in state.get("item_columns", {}).values()):
         raise UserError(f"checkpoint '{path}' is damaged (item_columns: not one cell for each item): use another copy")
-    data_path = state["config"].get("data_path")
-    if isinstance(data_path, str) and os.path.isabs(data_path) and not os.path.isdir(data_path):
-        del state["config"]["data_path"]  # written elsewhere: the data is where the defaults look for it
-    return state

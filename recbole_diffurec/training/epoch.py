@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from recbole_diffurec.runtime import distributed
+from recbole_diffurec.runtime import distributed, visible
 from recbole_diffurec.training.state import set_random_states
 
 
@@ -49,8 +49,8 @@ class Epoch:
             # Not before: trainers and models prepare an epoch (clusters, drawn graphs) that this one had begun with.
             start["put_back"]()
             set_random_states(start["random"][distributed.rank()])
-        options: dict[str, Any] = {"desc": self._description, "disable": not self._show, "leave": False}
-        with tqdm(total=len(self._loader), initial=self.done, unit="batch", **options) as self.bar:
+        options: dict[str, Any] = {"desc": self._description, "total": len(self._loader), "initial": self.done}
+        with visible.progress_bar(self._show, unit="batch", **options) as self.bar:
             while True:
                 self._before_batch(self)
                 batch = next(batches, None)

@@ -12,7 +12,7 @@ from typing import Any, Iterator, Mapping, Sequence
 from recbole.utils import EvaluatorType, ModelType
 
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host import compat
+from recbole_diffurec.host import compat, trackers
 from recbole_diffurec.host.config import DATA_PARAMETERS, RunConfig
 from recbole_diffurec.host.devices import say_without_gpu
 from recbole_diffurec.host.fingerprint import differences
@@ -20,13 +20,16 @@ from recbole_diffurec.host.inputs import inputs_of_test
 from recbole_diffurec.host.loaders import dataset_of, share_evaluation
 from recbole_diffurec.host.models import WITHOUT_FIRST_WEIGHTS
 from recbole_diffurec.models.ensemble import Ensemble, ranks_all_items
-from recbole_diffurec.runtime import checkpoint, distributed, files
+from recbole_diffurec.runtime import distributed, files, visible
+from recbole_diffurec.runtime.checkpoint import RunCheckpoint
 from recbole_diffurec.runtime.process import restored
+from recbole_diffurec.runtime.shared import open_model
 from recbole_diffurec.training.prepare import PreparedData, build, prepare_data
 from recbole_diffurec.training.report import deliver, describe_run, explained, log_file, plain_metrics
 from recbole_diffurec.training.weights import load_weights, room_for
 
 
+@visible.lines()
 def evaluate(
     checkpoint_file: str | Path, *more: str | Path, result_file: str | Path | None = None, **parameters: Any
 ) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def evaluate(
     Parameters
     ----------
     checkpoint_file : str or Path
-        A ``.pth`` file of ``run``.
+        A ``.pth`` file of ``run``, or a ``.safetensors`` file that ``export`` made of one.
     *more : str or Path
         Others, of sequential models on the same data; the mean of all their softmax probabilities is tested.
     result_file : str or Path, optional
@@ -113,6 +116,7 @@ def open_members(paths: Sequence[str | Path], parameters: Mapping[str, Any]) -> 
     UserError
         As ``evaluate``, as far as it can be told so early.
     """
+    trackers.refuse(parameters)
     members = [Member.open(path, parameters) for path in paths]
     for other in members[1:]:
         _check_fits_together(members[0], other)
@@ -139,7 +143,6 @@ def opened(members: list[Member], parameters: Mapping[str, Any]) -> Iterator[Ope
     first = members[0]
     with (
         compat.quiet(),
-        compat.no_tensorboard(),
         restored(),
         distributed.process_group(first.config["device"]),
         log_file(first.config, required=False) as log,
@@ -153,13 +156,13 @@ class Member:
     """One of the checkpoints that are tested."""
 
     path: str | Path
-    state: checkpoint.RunCheckpoint
+    state: RunCheckpoint
     config: RunConfig
 
     @classmethod
     def open(cls, path: str | Path, parameters: Mapping[str, Any]) -> Member:
         """Read a checkpoint, and its configuration with ``parameters`` changed."""
-        state = checkpoint.open_run(path)
+        state = open_model(path)
         say_without_gpu(parameters)
         config = RunConfig(state["model"], state["dataset"], {**state["config"], **parameters})
         # A test leaves nothing behind, wherever it is called and whatever its checkpoint says.
@@ -206,7 +209,7 @@ def check_same_data(
     UserError
         They differ.
     """
-    differing = [] if data.id_tokens == state["id_tokens"] else ["its users or items differ"]
+    differing = [] if _same_ids(data.id_tokens, state["id_tokens"]) else ["its users or items differ"]
     if state.get("data") and not (parameters or {}).keys() & DATA_PARAMETERS:
         differing = differences(state["data"], data.fingerprint) or differing
     if differing:
@@ -216,9 +219,15 @@ def check_same_data(
         )
 
 
+def _same_ids(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether users and items have the same ids, as far as both say what they are."""
+    return all(one[kind] == other[kind] for kind in one.keys() & other.keys())
+
+
 def _check_fits_together(first: Member, other: Member) -> None:
     """Refuse checkpoints that one evaluation cannot serve."""
-    if any(other.state[name] != first.state[name] for name in ("dataset", "id_tokens")):
+    known = other.state["id_tokens"], first.state["id_tokens"]
+    if other.state["dataset"] != first.state["dataset"] or not _same_ids(*known):
         raise UserError(
             f"checkpoints '{first.path}' and '{other.path}' were trained on different data (users, items or name): "
             "give checkpoints of one data set"

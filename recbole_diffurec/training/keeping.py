@@ -11,10 +11,11 @@ from torch.optim.lr_scheduler import StepLR
 
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.checkpoints import about_data, kept_values, plain_values
-from recbole_diffurec.runtime import checkpoint, distributed, files
+from recbole_diffurec.runtime import checkpoint, distributed
 from recbole_diffurec.training.attributes import PlainAttributes
 from recbole_diffurec.training.averaging import WeightAverage
 from recbole_diffurec.training.epoch import Epoch
+from recbole_diffurec.training.report import new_name
 from recbole_diffurec.training.scoring import ScoringTrainer
 from recbole_diffurec.training.state import EXTENSION, TrainingState, check_fits, misfit, random_states
 from recbole_diffurec.training.weights import load_weights, not_finite
@@ -40,8 +41,7 @@ class KeepingTrainer(ScoringTrainer):
 
     def __init__(self, config: Any, model: Any):
         super().__init__(config, model)
-        name = distributed.broadcast_from_rank0(lambda: files.unique_name(f"{config['model']}-{config['dataset']}"))
-        self.saved_model_file = os.path.join(self.checkpoint_dir, f"{name}.pth")
+        self.name = distributed.broadcast_from_rank0(lambda: new_name(config))
         self._resumed_state_file: str | None = None
         self._unfinished: dict[str, Any] | None = None
         self._attributes = PlainAttributes(model)
@@ -52,6 +52,15 @@ class KeepingTrainer(ScoringTrainer):
         self.lr_scheduler = StepLR(self.optimizer, step, config["lr_decay_gamma"]) if step else None
         decay = config["ema_decay"]
         self.average = WeightAverage(self.model, self.optimizer, decay) if decay else None
+
+    @property
+    def name(self) -> str:
+        """What the files of this training are called, without their endings."""
+        return os.path.basename(self.saved_model_file).removesuffix(".pth")
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self.saved_model_file = os.path.join(self.checkpoint_dir, f"{name}.pth")
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         """The weights that are validated and kept: the average, where there is one."""

@@ -12,7 +12,7 @@ from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.dataset import dataset_class
 from recbole_diffurec.host.loaders import dataset_of
 from recbole_diffurec.host.models import WITHOUT_FIRST_WEIGHTS
-from recbole_diffurec.runtime import checkpoint
+from recbole_diffurec.runtime.shared import open_model
 from recbole_diffurec.training.evaluate import check_same_data
 from recbole_diffurec.training.prepare import PreparedData
 from recbole_diffurec.training.report import explained
@@ -37,7 +37,7 @@ def load_data_and_model(model_file: str | Path) -> tuple[Any, ...]:
     UserError
         The file is no such checkpoint, or the data is not what the model was trained on.
     """
-    state = checkpoint.open_run(model_file)
+    state = open_model(model_file)
     config = RunConfig(state["model"], state["dataset"], state["config"])
     with compat.quiet():
         init_seed(config["seed"], config["reproducibility"])

@@ -108,14 +108,21 @@ def plain_metrics(result: Mapping[str, Any] | None) -> dict[str, float]:
     return {name: float(value) for name, value in (result or {}).items()}
 
 
+def new_name(config: Any) -> str:
+    """A name for the files of a run that is about to begin."""
+    return files.unique_name(f"{config['model']}-{config['dataset']}")
+
+
 @contextlib.contextmanager
-def log_file(config: RunConfig, required: bool = True) -> Iterator[str]:
-    """RecBole's log lines go to a file of this run's own, its warnings to the terminal as well.
+def log_file(config: RunConfig, name: str | None = None, required: bool = True) -> Iterator[str]:
+    """RecBole's log lines, and ours, go to a file of this run's own.
 
     Parameters
     ----------
     config : RunConfig
         Configuration of the run.
+    name : str, optional
+        What the file is called, without its ending; one that is there is written on. By default a new name.
     required : bool, optional
         False does without a file where none can be written.
 
@@ -135,7 +142,7 @@ def log_file(config: RunConfig, required: bool = True) -> Iterator[str]:
             raise
         yield os.devnull
         return
-    path = os.path.join(folder, files.unique_name(f"{config['model']}-{config['dataset']}") + ".log")
+    path = os.path.join(folder, f"{name or new_name(config)}.log")
     root = logging.getLogger()
     level = root.level
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from recbole_diffurec.host import compat
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.devices import say_without_gpu
 from recbole_diffurec.host.loaders import dataset_of, share_evaluation, share_training
-from recbole_diffurec.runtime import distributed, files
+from recbole_diffurec.runtime import distributed, files, visible
 from recbole_diffurec.runtime.process import restored
 from recbole_diffurec.training.evaluate import timed_test
+from recbole_diffurec.training.journal import Journal
 from recbole_diffurec.training.own_data import data_set_of
 from recbole_diffurec.training.prepare import DatasetCache, PreparedData, build, prepare_data
 from recbole_diffurec.training.report import (
@@ -28,6 +28,7 @@ from recbole_diffurec.training.report import (
     describe_run,
     explained,
     log_file,
+    new_name,
     plain_metrics,
 )
 from recbole_diffurec.training.state import OtherDataError, TrainingState, check_data, find_state
@@ -35,6 +36,7 @@ from recbole_diffurec.training.state import OtherDataError, TrainingState, check
 logger = logging.getLogger("recbole_diffurec")
 
 
+@visible.lines()
 def run(
     model: str | None = None,
     dataset: str | None = None,
@@ -84,8 +86,7 @@ def run(
     dataset = data_set_of(dataset, parameters, config_files, experiment, data)
     config = RunConfig(model, dataset, parameters, config_files, experiment)
     path = files.check_writable(result_file, "result_file", (*config_files, *config.data_files()))
-    events = compat.no_tensorboard() if distributed.rank() > 0 else contextlib.nullcontext()
-    with events, distributed.process_group(config["device"]):
+    with distributed.process_group(config["device"]):
         # Asked by all processes before any of them can write a state.
         state = distributed.broadcast_from_rank0(lambda: find_state(config) if resume else None)
         if resume and state is None:
@@ -130,11 +131,14 @@ def train(
         config.spec.refuse("nproc", "be trained in several processes")
     files.make_folder(config["checkpoint_dir"], "checkpoint_dir")
     say_without_gpu(config.external_config_dict)
-    with compat.quiet(), restored(), log_file(config) as log:
+    own = state["checkpoint"].removesuffix(".pth") if state is not None else new_name(config)
+    name = distributed.broadcast_from_rank0(lambda: own)
+    with compat.quiet(), restored(), log_file(config, name) as log:
         with explained(f"preparing data set '{dataset}'", log), distributed.local_rank0_first():
             data = prepare_data(config, datasets)
         with explained(f"building model '{model}'", log):
             network, trainer = build(data.config, dataset_of(data.loaders[0]))
+        trainer.name = name
         logger.info("%s", describe_network(config, network))
         _share(data, trainer)
         if state is not None:
@@ -142,14 +146,26 @@ def train(
             done = f"{state['unfinished']['done']} batches of epoch {state['epoch'] + 1}"
             logger.info("resuming after %s from '%s'", done, os.path.relpath(state["state_file"]))
             trainer.resume(state)
-        with explained(f"training model '{model}'", log):
-            best_valid_result = trainer.train_resumably(
-                data.loaders[0], data.loaders[1], lambda epoch: logger.info(describe_epoch(epoch, config))
-            )
-        with trainer.telling(on_scores):
-            test_result, eval_seconds = timed_test(trainer, data)
+        with Journal(name, config, 1 + (state["epoch"] if state is not None else 0)) as trainer.journal:
+            distributed.broadcast_from_rank0(trainer.journal.begin)
+            result = _train_and_test(config, data, trainer, log, on_scores)
+    if distributed.rank() == 0:
+        Path(trainer.state_file).unlink(missing_ok=True)
+    return TrainedRun(config, data, network, trainer, result)
+
+
+def _train_and_test(
+    config: RunConfig, data: PreparedData, trainer: Any, log: str, on_scores: Callable[..., None] | None
+) -> dict[str, Any]:
+    """The result of the run, which its journal has been told too."""
+    with explained(f"training model '{config['model']}'", log):
+        best_valid_result = trainer.train_resumably(
+            data.loaders[0], data.loaders[1], lambda epoch: logger.info(describe_epoch(epoch, config))
+        )
+    with trainer.telling(on_scores):
+        test_result, eval_seconds = timed_test(trainer, data)
     result = {
-        **describe_run(config, data, network),
+        **describe_run(config, data, trainer.model),
         "best_epoch": trainer.best_epoch,
         "best_valid_result": plain_metrics(best_valid_result),
         "test_result": test_result,
@@ -159,9 +175,8 @@ def train(
         "log": log,
         "history": trainer.history,
     }
-    if distributed.rank() == 0:
-        Path(trainer.state_file).unlink(missing_ok=True)
-    return TrainedRun(config, data, network, trainer, result)
+    trainer.journal.finish(result)
+    return result
 
 
 def train_or_resume(

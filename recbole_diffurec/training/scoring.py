@@ -23,6 +23,7 @@ from recbole_diffurec.host.candidates import SampledEvalLoader
 from recbole_diffurec.host.dataset import SequenceDataset
 from recbole_diffurec.host.loaders import dataset_of
 from recbole_diffurec.models.ensemble import ranks_all_items
+from recbole_diffurec.runtime import visible
 from recbole_diffurec.training.report import out_of_memory
 from recbole_diffurec.training.state import draws_of_its_own
 
@@ -63,10 +64,10 @@ class ScoringTrainer(Trainer):
         batches = eval_data.batch_sampler  # its batch size may be changed, the loader's not
         while True:
             # RecBole asks the class of the loader, so the bar goes around the loader's own iteration.
-            options: dict[str, Any] = {"disable": not (whole and show_progress), "leave": False, "unit": "batch"}
             try:
                 # Models and loaders that draw (sampled negatives) draw the same at every evaluation.
-                own, bar = draws_of_its_own(self.config["seed"]), tqdm(total=len(eval_data), desc="evaluate", **options)
+                own, shown = draws_of_its_own(self.config["seed"]), bool(whole and show_progress)
+                bar = visible.progress_bar(shown, total=len(eval_data), desc="evaluate", unit="batch")
                 with own, bar as self._eval_bar:
                     return super().evaluate(eval_data, load_best_model=False)
             except (MemoryError, RuntimeError) as error:

@@ -16,9 +16,11 @@ import torch
 from recbole.trainer import NCLTrainer, Trainer
 
 from recbole_diffurec.errors import Interrupted, RankError, UserError
+from recbole_diffurec.host import compat
 from recbole_diffurec.host.sequences import target_weight
 from recbole_diffurec.runtime import distributed
 from recbole_diffurec.training.epoch import Epoch
+from recbole_diffurec.training.journal import Journal
 from recbole_diffurec.training.keeping import KeepingTrainer
 from recbole_diffurec.training.report import out_of_memory
 from recbole_diffurec.training.state import StopRequest
@@ -39,12 +41,16 @@ class PluginTrainer(KeepingTrainer):
         Whether a signal has asked the training to stop.
     keeps_state : bool
         Whether the training leaves a state to resume from.
+    journal : Journal or None
+        Where the figures of the training go; ``fit`` opens one where there is none.
     """
 
     model: Any  # in validation it may be another form of the one that is trained
 
     def __init__(self, config: Any, model: Any):
-        super().__init__(config, model)
+        with compat.no_tensorboard():  # RecBole's writer sums losses, and its names are others; see journal
+            super().__init__(config, model)
+        self.journal: Journal | None = None
         self._synchronised_loss: distributed.SynchronisedLoss | None = None
         self._on_validation: Callable[[dict[str, Any]], None] | None = None
         self._validates = True
@@ -107,7 +113,7 @@ class PluginTrainer(KeepingTrainer):
 
     def try_out(self, train_data: Any, valid_data: Any, on_validation: Callable[[dict[str, Any]], None]) -> None:
         """Train without leaving anything on the disk; ``on_validation`` as in ``train_resumably``."""
-        self._on_validation = on_validation
+        self._on_validation, self.journal = on_validation, Journal()
         self.fit(train_data, valid_data, verbose=False, saved=False, show_progress=False)
 
     def time_epoch(self, train_data: Any) -> float:
@@ -117,11 +123,11 @@ class PluginTrainer(KeepingTrainer):
         return time.perf_counter() - started
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
-        try:
+        if self.journal is not None:
             return super().fit(*args, **kwargs)
-        finally:
-            # RecBole leaves it open, with a thread that writes what it still has.
-            self.tensorboard.close()
+        with Journal(self.name, self.config) as self.journal:  # RecBole's own run_recbole, or a call by hand
+            self.journal.begin()
+            return super().fit(*args, **kwargs)
 
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Callable | None = None, show_progress: bool = False
@@ -164,10 +170,17 @@ class PluginTrainer(KeepingTrainer):
             ) from None
         if epoch.losses:  # trainers with loss functions of their own leave them empty
             losses = epoch.total
-        total = (sum(losses) if isinstance(losses, tuple) else losses) / max(len(train_data), 1)
+        parts = [part / max(len(train_data), 1) for part in (losses if isinstance(losses, tuple) else (losses,))]
         self.history.append(
-            {"epoch": epoch_idx, "train_loss": total, "train_seconds": epoch.seconds, "learning_rate": learning_rate}
+            {
+                "epoch": epoch_idx,
+                "train_loss": sum(parts),
+                "train_seconds": epoch.seconds,
+                "learning_rate": learning_rate,
+            }
         )
+        if self.journal is not None:
+            self.journal.trained(self.history[-1], parts if len(parts) > 1 else ())
         if not self._validates and self._on_validation is not None:
             self._on_validation(self.history[-1])
         if self.lr_scheduler is not None:
@@ -221,6 +234,8 @@ class PluginTrainer(KeepingTrainer):
             score, result = super()._valid_epoch(valid_data, show_progress)
         seconds = time.perf_counter() - started
         self.history[-1].update(valid_seconds=seconds, valid_score=score, valid_result=dict(result))
+        if self.journal is not None:
+            self.journal.validated(self.history[-1])
         if self._on_validation is not None:
             self._on_validation(self.history[-1])
         return score, result

@@ -34,3 +34,36 @@ def test_the_page_of_the_next_items_together_is_written(tmp_path):
     assert all(3 < row["nll"] < 8 for row in found["nll"].values())
     assert all(0 < row["coverage"] < 1 for row in found["lists"].values())
     assert "| joint, 1 step |" in (tmp_path / "joint_ml-100k.md").read_text()
+
+
+@pytest.mark.slow
+def test_trainings_are_kept_one_by_one_and_go_on_where_they_were(tmp_path):
+    tiny = {
+        **{name: value for name, value in TINY.items() if name != "show_progress"},
+        "user_inter_num_interval": "[5,30]",
+    }
+    row = {"name": "SASRec, tiny", "model": "SASRec", "seeds": 2, **tiny}
+    plan = {"published": {}, "trained": [row]}
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+    places = {"BENCHMARKS_RESULTS": str(tmp_path), "BENCHMARKS_TRAININGS": str(tmp_path / "plan.yaml")}
+    environment = {**os.environ, **places, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "benchmarks/trainings.py"), "--dataset", "ml-100k"]
+
+    def trained(*more: str) -> list[str]:
+        done = subprocess.run([*command, *more], env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return sorted(path.name for path in (tmp_path / "trainings/ml-100k").glob("*.json"))
+
+    assert trained("--hours=0", "--work=w") == []
+    assert trained("--work=w") == ["sasrec-tiny-2020.json", "sasrec-tiny-2021.json"]
+    first = tmp_path / "trainings/ml-100k/sasrec-tiny-2020.json"
+    found = json.loads(first.read_text())
+    assert found["epochs"] == 1 and found["seed"] == 2020 and found["seconds_to_best"] > 0
+    assert "--hidden_size=16" in found["command"] and str(tmp_path) not in first.read_text()
+    # Whoever has seen a film does not see it again: without the seen ones a target ranks higher, or as high.
+    assert found["masked"]["hit@20"] >= found["unmasked"]["hit@20"] and found["masked"] != found["unmasked"]
+    first.unlink()
+    before = (tmp_path / "trainings/ml-100k/sasrec-tiny-2021.json").stat().st_mtime_ns
+    assert trained("--work=again") == ["sasrec-tiny-2020.json", "sasrec-tiny-2021.json"]
+    assert (tmp_path / "trainings/ml-100k/sasrec-tiny-2021.json").stat().st_mtime_ns == before
+    assert json.loads(first.read_text())["unmasked"] == found["unmasked"]

@@ -18,7 +18,7 @@ from conftest import ROOT, TINY, flags
 from recbole_diffurec import UserError, cli, compare, run
 from recbole_diffurec.config import layers
 from recbole_diffurec.experiments import compare as compare_module
-from recbole_diffurec.experiments import grid, measures, tables
+from recbole_diffurec.experiments import grid, measures, readable
 
 SMALL = {**TINY, "epochs": 2}
 ARGUMENTS = flags(SMALL)
@@ -195,4 +195,4 @@ def test_the_papers_experiment_can_be_planned():
 
 
 def test_latex_text_is_escaped():
-    assert tables.latex_text("a_b & 5% {x} \\ ±") == r"a\_b \& 5\% \{x\} \textbackslash{} $\pm$"
+    assert readable.latex_text("a_b & 5% {x} \\ ±") == r"a\_b \& 5\% \{x\} \textbackslash{} $\pm$"

@@ -22,7 +22,7 @@ TINY = [
 OURS = [*TINY, "--embedding_dropout_prob=0", "--sampling_steps=2", "--keyed_noise=True"]
 MODELS = {
     "DiffuRecSys": OURS,
-    "DiffuRec": [*OURS, "--use_position=True"],
+    "DiffuRec": [*OURS, "--use_position=True", "--draws=2"],
     "SASRec": [*TINY, "--inner_size=32", "--MAX_ITEM_LIST_LENGTH=8"],
     # Settings without draws. Batches of 2,039 rows leave a single one for the last, which has no negatives.
     "DuoRec": [
@@ -33,7 +33,14 @@ MODELS = {
         *TINY, "--inner_size=32", "--MAX_ITEM_LIST_LENGTH=8", "--crop_rate=1.0", "--mask_rate=0", "--reorder_rate=0",
         "--sim=cos", "--lmd=0.5", "--tau=0.3",
     ],
+    "DCRec": [*OURS, "--diffusion_steps=8", "--draws=2"],
     "DiffRecDNR": [*OURS, "--step_sampler=uniform"],
+    "ADRec": [
+        *(a.replace("=501", "=131") for a in TINY), "--MAX_ITEM_LIST_LENGTH=8", "--pretrain_epochs=0",
+        "--warmup_epochs=1", "--embedding_dropout_prob=0",
+    ],
+    # The other targets of a batch are those of all processes.
+    "DreamRec": [*OURS, "--diffusion_steps=50", "--preference_weight=0.5", "--error=cosine"],
     "MFGAN": [*TINY[:-1], "--discriminator_dropout_prob=0", "--n_generated=1", "--pretrain_epochs=1"],
     "STOSA": [*TINY, "--MAX_ITEM_LIST_LENGTH=8", "--loss_type=CE", "--pvn_weight=0"],
     # 787 windows in batches of 131: the last is of a single one, which both processes get.
@@ -187,7 +194,9 @@ RESUMED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("model", RESUMED)
+@pytest.mark.parametrize(
+    "model", [pytest.param(m, marks=() if m == "DiffuRecSys" else pytest.mark.slow) for m in RESUMED]
+)
 def test_interrupted_and_resumed(model, workdir):
     arguments = [sys.executable, "-m", "recbole_diffurec", f"--model={model}", "--nproc=2", *RESUMED[model]]
     finished(*arguments, "--result_file=whole.json")

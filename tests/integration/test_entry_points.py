@@ -84,6 +84,7 @@ def test_run_recbole_and_its_checkpoint(model: str, capfd: pytest.CaptureFixture
     again = recbole_diffurec.evaluate(path, show_progress=False)
     assert again["test_result"] == pytest.approx(result["test_result"], abs=2e-4)  # RecBole keeps four places
     assert torch.load(path, weights_only=True)["model"] == model
+    assert Path("log_tensorboard", path.stem).is_dir() == (model == "DiffuRecSys"), "RecBole's own has RecBole's names"
 
     config, network, dataset, train_data, valid_data, test_data = load_data_and_model(str(path))
     assert (config["model"], type(network).__name__, dataset.item_num) == (model, model, 16)

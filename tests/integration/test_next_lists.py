@@ -14,7 +14,7 @@ import torch
 from conftest import TINY
 from recbole.utils import init_seed
 
-from recbole_diffurec import Recommender, UserError, cli, run
+from recbole_diffurec import Recommender, UserError, cli
 from recbole_diffurec.data.rows import FollowingItems
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.loaders import dataset_of
@@ -66,14 +66,12 @@ def test_training_reads_nothing_that_is_held_out(workdir):
 # Lists
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("masked"))
-        return Path(run("MaskedDiffRec", "ml-100k", **{**TINY, "n_slots": 3})["checkpoint"])
+@pytest.fixture
+def path(masked_checkpoint: Path) -> Path:
+    return masked_checkpoint
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def recommender(path: Path) -> Recommender:
     return Recommender.load(path)
 

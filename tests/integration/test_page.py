@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 import requests
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page's tests need playwright")
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# Without the last ones it looks up hosts of its maker at every start.
-OPTIONS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 HISTORY = ["50", "172", "181"]
 TAKE_OUT = "\N{MULTIPLICATION SIGN}"  # after the items of the history, which a click takes out
 
 
-@pytest.fixture(scope="module")
-def browser():
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"the page's tests need a browser: none of {', '.join(BROWSERS)} is installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=OPTIONS)
-        yield browser
-        browser.close()
+@pytest.fixture
+def page(browser, service):
+    """The page of a service; see ``opened``."""
+    yield from opened(browser, service)
 
 
 @pytest.fixture
-def page(browser, service):
+def masked_page(browser, masked_service):
+    """The page of a model that draws lists of several items."""
+    yield from opened(browser, masked_service)
+
+
+def opened(browser, service):
     """The page, whose errors fail the test, and which asks nobody but the service."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(20_000)
@@ -224,12 +217,57 @@ def test_what_a_model_does_not_do_is_not_offered(page, service):
     answer_with(page, {**other, "diffusion_steps": None, "sampling_steps": None}, path="healthz")
     page.reload()
     playwright.expect(page.get_by_text("SASRec trained on")).to_be_visible()
-    for name in ("Reverse steps", "Samples", "Diversity"):
+    for name in ("Reverse steps", "Samples", "Diversity", "Items of a joint list", "Lists of items together"):
         playwright.expect(page.get_by_text(name, exact=name != "Samples")).to_be_hidden()
     answer_with(page, lists_of("1"))
     with page.expect_request("**/recommend") as sent:
         page.get_by_role("button", name="Recommend").click()
     assert sent.value.post_data_json == {"histories": [[]], "k": 10, "exclude_seen": False}
+
+
+def test_lists_of_items_together_are_those_of_the_api(masked_page, masked_service):
+    """With the service's own number of samples and all slots; then with all settings changed."""
+    page, button = masked_page, masked_page.get_by_role("button", name="Lists of items together")
+    add(page, *HISTORY, "no such item")
+    for settings in ({}, {"next": 2, "samples": 4, "sampling_steps": 1, "exclude_seen": True}):
+        if settings:
+            page.get_by_label("Items of a joint list").fill("2")
+            page.get_by_label("Samples").fill("4")
+            page.get_by_label("Reverse steps", exact=True).select_option("1")
+            page.get_by_label("Leave out seen items").check()
+        button.click()
+        said = message(page)
+        asked = {"histories": [[*HISTORY, "no such item"]], **settings}
+        (answer,) = requests.post(f"{masked_service}/next", json=asked, timeout=60).json()["histories"]
+        assert said.startswith(f"{len(answer['lists'])} different lists in ")
+        assert said.endswith("1 unknown item of the history left out")
+        rows = page.locator("#result tr:has(td)").all()
+        assert len(rows) == len(answer["lists"]) == settings.get("samples", 20)
+        for row, one in zip(rows, answer["lists"]):
+            assert row.locator("small").all_text_contents() == [item["item_id"] for item in one["items"]]
+            shares = [f"({round(100 * item['frequency'])} %)" for item in one["items"]]
+            assert [entry[entry.rindex("(") :] for entry in row.locator("li").all_text_contents()] == shares
+            assert float(row.locator("td").last.text_content()) == pytest.approx(one["probability"], rel=5e-3)
+    page.get_by_label("Items of a joint list").fill("4")  # refused before it is sent
+    button.click()
+    assert message(page) == "" and page.evaluate("document.querySelector('#next').validity.rangeOverflow")
+
+
+def test_a_list_of_popular_items_has_no_probability(masked_page):
+    masked_page.get_by_role("button", name="Lists of items together").click()
+    assert "1 different list in " in message(masked_page)
+    assert message(masked_page).endswith("no known item in the history: the most popular items")
+    assert masked_page.locator("#result td").last.text_content() == ""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_lists_of_items_together_fit_the_screen(masked_page, width):
+    masked_page.set_viewport_size({"width": width, "height": 800})
+    add(masked_page, *HISTORY)
+    masked_page.get_by_role("button", name="Lists of items together").click()
+    message(masked_page)
+    assert masked_page.evaluate("document.documentElement.scrollWidth") <= width
+    assert masked_page.evaluate("document.querySelector('#result').scrollWidth") <= width  # nor inside of it
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -19,7 +19,9 @@ import torch
 from conftest import TINY, flags
 
 from recbole_diffurec import Recommender, UserError, cli, run
+from recbole_diffurec.host.attention import HostAttention
 from recbole_diffurec.inference.items import ItemTable
+from recbole_diffurec.models.last_attention import LastAttention
 from recbole_diffurec.runtime import checkpoint
 
 SMALL = {**TINY, "user_inter_num_interval": "[0,inf)", "item_inter_num_interval": "[0,inf)", "topk": [5, 10]}
@@ -203,7 +205,8 @@ def test_recommend_in_a_pipe(
 def test_mistakes_in_a_pipe_name_it(
     trained: Any, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for content, says in ((b"a,b\n1,2\n", "standard input has the columns a, b"), (b"{\n", "standard input line 1")):
+    for content, says in ((b"a,b\n1,2\n", "standard input has the columns a, b"), (b"{\n", "standard input line 1"),
+                          (b"a\tb\n1\t2\n", "standard input: tabs stand between its columns")):  # fmt: skip
         piped(monkeypatch, content)
         assert cli.main(["recommend", str(trained["DiffuRecSys"]), "--input=-", "--output=-"]) == 2
         out, err = capsys.readouterr()
@@ -236,7 +239,33 @@ def test_similar_items_are_those_of_the_largest_cosine(model: str, trained: Any)
     assert len(recommender.similar(["50"], k=10**6)) == len(ids) - 1 and recommender.similar([]).empty
 
 
-def test_why_an_item_is_its_nearest_of_the_history(recommender: Recommender) -> None:
+@pytest.mark.parametrize("model", ["DiffuRec", "DiffuRecSys", "CL4SRec", "SASRec"])
+def test_why_an_item_is_what_the_last_position_attends_to(model: str, trained: Any) -> None:
+    recommender = Recommender.load(trained[model])
+    histories = [HISTORY, [], ["7", "7", "unknown", "100", "1", "50"], HISTORY[:1]]
+    table = recommender.recommend(histories, k=3)
+    because = recommender.explain(table, histories, n=2)
+    of_users = [because[place : place + 3] for place in range(0, len(because), 3)]
+    # The same for every item of a list; none of a history that is not known.
+    assert [one[1:] == one[:1] * 2 for one in of_users] == [True] * 4
+    assert [len(one[0]) for one in of_users] == [2, 0, 2, 1]
+    attention = HostAttention if model == "SASRec" else LastAttention
+    weights = attention(recommender.network).of(recommender._interaction([recommender._numbers([HISTORY])[0]]))[0]
+    assert weights.sum().item() == pytest.approx(1, abs=1e-5) and (weights[len(HISTORY) :] == 0).all()
+    order = weights.argsort(descending=True)[:2].tolist()
+    assert of_users[0][0] == [HISTORY[place] for place in order]
+    longest = recommender.config["MAX_ITEM_LIST_LENGTH"]
+    long = [str(n) for n in range(1, longest + 4)]
+    named = recommender.explain(recommender.recommend([long], k=1), [long], n=99)[0]
+    assert sorted(named) == sorted(recommender.items[recommender._numbers([long])[0][-longest:]])
+    # Others may use the model at the same time.
+    assert {module.observer for module in recommender.network.modules() if hasattr(module, "observer")} <= {None}
+
+
+def test_a_model_without_attention_names_the_nearest_of_the_history(
+    recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recbole_diffurec.inference.reasons.has_attention", lambda network: False)
     histories = [HISTORY, [], ["7", "7", "unknown", "100"]]
     table = recommender.recommend(histories, k=3)
     because = recommender.explain(table, histories, n=2)

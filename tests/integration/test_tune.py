@@ -1,11 +1,17 @@
 """A search from the command to the tested best, interrupted on the way."""
 
+import contextlib
+import fcntl
 import functools
 import json
 import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +24,7 @@ import yaml
 from conftest import ROOT, TINY, flags
 
 from recbole_diffurec import cli, run
-from recbole_diffurec.errors import UserError
+from recbole_diffurec.errors import Interrupted, UserError
 from recbole_diffurec.experiments.tune import objective_function, tune
 
 ray = pytest.importorskip("ray", reason="tuning needs Ray")
@@ -60,7 +66,12 @@ def search(tmp_path_factory):
 
 def test_an_interrupted_search_leaves_a_table_and_goes_on(search):
     folder, code, before, (moment, again) = search
-    assert code == 130 and "--resume resumes the search in 'out'" in (folder / "first.log").read_text()
+    said = (folder / "first.log").read_text().splitlines()
+    assert code == 130 and said[-1].endswith("interrupted; --resume resumes the search in 'out'")
+    assert said[0].startswith("5 trials of at most 4 epochs") and said[0].endswith("what Ray says is in 'out/ray.log'")
+    # Nothing but these and a line for each trial: Ray's words are in their file.
+    assert [line for line in said[1:-1] if not re.fullmatch(r"trial .* \d ended, best .*, about .* left", line)] == []
+    assert "Stop signal received" in (folder / "out/ray.log").read_text()
     assert 2 <= len(before) < 5 and before["score"].notna().sum() >= 2
     # Less time than a trial's process takes to start.
     assert moment.returncode == 0, moment.stderr
@@ -92,6 +103,38 @@ def test_no_process_of_a_killed_search_lives_on(tmp_path):
     driver.wait()
     _, alive = psutil.wait_procs(started, timeout=150)  # its workers look for it once a minute at worst
     assert not alive, [process.cmdline()[:2] for process in alive]
+
+
+def test_on_a_terminal_a_line_says_how_far_the_search_is(workdir):
+    """From the first second; Ctrl-C, before any trial is validated, gets one sentence."""
+    Path("space.test").write_text(SPACE)
+    process, terminal = pty.fork()
+    if not process:
+        os.execv(sys.executable, command("--concurrent_trials=1", "--sampling_steps=2"))
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
+    said, deadline = "", time.monotonic() + 200
+    while "0 of 5 trials done, 1 running" not in said:
+        assert time.monotonic() < deadline, said
+        said += os.read(terminal, 65536).decode()
+    assert said.startswith("\rsearch: starting, 0 s") and "WARNING" not in said
+    os.write(terminal, b"\x03")
+    after = ""
+    with contextlib.suppress(OSError):  # at the end
+        while more := os.read(terminal, 65536).decode():
+            after += more
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 130
+    sentences = [line for line in re.split(r"[\r\n]+", after) if line.strip(" ^C\x1b[0m") and "search: " not in line]
+    assert sentences == ["recbole-diffurec: interrupted; --resume resumes the search in 'out'"]
+
+
+@pytest.mark.parametrize("stop,code", [(KeyboardInterrupt(), 130), (Interrupted(signal.SIGTERM, "a.state"), 143)])
+def test_whatever_is_interrupted_the_search_is_what_is_resumed(stop, code, workdir, monkeypatch, capsys):
+    def search(*args, **kwargs):
+        raise stop
+
+    monkeypatch.setattr("recbole_diffurec.experiments.tune.tune", search)
+    assert cli.main(["tune", "--params_file=space.test", "--output_dir=out"]) == code
+    assert capsys.readouterr().err == "recbole-diffurec: interrupted; --resume resumes the search in 'out'\n"
 
 
 def test_poor_trials_are_pruned(search):

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from recbole_diffurec.cli import main
-from recbole_diffurec.cli.parsers import PARSERS, parse, parse_parameters
+from recbole_diffurec.cli.arguments import parse_parameters
+from recbole_diffurec.cli.parsers import PARSERS, parse
 from recbole_diffurec.config.rules import RULES
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.catalogue import known_models
@@ -286,12 +287,11 @@ def test_run_gets_what_was_given(calls: list, capsys: pytest.CaptureFixture[str]
             "resume": False,
             "epochs": 5,
             "topk": [1],
-            "show_progress": False,
         },
     )
     assert bare[1] == (None, None)  # a file may say them
     untold = {"config_files": [], "experiment": "first_run", "result_file": None, "resume": False}
-    assert bare[2] == {**untold, "show_progress": False}
+    assert bare[2] == untold
     out, err = capsys.readouterr()
     assert out == f"{format_result(RESULT)}\n" * 2 and "HR@10" in out and err == ""
 
@@ -304,7 +304,7 @@ def test_the_recipe_of_a_first_run_is_for_runs_that_name_nothing(named: str, cal
 
 def test_evaluate_gets_what_was_given(calls: list, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "a.pth", "--sampling_steps", "1", "--result_file=r.json"]) == 0
-    parameters = {"result_file": "r.json", "sampling_steps": 1, "show_progress": False}
+    parameters = {"result_file": "r.json", "sampling_steps": 1}
     assert calls == [("evaluate", ("a.pth",), parameters)]
     assert main(["evaluate", "a.pth", "b.pth", "c.pth", "--sampling_steps=1", "--result_file=r.json"]) == 0
     assert calls[1:] == [("evaluate", ("a.pth", "b.pth", "c.pth"), parameters)]
@@ -321,12 +321,6 @@ def test_a_value_may_have_spaces_in_every_command(command: str, given: list[str]
     options, parameters = parse(command, [*given, *needed.get(command, [])])
     assert parameters == {"topk": [5, 10]}
     assert getattr(options, "checkpoints", ["a.pth"]) == ["a.pth"]
-
-
-def test_progress_is_left_as_it_is_on_a_terminal(calls: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    assert main(["--show_progress=False"]) == main([]) == 0
-    assert calls[0][2]["show_progress"] is False and "show_progress" not in calls[1][2]
 
 
 def test_arguments_come_from_the_process_by_default(calls: list, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_diffurec.diffusion import schedules
-from recbole_diffurec.diffusion.noise import uniforms
+from recbole_diffurec.diffusion.noise import prefix_keys, uniforms
 from recbole_diffurec.diffusion.process import DiffusionProcess
 from recbole_diffurec.diffusion.samplers import DDIMSampler, DDPMSampler
 from recbole_diffurec.diffusion.step_samplers import LossAwareStepSampler, UniformStepSampler
@@ -207,3 +207,34 @@ def test_another_number_of_steps_is_the_same_sampler(sampler):
     betas = schedules.betas("sqrt", 16)
     for name, table in sampler(betas, 5).named_buffers():
         assert torch.equal(table, dict(sampler(betas).with_steps(5).named_buffers())[name])
+
+
+@given(t=st.integers(1, 28), seed=st.integers(0, 10**6))
+def test_a_step_of_ddim_is_eulers_step_of_the_rectified_flow(t, seed):
+    """x_t = (1 - t/T) x_0 + t/T eps, and x - (x - x_0 hat) / t, of states divided by their standard deviation.
+
+    But for the last of the steps, whose variance is capped.
+    """
+    sampler = DDIMSampler(schedules.rectified(30))
+    x_0, eps = np.random.default_rng(seed).standard_normal((2, 4))
+    now, then = (t + 1) / 30, t / 30
+
+    def scaled(x, time):
+        return torch.from_numpy(x / np.hypot(1 - time, time))
+
+    x = (1 - now) * x_0 + now * eps
+    other = x_0 + 0.3  # what the network says
+    expected = scaled(x - (x - other) / now / 30, then)
+    found = sampler.step(scaled(x, now), torch.from_numpy(other), t, lambda _: torch.zeros(4))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@given(histories=st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=6), min_size=1, max_size=12))
+@settings(deadline=None)
+def test_keys_are_equal_where_the_histories_up_to_there_are(histories):
+    items = torch.zeros(len(histories), 8, dtype=torch.long)
+    for row, history in enumerate(histories):
+        items[row, : len(history)] = torch.tensor(history)
+    keys = prefix_keys(items)
+    found = [(tuple(h[: n + 1]), int(keys[row, n])) for row, h in enumerate(histories) for n in range(len(h))]
+    assert len(set(found)) == len({prefix for prefix, _ in found}) == len({key for _, key in found})

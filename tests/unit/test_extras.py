@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import json
 import subprocess
@@ -37,7 +38,8 @@ def test_ray_and_optuna_are_asked_for_first(missing, arguments, what, workdir, c
     given = ["--params_file=space.test"] if arguments[0] == "tune" else []
     assert main([*arguments, *given]) == 2
     said = capsys.readouterr().err
-    assert what in said and "pip install 'recbole-diffurec[tune]'" in said
+    assert what in said
+    assert "pip install 'recbole-diffurec[tune]', or in a clone pip install -e '.[tune]'" in said
     assert [path.name for path in Path().iterdir()] == ["space.test"], "nothing was begun"
 
 
@@ -56,6 +58,17 @@ def test_what_is_there_and_cannot_be_imported_is_not_called_missing(tmp_path, mo
         with pytest.raises(ImportError) as caught:
             exec(code)
         assert message in str(cannot_import("x", caught.value, "p"))
+
+
+def test_one_place_says_what_pip_is_asked_for():
+    """A name that only an index knows is of no use to a clone, and the other way round."""
+    elsewhere = [
+        f"{path.name}:{node.lineno}"
+        for path in sorted((ROOT / "recbole_diffurec").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if path.name != "errors.py" and isinstance(node, ast.Constant) and "pip install" in str(node.value)
+    ]
+    assert elsewhere == []
 
 
 def test_serve_says_why_it_cannot_be_imported(monkeypatch, capsys):
@@ -84,7 +97,7 @@ def test_recboles_own_entry_needs_no_ray():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "ray.tune.report" in done.stdout and "recbole-diffurec[tune]" in done.stdout
+    assert "ray.tune.report" in done.stdout and "pip install -e '.[tune]'" in done.stdout
 
 
 def test_an_installation_has_all_shipped_files():

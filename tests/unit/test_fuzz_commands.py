@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -29,7 +30,7 @@ import recbole_diffurec.experiments.compare
 import recbole_diffurec.experiments.tune
 import recbole_diffurec.inference.export
 import recbole_diffurec.inference.service  # noqa: F401  imported before the forks
-from recbole_diffurec import UserError, cli, run
+from recbole_diffurec import UserError, cli, export, run
 from recbole_diffurec.cli.parsers import PARSERS
 from recbole_diffurec.experiments import cluster
 from recbole_diffurec.host.config import known_parameters
@@ -46,7 +47,8 @@ VALUES = [
     "'", "\"", "é 日本", "x" * 300, ".", "a.pth", "folder", "in.jsonl", "/dev/null", "NDCG@10", "uni-1", "2024-13-45",
     "0x10", "1_000", "*", "&a [*a]", "cpu", "cuda:7", "full", "CE", "BPR", "cosine", "[5,inf)",
 ]  # fmt: skip
-FILES = ["a.pth", "b.pth", "some.state", "in.jsonl", "in.csv", "ids.txt", "good.yaml", "space.test", "none", "folder"]
+MODELS = ["a.pth", "b.pth", "m.safetensors", "some.state"]
+FILES = [*MODELS, "in.jsonl", "in.csv", "ids.txt", "good.yaml", "space.test", "none", "folder"]
 OUTPUTS = ["out.csv", "out.jsonl", "out.parquet", "out", "new/out.csv", "", ".", "/dev/full", *FILES]
 ENVIRONMENTS = [
     {}, {}, {}, {"WORLD_SIZE": "abc"}, {"WORLD_SIZE": ""}, {"WORLD_SIZE": "2", "RANK": "7"}, {"MPLBACKEND": "nonsense"},
@@ -71,6 +73,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.move(made["checkpoint"], name)
     for name in ("log", "saved", "log_tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
+    if importlib.util.find_spec("safetensors") is None:
+        shutil.copy(folder / "a.pth", folder / "m.safetensors")
+    else:
+        export(folder / "a.pth", folder / "m.safetensors", "safetensors")
     shutil.copy(folder / "a.pth", folder / "some.state")
     (folder / "in.jsonl").write_text('{"user_id": "u1", "items": ["i1", "i2"]}\n{"user_id": "u2", "items": ["i9"]}\n')
     (folder / "in.csv").write_text("user_id,item_id,timestamp\nu1,i1,5\nu1,i2,6\n")
@@ -88,12 +94,15 @@ def arguments(draw: random.Random) -> list[str]:
     subject = [f"--dataset={draw.choice(['small'] * 5 + ['none', '', 'é', '../x'])}"]
     words = {
         "run": [f"--model={draw.choice(['DiffuRec', 'SASRec', 'BPR', 'Pop', 'x'])}", *subject, *flags(base)],
-        "evaluate": draw.choices(FILES[:3], k=draw.choice([1, 1, 1, 2])),
-        "recommend": [draw.choice(FILES[:3]), f"--output={draw.choice(OUTPUTS)}"],
-        "export": [draw.choice(FILES[:3]), f"--format={draw.choice(['safetensors', 'safetensors', 'faiss', 'x'])}"],
+        "evaluate": draw.choices(MODELS, k=draw.choice([1, 1, 1, 2])),
+        "recommend": [draw.choice(MODELS), f"--output={draw.choice(OUTPUTS)}"],
+        "export": [draw.choice(MODELS), f"--format={draw.choice(['safetensors', 'safetensors', 'faiss', 'x'])}"],
         "compare": [f"--models={draw.choice(['DiffuRec', 'Pop', 'Pop,BPR', 'x', ''])}", *subject, *flags(base)],
         "tune": ["--model=DiffuRec", *subject, f"--params_file={draw.choice(['space.test', *FILES])}", *flags(base)],
-        "serve": [draw.choice(FILES[:3]), "--port=0"],
+        "serve": [draw.choice(MODELS), "--port=0"],
+        "prepare": [draw.choice(["in.csv", *FILES]), "--name=made", "--data_path=made"],
+        "similar": [draw.choice(MODELS), f"--items={draw.choice(['i1', 'i1,i2', 'none'])}"],
+        "audit": [draw.choice(MODELS), "--users=5", "--samples=2", "--data_path=data"],
     }[command]
     own = sorted(PARSERS[command]().own - {"--help", "-h", "--nproc", "--world_size", "--group_offset"})
     for _ in range(draw.choice([0, 0, 1, 1, 2, 3])):
@@ -103,7 +112,7 @@ def arguments(draw: random.Random) -> list[str]:
             name = name[:place] + draw.choice("_x=") + name[place:]
         if name.startswith("--output") or name == "--result_file":
             words.append(f"{name}={draw.choice(OUTPUTS)}")
-        elif name in ("--input", "--candidates", "--config_files", "--params_file"):
+        elif name in ("--input", "--candidates", "--config_files", "--params_file", "--results", "--items"):
             words.append(f"{name}={draw.choice(FILES)}")
         else:
             words.append(f"{name}={draw.choice(VALUES)}")

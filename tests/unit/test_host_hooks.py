@@ -234,6 +234,7 @@ def test_recboles_data_code_is_for_host_and_the_trainer():
     assert [module for module in modules() if asks(module) and not inside(module)] == []
 
 
+@pytest.mark.slow  # .ci/run has it, beside mypy
 def test_types_of_the_host_are_those_that_it_has():
     """``stubs`` gives mypy types for RecBole, which has none; what RecBole renames would go unnoticed there."""
     command = [sys.executable, "-m", "mypy.stubtest", "recbole", "--ignore-missing-stub", "--concise"]

@@ -12,7 +12,7 @@ import torch
 from conftest import TINY, make_batch, make_model
 from recbole.data.interaction import Interaction
 
-from recbole_diffurec.data.rows import FIRST_TARGET
+from recbole_diffurec.data.rows import FIRST_TARGET, ROW
 from recbole_diffurec.diffusion.step_samplers import LossAwareStepSampler
 from recbole_diffurec.host.batches import Batch
 from recbole_diffurec.host.config import RunConfig
@@ -30,6 +30,11 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
     ("DiffuRecSys", {"step_sampler": "loss_aware", "keyed_noise": False}),
     ("DiffuRec", {"keyed_noise": True}),
     ("DiffRecDNR", {}),
+    ("ADRec", {"repeat_bias": True}),
+    ("DiffuRec", {"draws": 2}),
+    ("DCRec", {"draws": 2}),
+    ("DreamRec", {"preference_weight": 0.5, "consistency_weight": 0.5}),
+    ("ADRec", {"keyed_noise": False, "step_sampler": "loss_aware"}),
 ]
 
 
@@ -42,7 +47,8 @@ def test_a_step_reads_nothing(model, options):
     network = make_model(model, **options).train().to("meta")
     network.scores.repeat_bias = getattr(network, "repeat_bias", None)  # parameters there are others
     batches = [make_batch([3, 12, 5, 1, 5])]
-    if model == "CausalRec":
+    batches[0].interaction[ROW] = torch.arange(5)
+    if model in ("CausalRec", "ADRec"):
         targets = {"item_id": torch.arange(1, 27), FIRST_TARGET: torch.zeros(5, dtype=torch.long)}
         batches.append(Interaction({**batches[0].interaction, **targets}))
     for batch in batches:

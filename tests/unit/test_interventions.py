@@ -9,7 +9,7 @@ from conftest import make_batch, make_model
 from recbole_diffurec.models.base import NotApplicable
 from recbole_diffurec.models.interventions import ChangedDenoiser
 
-MODELS = ["DiffuRec", "DiffuRecSys", "DiffRecDNR"]
+MODELS = ["DiffuRec", "DiffuRecSys", "DiffRecDNR", "ADRec", "DreamRec", "DCRec"]
 CHANGES = ["without_noised_target", "with_other_noise", "with_frozen_step"]
 BATCH = make_batch([3, 7, 1, 12, 5])
 
@@ -33,8 +33,17 @@ class Seen:
 
 def strong(name: str, **parameters):
     """A model whose noised vector reaches the network."""
-    given = {} if name == "DiffRecDNR" else {"lambda_uncertainty": 1.0}
-    return make_model(name, **{**given, "diffusion_steps": 8, **parameters})
+    own = {
+        "DiffRecDNR": {},
+        "DCRec": {"sampling_steps": None, "sampler": "ddpm"},
+        "DreamRec": {"sampling_steps": None, "guidance": 0.0, "sampler": "ddpm"},
+    }
+    given = own.get(name, {"lambda_uncertainty": 1.0})
+    model = make_model(name, **{**given, "diffusion_steps": 8, **parameters})
+    if name == "DCRec":  # whose blocks change nothing at first
+        for block in model.network.blocks:
+            torch.nn.init.normal_(block.steering.weight)
+    return model
 
 
 def given_to(model, change=None):

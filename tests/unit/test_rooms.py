@@ -36,12 +36,12 @@ ROOMS = {
     "errors": Room("errors"),
     "version": Room("version"),
     "runtime": Room(
-        "allocator archive checkpoint distributed files gathering memory precision process ranks",
+        "allocator archive checkpoint distributed files gathering memory precision process ranks shared visible",
         imports="errors",
     ),
     "diffusion": Room("absorbing noise process samplers schedules step_samplers"),
     "layers": Room(
-        "attention blocks contrast device dropout encoder item_softmax linear ragged recurrent step_embedding",
+        "adaptive attention blocks contrast device dropout encoder item_softmax linear ragged recurrent step_embedding",
     ),
     "data": Room(
         "atomic augment columns delimited formats histories interactions items output prepare rows sniff sources "
@@ -50,36 +50,38 @@ ROOMS = {
     ),
     "config": Room("described layers protocol rules", imports="errors"),
     "models": Room(
-        "acvae approximator base causal cl4srec contrastive denoiser diffrec_dnr diffurec diffurec_program "
-        "diffurec_rules duorec ensemble interventions masked_diffusion mfgan objectives scores sequential spec stosa "
-        "vsan",
+        "acvae adrec approximator base causal cl4srec contrastive dcrec denoiser diffrec_dnr diffurec "
+        "diffurec_program diffurec_rules dreamrec duorec ensemble interventions last_attention masked_diffusion "
+        "mfgan objectives scores sequential spec stosa vsan",
         imports="errors runtime diffusion layers data config",
     ),
     "host": Room(
-        "all_positions batches bert4rec candidates catalogue checkpoints checks collector compat config dataset "
-        "devices entry_points filters fingerprint guards hooks inputs items listing loaders metrics models presplit "
-        "repeats sequences splits stand_in wanted_columns",
+        "all_positions attention batches bert4rec candidates catalogue checkpoints checks collector compat config "
+        "dataset devices entry_points filters fingerprint guards hooks inputs items listing loaders metrics "
+        "models presplit repeats sequences splits stand_in trackers wanted_columns",
         imports="errors runtime layers data config models",
     ),
     "training": Room(
-        "attributes averaging epoch evaluate keeping load own_data prepare report run scoring state trainer weights",
+        "attributes averaging epoch evaluate journal keeping load own_data prepare report run scoring state trainer "
+        "weights",
         imports="errors version runtime data config models host",
     ),
     "plugin": Room("plugin", imports="models host", lazily="training"),
     "inference": Room(
-        "batch batcher checkpoint_data connections export items limits lists next_lists recommender schema service "
-        "similar",
+        "answers batch batcher card checkpoint_data connections export hub items limits lists next_lists reasons "
+        "recommender results schema service sharing similar",
         imports="errors version runtime data config models host training",
     ),
     "experiments": Room(
-        "audit audit_bench audit_figure audit_lines audit_tables calibration cluster compare figures grid measures "
-        "report search_folder space stats store tables trials tune verdict",
+        "about audit audit_bench audit_figure audit_lines audit_tables calibration cluster compare diffusion_figures "
+        "figures grid looks measures progress readable report search_figure search_folder search_options space stats "
+        "store tables trials tune verdict",
         imports="errors runtime config models host training",
     ),
     "testing": Room("testing", imports="errors runtime data models host training inference"),
     # What --help needs is imported at once, all else when a command is carried out.
     "cli": Room(
-        "commands parsers terminal",
+        "arguments commands parsers terminal",
         imports="errors version runtime config models",
         lazily="data host training inference experiments",
     ),
@@ -204,9 +206,7 @@ def test_nothing_is_too_large(module):
     for node in ast.walk(tree(path)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             lines = node.end_lineno - node.lineno + 1
-            if ast.get_docstring(node, clean=False) is not None:
-                lines -= node.body[0].end_lineno - node.body[0].lineno + 1
-            assert lines <= LINES_OF_FUNCTION, f"{node.name} has {lines} lines without its docstring"
+            assert lines <= LINES_OF_FUNCTION, f"{node.name} has {lines} lines, its docstring included"
             named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             names = [argument.arg for argument in named if argument.arg not in ("self", "cls")]
             if not node.name.startswith("_") or node.name == "__init__":
