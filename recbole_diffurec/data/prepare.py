@@ -201,7 +201,7 @@ def prepared(
     name, folder = _place(source, name, data_path)
     if os.path.lexists(folder) and not overwrite:
         try:
-            made = json.loads((folder / f"{name}.source.json").read_text(encoding="utf-8"))
+            made = files.read_json(folder / f"{name}.source.json")
         except (OSError, ValueError):
             made = None
         if not isinstance(made, dict) or made.get("digest") != _digest(source, options):

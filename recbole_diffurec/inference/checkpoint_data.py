@@ -9,6 +9,7 @@ import torch
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
 from recbole_diffurec.host.config import RunConfig
+from recbole_diffurec.training.report import explained
 
 __all__ = ["CheckpointData", "check_reads_histories_alone"]
 
@@ -44,11 +45,11 @@ class CheckpointData:
 @torch.no_grad()
 def check_reads_histories_alone(network: Any, batch: Any, model: str) -> None:
     """Refuse a model that wants to know more of a request than its history: HGN, Caser and others the user."""
-    try:
-        with compat.quiet():
+    with compat.quiet(), explained(f"recommending with model '{model}'"):
+        try:
             network.full_sort_predict(batch)
-    except KeyError as error:
-        raise UserError(
-            f"model '{model}' reads '{error.args[0]}' beside a history, so that it cannot recommend from a checkpoint "
-            f"alone: use 'recbole-diffurec evaluate', or another sequential model"
-        ) from None
+        except KeyError as error:
+            raise UserError(
+                f"model '{model}' reads '{error.args[0]}' beside a history, so that it cannot recommend from a "
+                f"checkpoint alone: use 'recbole-diffurec evaluate', or another sequential model"
+            ) from None

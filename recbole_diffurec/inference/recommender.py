@@ -34,6 +34,7 @@ from recbole_diffurec.inference.sharing import Shareable, about_model
 from recbole_diffurec.inference.similar import SimilarItems
 from recbole_diffurec.models.base import DiffusionRecommender
 from recbole_diffurec.runtime.shared import open_model
+from recbole_diffurec.training.report import explained
 from recbole_diffurec.training.weights import load_weights, room_for
 
 COLUMNS = ("user_id", "rank", "item_id", "score", "popular")
@@ -91,16 +92,15 @@ class Recommender(NextLists, SimilarItems, Shareable):
         if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
             raise UserError(f"model '{state['model']}' in '{path}' reads no histories: give a sequential model")
         spec.refuse("recommend", "recommend from a checkpoint alone")
-        tokens = state["id_tokens"]
+        tokens, columns = state["id_tokens"], state.get("item_columns", {})
         counts = CheckpointData(config, len(tokens["items"]), state["n_users"])
-        with compat.quiet(), room_for(state, path):
+        with compat.quiet(), explained(f"building model '{state['model']}'"), room_for(state, path):
             network = config.model_class(config, counts)
         load_weights(network, state, path, parameters)
         config.tell_precision()
         users = fitting_users(config["eval_batch_size"], len(tokens["items"]), config["device"])
         config = config.with_values(eval_batch_size=users)
-        about = tokens["items"], state["popularity"], state.get("item_columns")
-        recommender = cls(network.to(config["device"]), config, *about)
+        recommender = cls(network.to(config["device"]), config, tokens["items"], state["popularity"], columns)
         recommender.about_model = about_model(state, config, parameters)
         check_reads_histories_alone(recommender.network, recommender._interaction([[1]]), state["model"])
         return recommender

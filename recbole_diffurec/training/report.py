@@ -160,7 +160,7 @@ def log_file(config: RunConfig, name: str | None = None, required: bool = True) 
 
 
 @contextlib.contextmanager
-def explained(what: str, log: str) -> Iterator[None]:
+def explained(what: str, log: str | None = None) -> Iterator[None]:
     """Turn what RecBole raises over its many parameters into one sentence; the traceback goes to the log file."""
     try:
         yield
@@ -175,9 +175,10 @@ def explained(what: str, log: str) -> Iterator[None]:
             raise UserError(f"{what} stopped, because another of the processes did: see what it said") from error
         logging.getLogger().info("%s failed", what, exc_info=True)
         reason = (str(error).splitlines() or [""])[0]
+        told = f"; the traceback is in '{os.path.relpath(log)}'" if log else ""
         raise UserError(
             f"{what} failed inside RecBole ({type(error).__name__}: {reason}): check the parameters and columns "
-            f"that it names; the traceback is in '{os.path.relpath(log)}'"
+            f"that it names{told}"
         ) from error
 
 

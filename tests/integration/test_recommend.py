@@ -14,6 +14,8 @@ from recbole_diffurec import Recommender, UserError, cli, run
 from recbole_diffurec.host.dataset import Chronological
 from recbole_diffurec.host.loaders import dataset_of
 from recbole_diffurec.inference.lists import spread_over
+from recbole_diffurec.runtime import checkpoint
+from recbole_diffurec.training.load import load_data_and_model
 from recbole_diffurec.training.prepare import PreparedData
 
 HISTORIES = [["50", "172", "1"], ["1"], ["7", "50", "nothing", "181", "7", "100", "98", "56", "12", "22", "64"], []]
@@ -241,3 +243,13 @@ def test_recboles_sequential_models(model, workdir):
     result = run(model, **small, **sizes)
     table = Recommender.load(result["checkpoint"]).recommend(HISTORIES, k=4)
     assert len(table) == 16 and np.isfinite(table["score"].astype(float)).all()
+
+
+def test_a_configuration_that_recbole_stumbles_over_is_one_sentence(trained, workdir):
+    """It checks few of its parameters, and a checkpoint may have any."""
+    state = checkpoint.load(trained["SASRec"])
+    state["config"]["hidden_act"] = None
+    checkpoint.save("a.pth", state)
+    for load in (Recommender.load, load_data_and_model):
+        with pytest.raises(UserError, match=r"building model 'SASRec' failed inside RecBole \(KeyError"):
+            load("a.pth")

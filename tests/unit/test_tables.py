@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_diffurec.data.delimited import AtomicFile, CsvFile
 from recbole_diffurec.data.formats import open_table
-from recbole_diffurec.data.tables import Frame, JsonLines, ParquetFile, Table
+from recbole_diffurec.data.tables import PART_BYTES, Frame, JsonLines, ParquetFile, Table
 from recbole_diffurec.errors import UserError
 
 IDS = ["00123", "nan", "NA", "1e5", "9007199254740993", '12" mix', '"Q"', "a b", "[x]", "é", " 7 ", "1008.0"]
@@ -240,3 +242,45 @@ def test_any_text_comes_back(rows, tmp_path_factory):
             "\n".join(separator.join(row) for row in [("id:token", "other:token"), *rows]), encoding="utf-8"
         )
         assert ids(AtomicFile(path, separator=separator), "other") == columns["other"]
+
+
+def repeated(text: str, rows: int) -> pa.Array:
+    """Many rows of one text, which a Parquet file has once."""
+    return pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), pa.array([text])).cast(
+        pa.dictionary(pa.int32(), pa.string())
+    )
+
+
+def one_list(length: int) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array([0, length], pa.int32()), pa.array(["i"]).take(np.zeros(length, np.int32)))
+
+
+BOMBS = {
+    "texts": (
+        lambda: repeated("u" * 10**6, 20_000),
+        "repeats long texts, so that 20,000 of its rows hold 20,000,000,000",
+    ),
+    "a text": (lambda: repeated("u" * (PART_BYTES + 1), 3), "row 1 is longer than 16,777,216 bytes"),
+    "a list": (lambda: one_list(PART_BYTES + 1), "row 1 is longer than 16,777,216 bytes"),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_parquet_file_fills_no_memory_with_what_it_has_once(bomb, tmp_path):
+    """All three are of a few kilobytes."""
+    make, problem = BOMBS[bomb]
+    pa.parquet.write_table(pa.table({"id": make()}), tmp_path / "t.parquet", compression="zstd")
+    assert (tmp_path / "t.parquet").stat().st_size < 10_000
+    table = ParquetFile(tmp_path / "t.parquet", "it")
+    with pytest.raises(UserError, match=f"it {problem}"):
+        list(table.parts(["id"]))
+
+
+def test_long_texts_of_a_parquet_file_come_in_parts_and_in_order(tmp_path):
+    texts = ["u" * 100_000, None, "v", "w" * 150_000] * 1000
+    pa.parquet.write_table(
+        pa.table({"n": range(4000), "id": pa.array(texts).dictionary_encode()}), tmp_path / "t.parquet"
+    )
+    parts = list(ParquetFile(tmp_path / "t.parquet", "it").parts(["id", "n"]))
+    assert len(parts) > 1 and [text for part in parts for text in part["id"].ids().to_pylist()] == texts
+    assert [number for part in parts for number in part["n"].ids().to_pylist()] == [str(n) for n in range(4000)]
