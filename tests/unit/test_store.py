@@ -126,7 +126,8 @@ def inflated(content: bytes) -> bytes:
     import io
 
     file = io.BytesIO()
-    np.savez_compressed(file, **{**ARRAYS, "user": np.zeros(10**6, "U1")})
+    names = ("user", "rank", "head", "length")
+    np.savez_compressed(file, **{name: np.zeros(10**6, ARRAYS[name].dtype) for name in names})
     return file.getvalue()
 
 
