@@ -170,13 +170,20 @@ _INTERVAL = rf"\s*[\[(]{_BOUND},{_BOUND}[\])]\s*"
 INTERVALS = re.compile(rf"{_INTERVAL}(?:;{_INTERVAL})*")
 
 
+def _letters(name: str) -> str:
+    """A name as it is known whatever stands between its words: ``batch_size``, ``batch-size`` and ``batchSize``."""
+    return name.lower().replace("-", "").replace("_", "")
+
+
 # What parameters and metrics are called elsewhere. Of several names here the first that a model has is meant.
 _SIZE = ("hidden_size", "embedding_size")
 _DROPOUT = ("hidden_dropout_prob", "dropout_prob", "dropout_probs")
 _ELSEWHERE = {
-    other: meant
+    _letters(other): meant
     for meant, others in (
         (("train_batch_size",), "batch_size bs"),
+        (("train_neg_sample_args",), "negatives n_negatives num_negatives neg_sampling neg_samples"),
+        (("eval_args",), "split splits"),
         (("learning_rate",), "lr"),
         (("weight_decay",), "wd l2"),
         (("learner",), "optimizer"),
@@ -207,7 +214,7 @@ _ELSEWHERE = {
 def nearest(name: str, names: Iterable[str]) -> str:
     """`` did you mean 'x'?`` for that of ``names`` which is meant elsewhere, or for the closest, or nothing."""
     by_lower = {n.lower(): n for n in names}
-    known = [n.lower() for n in _ELSEWHERE.get(name.lower().replace("-", "_"), ()) if n.lower() in by_lower]
+    known = [n.lower() for n in _ELSEWHERE.get(_letters(name), ()) if n.lower() in by_lower]
     match = known or difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f" did you mean '{by_lower[match[0]]}'?" if match else ""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -31,6 +32,9 @@ Cells: TypeAlias = "pa.Array | Sequence[Any]"  # of one type, or each of its own
 # What stands for no number in a file of text.
 NO_NUMBER = ("", "nan", "NaN", "NA", "null")
 
+_LINE_END = "[\r\n]"  # in an id, quotation marks enclose rows
+_OTHER_SEPARATOR = re.compile(rf"{_LINE_END}|[,;|]\s")  # than spaces, between ids in a text
+
 TIME_FORM = "a number, or a date such as 2024-05-01 12:30:00"
 
 
@@ -48,7 +52,7 @@ def id_text(value: Any) -> str | None:
     ValueError
         ``value`` is something else, or a float so large that its last digits are lost.
     """
-    if isinstance(value, str):
+    if isinstance(value, str) and not re.search(_LINE_END, value):
         return str(value) or None
     if value is None or value is pd.NA or value is pd.NaT:
         return None
@@ -125,6 +129,9 @@ class Column:
             return pa.array(found, pa.string())
         cells = _decoded(self.cells)
         if _is_text(cells.type):
+            broken = pc.index(pc.match_substring_regex(cells, _LINE_END), True).as_py()
+            if broken >= 0:
+                raise self.wrong(broken, f"{expected} in one line", "close the quotation mark before it")
             empty = pc.equal(cells, "")
             return pc.if_else(empty, None, cells) if pc.any(empty).as_py() else cells
         if pa.types.is_integer(cells.type) or pa.types.is_null(cells.type):
@@ -183,6 +190,8 @@ class Column:
                     raise self.wrong(row, form) from None
             elif not split and len(value.split()) > 1:
                 raise self.wrong(row, 'a JSON list such as ["50", "172"]', "ids of this model have spaces in them")
+            elif _OTHER_SEPARATOR.search(value):
+                raise self.wrong(row, form, "put spaces alone between ids, and close quotation marks on their line")
             else:
                 value = value.split()
         if not isinstance(value, (list, tuple, np.ndarray)):

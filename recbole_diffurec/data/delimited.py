@@ -7,6 +7,7 @@ items.
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from recbole_diffurec.data.columns import Column
+from recbole_diffurec.data.sniff import open_text
 from recbole_diffurec.data.tables import PART_BYTES, PART_ROWS, TextFile
 from recbole_diffurec.errors import UserError
 
@@ -99,6 +101,26 @@ class CsvFile(TextFile):
         ) as batches:
             for batch in batches:
                 yield dict(zip(columns, batch.columns))
+        if self.quotes:
+            self._refuse_open_quote()
+
+    def _refuse_open_quote(self) -> None:
+        """Refuse a field whose quotation mark is never closed: it has swallowed all rows after it."""
+        with open_text(self.path, self.encoding) as file:
+            count = sum(part.count('"') for part in iter(functools.partial(file.read, PART_BYTES), ""))
+        if count % 2 == 0:
+            return
+        line = 1
+        reader = csv.reader((f"{line}\n" for _, line in self._lines()), delimiter=self.separator, strict=True)
+        try:
+            for _ in reader:
+                line = reader.line_num + 1
+        except csv.Error as error:
+            if "end of data" in str(error):
+                raise UserError(
+                    f"{self.name} line {line} opens a quotation mark that nothing closes, so that no row after it can "
+                    f"be told: mend the line"
+                ) from None
 
     def _slow_cells(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         places = [self.columns.index(name) for name in columns]

@@ -22,6 +22,7 @@ from recbole_diffurec.data.items import ItemColumns, items_of_titles, read_items
 from recbole_diffurec.data.sources import check_name
 from recbole_diffurec.data.tables import Frame, Table, unreadable
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.runtime import files
 
 __all__ = ["Prepared", "TableOptions", "prepare", "prepared"]
 
@@ -127,6 +128,7 @@ class Prepared:
         return "\n".join(f"{name:<13} {text}" for name, text in lines)
 
 
+@files.nameable()
 def prepare(
     source: str | Path | pd.DataFrame,
     /,
@@ -199,7 +201,7 @@ def prepared(
     name, folder = _place(source, name, data_path)
     if os.path.lexists(folder) and not overwrite:
         try:
-            made = json.loads((folder / f"{name}.source.json").read_text(encoding="utf-8"))
+            made = files.read_json(folder / f"{name}.source.json")
         except (OSError, ValueError):
             made = None
         if not isinstance(made, dict) or made.get("digest") != _digest(source, options):

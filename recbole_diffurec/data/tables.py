@@ -18,8 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
@@ -224,15 +226,75 @@ class ParquetFile(Table):
     def __init__(self, path: Path, name: str):
         self.path, self.name = path, name
         try:
-            self.columns = pa.parquet.read_schema(path).names
+            found = pa.parquet.read_metadata(path).schema
+            self.columns = found.to_arrow_schema().names
         except (OSError, ValueError, pa.ArrowException) as error:
             raise self._unreadable(error) from None
         self._refuse_twins()
+        leaves = (found.column(place) for place in range(len(found)))
+        self._texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
 
     def _cells(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        with pa.parquet.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(PART_ROWS, columns=list(columns)):
-                yield {name: batch.column(name) for name in columns}
+        row = 0
+        with (
+            pa.parquet.ParquetFile(self.path) as file,
+            pa.parquet.ParquetFile(self.path, read_dictionary=self._texts) as by_dictionary,
+        ):
+            for group in range(file.num_row_groups):
+                which: dict[str, Any] = {"row_groups": [group], "columns": list(columns)}
+                first = next(by_dictionary.iter_batches(1, **which), None)
+                # A long text that many rows name is left as it is there, once, until parts of it are known to be small.
+                long = first is not None and max(map(_longest_text, first.columns), default=0) > _LONG_TEXT
+                for batch in (by_dictionary if long else file).iter_batches(PART_ROWS, **which):
+                    for start, end in self._parts_of(batch, row):
+                        yield {name: _written_out(batch.column(name)[start:end]) for name in columns}
+                    row += len(batch)
+
+    def _parts_of(self, batch: pa.RecordBatch, row: int) -> Iterator[tuple[int, int]]:
+        """Where to part rows, from the number ``row`` on, so that the text of each part fits into memory."""
+        sizes = sum((_text_bytes(cells) for cells in batch.columns), np.zeros(len(batch), np.int64))
+        if len(batch) and sizes.max() > PART_BYTES:
+            place = self.place(row + int(np.flatnonzero(sizes > PART_BYTES)[0]))
+            raise UserError(f"{self.name} {place} is longer than {PART_BYTES:,} bytes: mend the file")
+        if sizes.sum() > _MOST_TEXT:
+            raise UserError(
+                f"{self.name} repeats long texts, so that {len(batch):,} of its rows hold {sizes.sum():,} bytes: mend "
+                f"the file"
+            )
+        ends = [*(np.flatnonzero(np.diff(np.cumsum(sizes) // _PART_OF_TEXT)) + 1), len(batch)]
+        return zip([0, *ends[:-1]], ends)
+
+
+# Shorter texts than this may be as many as the rows of a part.
+_PART_OF_TEXT, _MOST_TEXT = 1 << 27, 1 << 33
+_LONG_TEXT = _PART_OF_TEXT // PART_ROWS
+
+
+def _is_list(cells: pa.Array) -> bool:
+    return isinstance(cells, (pa.ListArray, pa.LargeListArray))
+
+
+def _longest_text(cells: pa.Array) -> int:
+    """Bytes of the longest text in a dictionary, or in that of a list's values."""
+    cells = cells.values if _is_list(cells) else cells
+    return (pc.max(pc.binary_length(cells.dictionary)).as_py() or 0) if pa.types.is_dictionary(cells.type) else 0
+
+
+def _text_bytes(cells: pa.Array) -> np.ndarray:
+    """How long each cell is by its dictionary: int64 [n]; a list's values, of unknown length without one, in a line."""
+    if pa.types.is_dictionary(cells.type):
+        lengths = pc.binary_length(cells.dictionary).to_numpy(zero_copy_only=False).astype(np.int64)
+        return np.append(lengths, 0)[cells.indices.fill_null(len(lengths)).to_numpy()]
+    if _is_list(cells) and not pa.types.is_dictionary(cells.values.type):
+        return np.diff(cells.offsets.to_numpy()).astype(np.int64)
+    if _is_list(cells):
+        ends = np.append(0, np.cumsum(_text_bytes(cells.values) + 1))
+        return np.diff(ends[cells.offsets.to_numpy()])
+    return np.zeros(len(cells), np.int64)
+
+
+def _written_out(cells: pa.Array) -> pa.Array:
+    return cells.dictionary_decode() if pa.types.is_dictionary(cells.type) else cells
 
 
 class Frame(Table):

@@ -59,7 +59,8 @@ def command(name: str, named: Mapping[str, Any], parameters: Mapping[str, Any]) 
     defaults = {field.name: field.default for field in dataclasses.fields(HowToRun)}
     words = ["recbole-diffurec", name]
     given = {option: value for option, value in named.items() if value not in (None, [], ())}
-    given |= {name: value for name, value in parameters.items() if name not in defaults or value != defaults[name]}
+    unsaid = {**defaults, "show_progress": parameters.get("show_progress")}  # which commands choose by themselves
+    given |= {name: value for name, value in parameters.items() if name not in unsaid or value != unsaid[name]}
     words += [shlex.quote(f"--{option}={_written(option, value)}") for option, value in given.items()]
     return " ".join(words)
 
@@ -86,11 +87,16 @@ def rows(results: Results, command: str) -> dict[str, str]:
     return {
         "protocol": _of_all(results, lambda result: protocol(result["config"])),
         "chosen by": _of_all(results, lambda result: _selection(result["config"])),
-        "date": f"runs ended from {dates[0]} to {dates[-1]}" if dates else NOT_KEPT,
+        "date": f"runs ended from {_minute(dates[0])} to {_minute(dates[-1])}" if dates else NOT_KEPT,
         "machine": _of_all(results, _machine),
         "command": command,
         "versions": _of_all(results, lambda result: ", ".join(f"{k} {v}" for k, v in result["versions"].items())),
     }
+
+
+def _minute(date: str) -> str:
+    """``2026-01-31 09:30 UTC``."""
+    return f"{date[:16].replace('T', ' ')} UTC"
 
 
 def protocol(config: Mapping[str, Any]) -> str:
@@ -121,7 +127,7 @@ def _machine(result: Mapping[str, Any]) -> str:
         return f"{NOT_KEPT}; device {result['device']}"
     gpu = f", {found['gpu']}" if "gpu" in found else ""
     where = f"{found['system']}, {found['processor']}, {found['processors']} processors{gpu}"
-    return f"{where}; on {result['device']} with {found['threads']} threads"
+    return f"{where}; on {result['device']}, threads: {found['threads']}"
 
 
 def _of_all(results: Results, said: Callable[[Mapping[str, Any]], str]) -> str:

@@ -91,6 +91,7 @@ class Extent:
                 raise UserError(f"{name} must be an integer of at least {lowest}, got {value!r}: give another one")
 
 
+@files.nameable()
 @visible.lines()
 def audit(
     checkpoint_file: str | Path,
@@ -213,9 +214,9 @@ def twin_checkpoint(member: Member, parameters: Mapping[str, Any], folder: Path)
     config = RunConfig(state["model"], state["dataset"], values)
     kept = folder / "twin.json"
     try:
-        told = json.loads(kept.read_text(encoding="utf-8"))
-        found = (folder / "twin" / told["checkpoint"]).resolve()
-        if told["key"] == config.key() and found.is_file():
+        told = files.read_json(kept)
+        found = (folder / "twin").resolve() / told["checkpoint"]
+        if told["key"] == config.key() and files.is_bare(told["checkpoint"]) and found.is_file():
             logger.info("the twin is there: '%s'", os.path.relpath(found))
             return found
     except (OSError, ValueError, KeyError, TypeError):

@@ -92,13 +92,26 @@ _NO_CLUSTER = (
 )
 
 
+_PATIENCE = 5.0  # seconds
+# How HTTP/2, which Ray speaks, begins, with a frame of no settings; servers answer with theirs at once.
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_CLIENT_PORT = 10001  # where Ray looks for a server of its clients that is named without a port
+
+
 def _check_address(address: str | None) -> None:
     """Ray itself waits for minutes where nobody answers."""
-    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    address = address or ""
+    place = address.removeprefix("ray://")
+    if address.startswith("ray://") and ":" not in place:
+        place += f":{_CLIENT_PORT}"
+    host, colon, port = place.rpartition(":")
     if not colon:
         return
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE) as connection:
+            connection.sendall(_HELLO)
+            if connection.recv(4) in (b"", b"HTTP"):
+                raise OSError("what listens there is no Ray")
     except (OSError, ValueError, OverflowError):
         raise UserError(_NO_CLUSTER.format(address)) from None
 

@@ -24,7 +24,7 @@ from recbole_diffurec.host.loaders import FirstBatches, dataset_of, subset_loade
 from recbole_diffurec.runtime import files, visible
 from recbole_diffurec.training.own_data import data_set_of
 from recbole_diffurec.training.prepare import DatasetCache, build, prepare_data
-from recbole_diffurec.training.report import explained
+from recbole_diffurec.training.report import explained, metric_name
 from recbole_diffurec.training.run import train_or_resume
 
 logger = logging.getLogger("recbole_diffurec")
@@ -54,6 +54,7 @@ class Comparison:
     output_dir: Path
 
 
+@files.nameable()
 @visible.lines()
 def compare(
     models: Sequence[str] = (),
@@ -218,11 +219,12 @@ def _run_all(
         store.write(job, result, arrays)
         clock.durations[job] = result["seconds"]
         logger.info(
-            "%d/%d %s: test NDCG@10 %.4f in %s; about %s left",
+            "%d/%d %s: test %s %.4f in %s; about %s left",
             done,
             len(missing),
             job,
-            result["test_result"].get("ndcg@10", float("nan")),
+            metric_name(shown := tables.main_metric(result["test_result"])),
+            result["test_result"][shown],
             format_seconds(result["seconds"]),
             format_seconds(clock.remaining(missing, failures)),
         )

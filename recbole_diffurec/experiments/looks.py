@@ -39,6 +39,7 @@ STYLE = {
     "axes.axisbelow": True,
     "hatch.linewidth": 0.5,
     "svg.hashsalt": "recbole_diffurec",
+    "text.usetex": False,  # LaTeX would run what names say
 }
 
 
@@ -90,13 +91,16 @@ def legend(figure: Figure, axes: Any) -> None:
     columns = max(1, min(len(labels), 3 if width <= COLUMN else 6, int(width / widest)))
     rows = -(-len(labels) // columns)
     figure.set_figheight(figure.get_figheight() + LEGEND_ROW * max(0, rows - 2))
-    # A dollar sign would begin a formula.
-    labels = [label.replace("$", r"\$") for label in labels]
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def write_figure(figure: Figure, stem: Path) -> bytes:
     """Write ``stem.svg`` and ``stem.png``; returns the SVG."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if text.get_text():  # others are the numbers of an axis, which may be powers of ten
+            text.set_parse_math(False)  # in names, a dollar sign begins no formula
     svg, png = io.BytesIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None}, dpi=200, bbox_inches="tight")
     figure.savefig(png, format="png", dpi=200, bbox_inches="tight")

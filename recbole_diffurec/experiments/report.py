@@ -35,6 +35,7 @@ th:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere;
   position: sticky; left: 0; background: var(--page); }
 tr.improvement > * { border-top: 2px solid var(--firm); font-style: italic; }
 dl.about { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; font-size: .9rem; }
+code span { display: inline-block; max-width: 100%; }
 dl.about dt { color: var(--soft); } dl.about dd { margin: 0; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(21rem, 100%), 1fr)); gap: 1.5rem; }
 figure { margin: 0; } figure img { width: 100%; background: #fff; }
@@ -144,7 +145,8 @@ def _page(title: str, body: str) -> str:
 
 def _about(rows: Mapping[str, str]) -> str:
     said = {name: html.escape(text) for name, text in rows.items()}
-    said["command"] = f"<code>{said['command']}</code>"
+    # Whole words, since a hyphen would be a place to break one.
+    said["command"] = f"<code>{' '.join(f'<span>{word}</span>' for word in said['command'].split(' '))}</code>"
     items = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in said.items())
     return f'<dl class="about">{items}</dl>'
 

@@ -46,8 +46,8 @@ def refuse_foreign(folder: Path) -> None:
 def _asked_before(path: Path) -> dict[str, Any]:
     """What a search was asked for, as its folder keeps it."""
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        before = files.read_json(path)
+    except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"'{path}' cannot be read ({reason}): start the search again in another folder") from None
     if not isinstance(before, dict) or not isinstance(before.get("fixed"), dict):

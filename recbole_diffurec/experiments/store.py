@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import logging
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,8 @@ from recbole_diffurec.runtime import checkpoint, files
 
 logger = logging.getLogger("recbole_diffurec")
 
+# How many times as large as their file the arrays may be: names of users are four bytes a character, most of them zero.
+_INFLATED = 100
 # Arrays of each test user [U], by the kinds that numpy gives their types, and those of diffusion models.
 _PER_USER = {"user": "U", "rank": "i", "head": "b", "length": "i"}
 _OF_DIFFUSION = {"reconstructions": 2, "spread": 3, "steps": 1, "steps_ndcg": 1}  # with their dimensions
@@ -100,9 +103,9 @@ class RunStore:
     def _read(self, job: Job) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         path = self._path(job, "json")
         try:
-            result = _checked_result(json.loads(path.read_text(encoding="utf-8")), job)
+            result = _checked_result(files.read_json(path), job)
             path = self._path(job, "npz")
-            return result, _checked_arrays(path.read_bytes(), result)
+            return result, _checked_arrays(files.content_of(path), result)
         except FileNotFoundError:
             return None
         except Exception as error:  # by where the damage is: BadZipFile, EOFError, zlib.error, RecursionError and more
@@ -148,6 +151,9 @@ def _checked_arrays(content: bytes, result: Mapping[str, Any]) -> dict[str, np.n
     """The arrays in a file where they are those of a run; an error of any kind where they are not."""
     if result.get("digest_of_arrays", digest := _digest(content)) != digest:
         raise ValueError("it is not the file that was written with its JSON")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(record.file_size for record in archive.infolist()) > _INFLATED * len(content):
+            raise ValueError("its arrays are far larger than the file")
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         arrays = dict(file)
     n_users = len(arrays["rank"])

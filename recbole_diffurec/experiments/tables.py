@@ -6,6 +6,7 @@ Each is a pandas DataFrame; ``readable`` writes them to files, and for people.
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from typing import Any, Sequence
 
 import numpy as np
@@ -25,6 +26,11 @@ COSTS = {
     "n_parameters": "parameters",
     "best_epoch": "best epoch",
 }
+
+
+def main_metric(metrics: Collection[str]) -> str:
+    """The metric by which models are compared: NDCG@10 where it is there, or else the first NDCG."""
+    return "ndcg@10" if "ndcg@10" in metrics else next(m for m in metrics if m.startswith("ndcg"))
 
 
 class Results:
@@ -141,7 +147,7 @@ class Results:
 
     @property
     def main_metric(self) -> str:
-        return "ndcg@10" if "ndcg@10" in self.metrics else next(m for m in self.metrics if m.startswith("ndcg"))
+        return main_metric(self.metrics)
 
     def mean(self, dataset: str, label: str, column: str) -> float:
         return float(self._values(dataset, label, column).mean())

@@ -36,6 +36,7 @@ RETRIES = 1
 _STATE = "ray"  # the folder of Ray Tune's own files
 
 
+@files.nameable()
 @visible.lines()
 def tune(
     model: str | None = None,

@@ -15,6 +15,7 @@ from recbole.utils import EvaluatorType, ModelType
 
 from recbole_diffurec.config.protocol import PARTS, Protocol
 from recbole_diffurec.config.rules import INTERVALS, Rule, nearest
+from recbole_diffurec.data.columns import id_text
 from recbole_diffurec.errors import UserError
 
 # Parameters that would keep prepared data as pickles, and open such.
@@ -27,6 +28,13 @@ FIELDS = (
     "RELATION_ID_FIELD", "HEAD_ENTITY_ID_FIELD", "TAIL_ENTITY_ID_FIELD",
 )  # fmt: skip
 READING_POWERS = ("LightGCN", "SimpleX")  # of RecBole's models, those whose loss knows require_pow
+# Parameters that nothing reads once a model is trained, and those that lists of recommendations do not read either.
+OF_TRAINING = frozenset(
+    {"epochs", "train_batch_size", "learner", "learning_rate", "weight_decay", "clip_grad_norm", "stopping_step"}
+    | {"eval_step", "loss_decimal_place", "lr_decay_step", "lr_decay_gamma", "ema_decay"}
+)
+OF_EVALUATION = frozenset({"topk", "metrics", "valid_metric", "metric_decimal_place", "mask_seen", "tail_ratio"})
+_INSTEAD = {"topk": "give k", "mask_seen": "give exclude_seen"}
 _FILE_NAME = re.compile(r"[^/\\\0]+")
 # Intervals that leave every user and item where it is.
 _ALL = ("[0,inf)", "[1,inf)", None)
@@ -91,6 +99,32 @@ def check_effect(given: Mapping[str, Any], defaults: Mapping[str, Any], model: s
     for name, reason in idle.items():
         if name in given and given[name] != defaults.get(name):
             raise UserError(f"{name} would have no effect ({reason}), got {given[name]!r}: leave it out")
+
+
+def check_effect_after(
+    given: Mapping[str, Any], config: Any, trained: Mapping[str, Any], names: frozenset[str] = OF_TRAINING
+) -> None:
+    """Raise ``UserError`` for a parameter that is not read any more where a trained model is used.
+
+    Parameters
+    ----------
+    given : Mapping of str to object
+        What the user gave.
+    config : RunConfig
+        Of the model's use.
+    trained : Mapping of str to object
+        What the model was trained with; to say that again does no harm.
+    names : frozenset of str
+        What is not read there: ``OF_TRAINING``, and for lists ``OF_EVALUATION``.
+    """
+    for name in sorted(names & given.keys()):
+        before = trained.get(name, config.internal_config_dict.get(name))
+        if config[name] != before:
+            part = "training" if name in OF_TRAINING else "evaluation"
+            raise UserError(
+                f"{name} would have no effect, because {part} alone reads it (trained with {before!r}, got "
+                f"{given[name]!r}): {_INSTEAD.get(name, 'leave it out')}"
+            )
 
 
 def check_pickles(values: Any) -> None:
@@ -174,6 +208,19 @@ def _check_names_of_columns(final: Mapping[str, Any]) -> None:
     for name, length in (final["seq_len"] or {}).items():
         if not Rule("int", 1).accepts(length):
             raise UserError(f"seq_len must give '{name}' an integer of at least 1, got {length!r}")
+
+
+def with_ids_as_text(val_interval: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """``val_interval`` with the ids that it lists as the text that they are in files, where YAML has numbers."""
+    if not isinstance(val_interval, Mapping):
+        return val_interval
+    found = dict(val_interval)
+    for name, values in val_interval.items():
+        try:
+            found[name] = [id_text(value) or "" for value in values] if isinstance(values, list) else values
+        except ValueError as error:
+            raise UserError(f"val_interval gives '{name}' a list in which {error}: write ids as text") from None
+    return found
 
 
 def _check_values_of_columns(final: Mapping[str, Any]) -> None:

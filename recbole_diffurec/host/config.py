@@ -33,7 +33,7 @@ from recbole_diffurec.data.sources import check_name
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, trackers
 from recbole_diffurec.host.catalogue import HOST_PROPERTIES
-from recbole_diffurec.host.checks import FILTERS, check_data_and_evaluation, check_effect
+from recbole_diffurec.host.checks import FILTERS, check_data_and_evaluation, check_effect, with_ids_as_text
 from recbole_diffurec.host.inputs import reconstructs
 from recbole_diffurec.host.repeats import with_repeat_bias
 from recbole_diffurec.host.sequences import check_rows
@@ -242,6 +242,7 @@ class RunConfig(Config):
             final["metrics"] = [final["metrics"]]
         if isinstance(final["additional_feat_suffix"], str):
             final["additional_feat_suffix"] = [final["additional_feat_suffix"]]
+        final["val_interval"] = with_ids_as_text(final["val_interval"])
         final.update(log_to=trackers.named(final), log_wandb=False)  # RecBole's own way would be a second one
         rules = {**RULES, **self.spec.rules}
         # For registered models the files' values are checked too; RecBole's defaults are RecBole's business.

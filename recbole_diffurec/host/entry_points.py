@@ -39,7 +39,7 @@ def replace(module: ModuleType, name: str, new: Any) -> None:
 
 @contextlib.contextmanager
 def _configuration(module: ModuleType) -> Iterator[None]:
-    """Defaults of registered models; the time among the columns of every sequential one; GPUs left visible."""
+    """Defaults of registered models; the time among the columns wherever rows go by it; GPUs left visible."""
     yield
     load, init_device = module.Config._load_internal_config_dict, module.Config._init_device
 
@@ -71,8 +71,8 @@ def _configuration(module: ModuleType) -> Iterator[None]:
 def _columns(config: Any, registered: bool) -> Any:
     """``load_col`` where the user gives none.
 
-    RecBole's defaults leave out the time, by which sequences are ordered, and name the columns as RecBole does,
-    whatever ``USER_ID_FIELD`` and the like say.
+    RecBole's defaults leave out the time, by which sequences are ordered and ``order: TO`` splits, and name the columns
+    as RecBole does, whatever ``USER_ID_FIELD`` and the like say.
     """
     from recbole.utils import ModelType
 
@@ -82,7 +82,8 @@ def _columns(config: Any, registered: bool) -> Any:
     if registered:
         return columns_to_load({**values, "load_col": config.internal_config_dict["load_col"]})
     columns = own_names(config.internal_config_dict["load_col"], values)
-    if values["MODEL_TYPE"] != ModelType.SEQUENTIAL:
+    by_time = (values["eval_args"] or {}).get("order") == "TO" and not values["benchmark_filename"]
+    if values["MODEL_TYPE"] != ModelType.SEQUENTIAL and not by_time:
         return columns
     known, time = list(columns.get("inter", ())), values["TIME_FIELD"]
     return {**columns, "inter": known if time in known else [*known, time]}

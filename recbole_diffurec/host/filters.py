@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from recbole.data.dataset import Dataset
 from recbole.utils import FeatureType, ModelType
 
@@ -13,6 +15,8 @@ from recbole_diffurec.data.delimited import AtomicFile
 from recbole_diffurec.errors import UserError
 
 __all__ = ["FilteredColumns"]
+
+logger = logging.getLogger("recbole_diffurec")
 
 
 class FilteredColumns(Dataset):
@@ -23,6 +27,7 @@ class FilteredColumns(Dataset):
     """
 
     inter_feat: Any  # a DataFrame until RecBole builds the splits, an Interaction after
+    _rest_fields: np.ndarray
 
     def _get_preset(self) -> None:
         super()._get_preset()
@@ -33,7 +38,7 @@ class FilteredColumns(Dataset):
         kind, wanted = getattr(source, "value", source), self._read_by_filters()
         if load is None or unload is not None or not wanted or kind not in ("inter", "user", "item"):
             return load, unload
-        more = (wanted & self._header(kind)) - load
+        more = (wanted & self._header(kind)) - load - {self.uid_field, self.iid_field}
         self._for_filters[kind] = more & set(self.config["val_interval"] or ()) - set(self.config["threshold"] or ())
         owner = {"user": {self.uid_field}, "item": {self.iid_field}}.get(kind, set())
         return load | more | (owner if more else set()), unload
@@ -55,6 +60,7 @@ class FilteredColumns(Dataset):
         return set(AtomicFile(Path(path), None, self.config["field_separator"], self.config["encoding"]).columns)
 
     def _filter_by_field_value(self) -> None:
+        self._say_what_has_no_line()
         for field, wanted in (self.config["val_interval"] or {}).items():
             kind = self.field2type.get(field)
             if kind is None:
@@ -62,10 +68,31 @@ class FilteredColumns(Dataset):
                     f"val_interval names '{field}', which is no column of data set '{self.dataset_name}': it has "
                     f"{', '.join(sorted(self._header('inter') | self._header('user') | self._header('item')))}"
                 )
+            if kind not in (FeatureType.FLOAT, FeatureType.TOKEN):
+                raise UserError(
+                    f"val_interval names '{field}', a column of {kind.value}s, which are lists: name one of single "
+                    f"numbers or ids"
+                )
             if (kind == FeatureType.FLOAT) != isinstance(wanted, str):
                 form = 'an interval such as "[3,inf)"' if kind == FeatureType.FLOAT else "a list of ids such as [a,b]"
                 raise UserError(f"val_interval must give '{field}', a column of {kind.value}s, {form}, got {wanted!r}")
         super()._filter_by_field_value()
+
+    def _say_what_has_no_line(self) -> None:
+        """Count the interactions that RecBole drops without a word, since another file lacks their user or item."""
+        for kind, field in (("user", self.uid_field), ("item", self.iid_field)):
+            feat = getattr(self, f"{kind}_feat")
+            if feat is None or not self.config["filter_inter_by_user_or_item"]:
+                continue
+            ids = self.inter_feat[field]
+            lost = ids[~ids.isin(feat[field])]
+            if len(lost):
+                logger.warning(
+                    "data set '%s': left out are %s interactions of %s %ss that '%s.%s' has no line for, such as '%s' "
+                    "(filter_inter_by_user_or_item)",
+                    *(self.dataset_name, f"{len(lost):,}", f"{lost.nunique():,}", kind, self.dataset_name, kind),
+                    lost.iloc[0],
+                )
 
     def _set_label_by_threshold(self) -> None:
         for field in self.config["threshold"] or ():
@@ -97,6 +124,8 @@ class FilteredColumns(Dataset):
             feat = getattr(self, f"{kind}_feat")
             for field in fields if feat is not None else ():
                 self._del_col(feat, field)
+            # Of tokens, RecBole has noted already which it is to number.
+            self._rest_fields = np.setdiff1d(self._rest_fields, sorted(fields))
             if kind != "inter" and feat is not None and feat.shape[1] == 1:  # nothing but the ids
                 setattr(self, f"{kind}_feat", None)
                 self.feat_name_list.remove(f"{kind}_feat")

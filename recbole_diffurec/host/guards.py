@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.hooks import HOOKS
 from recbole_diffurec.host.stand_in import With
+from recbole_diffurec.runtime import files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -169,7 +169,7 @@ def check_item_vectors(path: Path, dataset: Any) -> None:
     if not beside.exists():
         return
     try:
-        named = json.loads(beside.read_text(encoding="utf-8"))["items"][1:]
+        named = files.read_json(beside)["items"][1:]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"'{beside}' does not name the items of '{path}': write both with '{again}'") from None
     if named != items:
@@ -189,6 +189,8 @@ def load_vectors(path: str | Path) -> np.ndarray:
     """
     import numpy as np
 
+    if Path(path).exists() and not Path(path).is_file():
+        raise UserError(f"'{path}' is no regular file: give a .npy file")
     try:
         # Mapped, because a file's header may promise more than it holds, and than fits into memory.
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -197,7 +199,7 @@ def load_vectors(path: str | Path) -> np.ndarray:
     except Exception as error:  # by where the damage is: ValueError, EOFError, SyntaxError and more
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"'{path}' is no .npy file of numbers ({reason}): save an array of floats") from None
-    if not isinstance(mapped, np.ndarray) or mapped.ndim != 2 or mapped.dtype.kind not in "fiu":
+    if not isinstance(mapped, np.ndarray) or mapped.ndim != 2 or not mapped.size or mapped.dtype.kind not in "fiu":
         raise UserError(f"'{path}' must hold one table of numbers, a row for each item: save an array of floats")
     vectors = np.array(mapped, dtype=np.float32)
     if not np.isfinite(vectors).all():

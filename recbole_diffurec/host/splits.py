@@ -63,12 +63,12 @@ class Splits(Dataset):
 
     def _warn_of_one_time(self, times: pd.Series) -> None:
         """Say so where many interactions have one time, such as places in a sequence, which no cut by time can part."""
-        share = times.value_counts(normalize=True).iloc[0]
-        if share > ONE_TIME:
+        count = times.value_counts().iloc[0]
+        if count > max(1, ONE_TIME * len(times)):
             logger.warning(
                 "%.1f%% of the interactions have the same '%s': a split of all users together by time needs real "
                 "times, not places in a sequence",
-                100 * share,
+                100 * count / len(times),
                 self.time_field,
             )
 

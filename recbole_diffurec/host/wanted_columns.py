@@ -18,6 +18,7 @@ __all__ = ["WantedColumns"]
 # Parameters that name columns, as lists or as the keys of mappings.
 NAMING = ("alias_of_user_id", "alias_of_item_id", "alias_of_entity_id", "alias_of_relation_id", "normalize_field",
           "numerical_features", "seq_len", "discretization", "preload_weight")  # fmt: skip
+FEATURES = ("selected_features", "item_attribute")  # of models that read more of an item than its id
 GRAPH = ("kg", "link")  # files that the data sets of knowledge-aware models read, with checks of their own
 
 
@@ -34,6 +35,9 @@ class WantedColumns(FilteredColumns):
         for parameter in NAMING:
             if given.get(parameter) != defaults.get(parameter):  # a checkpoint holds the defaults as well
                 self._check_named(parameter, given.get(parameter) or ())
+        for parameter in FEATURES:  # models cannot do without them, whoever names them
+            named = self.config[parameter] or ()
+            self._check_named(parameter, [named] if isinstance(named, str) else named)
 
     def _check_load_col(self) -> None:
         """Refuse a ``load_col`` of the user's that names what is not there, or leaves out what is needed."""

@@ -25,6 +25,7 @@ from recbole_diffurec.training.prepare import training_histories
 logger = logging.getLogger("recbole_diffurec")
 
 
+@files.nameable()
 def recommend(
     checkpoint_file: str | Path,
     /,

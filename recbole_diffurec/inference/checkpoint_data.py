@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +10,8 @@ from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.training.report import explained
-from recbole_diffurec.training.weights import room_for
 
-__all__ = ["CheckpointData", "build_alone", "check_reads_histories_alone"]
+__all__ = ["CheckpointData", "check_reads_histories_alone"]
 
 
 class CheckpointData:
@@ -45,27 +42,14 @@ class CheckpointData:
         )
 
 
-def build_alone(config: RunConfig, state: Mapping[str, Any], path: str | Path) -> Any:
-    """The network of an opened checkpoint, before its weights, built without data.
-
-    Raises
-    ------
-    UserError
-        It needs more than the checkpoint holds, or cannot be built with these parameters.
-    """
-    counts = CheckpointData(config, len(state["id_tokens"]["items"]), state["n_users"])
-    with compat.quiet(), explained(f"building model '{state['model']}'"), room_for(state, path):
-        return config.model_class(config, counts)
-
-
 @torch.no_grad()
 def check_reads_histories_alone(network: Any, batch: Any, model: str) -> None:
     """Refuse a model that wants to know more of a request than its history: HGN, Caser and others the user."""
-    try:
-        with compat.quiet():
+    with compat.quiet(), explained(f"recommending with model '{model}'"):
+        try:
             network.full_sort_predict(batch)
-    except KeyError as error:
-        raise UserError(
-            f"model '{model}' reads '{error.args[0]}' beside a history, so that it cannot recommend from a checkpoint "
-            f"alone: use 'recbole-diffurec evaluate', or another sequential model"
-        ) from None
+        except KeyError as error:
+            raise UserError(
+                f"model '{model}' reads '{error.args[0]}' beside a history, so that it cannot recommend from a "
+                f"checkpoint alone: use 'recbole-diffurec evaluate', or another sequential model"
+            ) from None

@@ -38,6 +38,7 @@ HNSW_NEIGHBOURS, HNSW_CONSTRUCTION, HNSW_SEARCH = 32, 200, 200
 RECALL_AT, RECALL_USERS = 20, 1000
 
 
+@files.nameable()
 def export(
     checkpoint_file: str | Path,
     /,

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import ModelHubMixin, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 
 from recbole_diffurec.errors import UserError
@@ -80,8 +86,10 @@ def _told(name: str, ask: Callable[[], Found]) -> Found:
         return ask()
     except RepositoryNotFoundError:
         reason = "there is no such model, or it is private: check the name, or log in with 'hf auth login'"
-    except EntryNotFoundError as error:
-        reason = f"it has no {WEIGHTS} there or in the cache ({_first_line(error)}): give one that push_to_hub wrote"
+    except LocalEntryNotFoundError as error:
+        reason = f"it is not in the cache, and the Hub was not reached ({_first_line(error)}): check the connection"
+    except EntryNotFoundError:
+        reason = f"it has no {WEIGHTS}: give one that push_to_hub wrote"
     except HfHubHTTPError as error:
         reason = f"{_first_line(error)}: try again, or log in with 'hf auth login'"
     except TypeError as error:  # an option that the mixin does not have

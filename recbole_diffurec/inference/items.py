@@ -60,6 +60,8 @@ class ItemTable:
 
     def check(self, names: Sequence[str], taken: Sequence[str] = ()) -> None:
         """Raise UserError unless there are columns of these names, none of which is ``taken`` by another."""
+        if isinstance(names, str):
+            raise UserError(f"columns must be a list of names, got {names!r}: give one such as ['{names}']")
         for name in names:
             if name in taken:
                 raise UserError(f"column '{name}' would stand beside another '{name}' in the output: leave it out")

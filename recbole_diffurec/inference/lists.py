@@ -48,6 +48,8 @@ class ListOptions:
         for name, count in (("k", self.k), ("samples", 1 if self.samples is None else self.samples)):
             if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
                 raise UserError(f"{name} must be an integer of at least 1, got {count!r}")
+        if not isinstance(self.exclude_seen, (bool, np.bool_)):
+            raise UserError(f"exclude_seen must be True or False, got {self.exclude_seen!r}")
         number = isinstance(self.diversity, (int, float)) and not isinstance(self.diversity, bool)
         if not number or not 0 <= self.diversity <= 1:
             raise UserError(f"diversity must be a number from 0 to 1, got {self.diversity!r}")

@@ -21,11 +21,11 @@ from recbole_diffurec.data.histories import HistoryBatch, HistoryColumns, as_his
 from recbole_diffurec.data.sniff import kind_of
 from recbole_diffurec.data.tables import Frame, Table
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host import catalogue, trackers
+from recbole_diffurec.host import catalogue, checks, compat, trackers
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.devices import say_without_gpu
 from recbole_diffurec.host.loaders import batch_of, fitting_users
-from recbole_diffurec.inference.checkpoint_data import build_alone, check_reads_histories_alone
+from recbole_diffurec.inference.checkpoint_data import CheckpointData, check_reads_histories_alone
 from recbole_diffurec.inference.items import ItemTable
 from recbole_diffurec.inference.lists import ListOptions, Lists, lists_of_samples
 from recbole_diffurec.inference.next_lists import NextLists
@@ -34,7 +34,8 @@ from recbole_diffurec.inference.sharing import Shareable, about_model
 from recbole_diffurec.inference.similar import SimilarItems
 from recbole_diffurec.models.base import DiffusionRecommender
 from recbole_diffurec.runtime.shared import open_model
-from recbole_diffurec.training.weights import load_weights
+from recbole_diffurec.training.report import explained
+from recbole_diffurec.training.weights import load_weights, room_for
 
 COLUMNS = ("user_id", "rank", "item_id", "score", "popular")
 
@@ -87,16 +88,18 @@ class Recommender(NextLists, SimilarItems, Shareable):
         spec = catalogue.find(state["model"])
         inference = {name: value for name, value in spec.for_inference.items() if name in state["config"]}
         config = RunConfig(state["model"], state["dataset"], {**state["config"], **inference, **parameters})
+        checks.check_effect_after(parameters, config, state["config"], checks.OF_TRAINING | checks.OF_EVALUATION)
         if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
             raise UserError(f"model '{state['model']}' in '{path}' reads no histories: give a sequential model")
         spec.refuse("recommend", "recommend from a checkpoint alone")
-        tokens = state["id_tokens"]
-        network = build_alone(config, state, path)
+        tokens, columns = state["id_tokens"], state.get("item_columns", {})
+        counts = CheckpointData(config, len(tokens["items"]), state["n_users"])
+        with compat.quiet(), explained(f"building model '{state['model']}'"), room_for(state, path):
+            network = config.model_class(config, counts)
         load_weights(network, state, path, parameters)
         config.tell_precision()
         users = fitting_users(config["eval_batch_size"], len(tokens["items"]), config["device"])
         config = config.with_values(eval_batch_size=users)
-        columns = state.get("item_columns", {})
         recommender = cls(network.to(config["device"]), config, tokens["items"], state["popularity"], columns)
         recommender.about_model = about_model(state, config, parameters)
         check_reads_histories_alone(recommender.network, recommender._interaction([[1]]), state["model"])
@@ -178,9 +181,8 @@ class Recommender(NextLists, SimilarItems, Shareable):
         self.about_items.check(columns, taken=own)
         frames = [] if len(sequences) else [pd.DataFrame({name: [] for name in own})]
         size = self.config["eval_batch_size"]
-        for start in range(0, len(sequences), size):
-            part = slice(start, start + size)
-            frames.append(self._batch(sequences[part], users[part], options, allowed))
+        parts = (slice(start, start + size) for start in range(0, len(sequences), size))
+        frames += [self._batch(sequences[part], users[part], options, allowed) for part in parts]
         return self._with_columns(pd.concat(frames, ignore_index=True), columns)
 
     def _check_that_it_draws(self) -> None:
@@ -227,7 +229,7 @@ class Recommender(NextLists, SimilarItems, Shareable):
             parts = list(self.histories(sequences))
             return [history for _, part in parts for history in part], [user for part, _ in parts for user in part]
         sequences = as_histories(sequences)
-        users = range(len(sequences)) if users is None else list(users)
+        users = range(len(sequences)) if users is None else [users] if isinstance(users, str) else list(users)
         if len(users) != len(sequences):
             raise UserError(f"users must name the {len(sequences)} histories, got {len(users)}: give one for each")
         return sequences, users

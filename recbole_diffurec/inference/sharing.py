@@ -207,5 +207,5 @@ def hub_library() -> Any:
     try:
         from recbole_diffurec.inference import hub
     except ImportError as error:
-        raise cannot_import("the Hugging Face Hub", error, "'recbole-diffurec[hub]'") from None
+        raise cannot_import("the Hugging Face Hub", error, "[hub]") from None
     return hub

@@ -32,7 +32,7 @@ from recbole_diffurec.models.approximator import Approximator
 from recbole_diffurec.models.base import Program
 from recbole_diffurec.models.denoiser import Denoiser, UncertainDenoiser
 from recbole_diffurec.models.diffurec_program import DiffuRecProgram
-from recbole_diffurec.models.diffurec_rules import FAMILY_RULES, OBJECTIVE_RULES, check_family
+from recbole_diffurec.models.diffurec_rules import FAMILY_RULES, OBJECTIVE_RULES, check_family, loss_of
 from recbole_diffurec.models.interventions import Audited, ChangedDenoiser, NoDiffusion
 from recbole_diffurec.models.objectives import Objective, cross_entropy_objective
 from recbole_diffurec.models.scores import ItemScores
@@ -376,7 +376,7 @@ _FAMILY: dict[str, Any] = {
     "trims_padding": True,
     # Sampled softmax is a matter of training, and wants the training data's counts.
     "for_inference": {"sampled_softmax": None},
-    "loss": "cross-entropy",
+    "loss": loss_of,
     "cannot": {"sequences": "a pass has one noised target, which every position of the history sees"},
 }
 

@@ -60,3 +60,10 @@ def check_family(values: Mapping[str, Any]) -> None:
         schedules.betas(values["noise_schedule"], steps)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def loss_of(values: Mapping[str, Any]) -> str:
+    """What the objective of ``OBJECTIVE_RULES`` is; runs of earlier versions have neither parameter."""
+    draws, near = values.get("draws", 1), values.get("squared_error_weight", 0)
+    loss = "cross-entropy" if draws == 1 else f"cross-entropy of the mean of {draws} draws"
+    return f"{loss} and {near:g} of the squared error" if near else loss

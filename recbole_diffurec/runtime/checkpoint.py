@@ -155,6 +155,7 @@ def read(path: str | Path, device: str | torch.device = "cpu") -> Any:
     return _moved(state, torch.device(device))
 
 
+@files.nameable()
 def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
     """Open a checkpoint. Never executes anything that the file holds.
 
@@ -346,8 +347,8 @@ def _valid_result(state: Mapping[str, Any]) -> dict[str, float]:
 def check_items(path: str | Path, state: RunCheckpoint) -> None:
     """Raise ``UserError`` unless what is known of the items of the file ``path`` is so of each of them."""
     n_items, popularity = len(state["id_tokens"]["items"]), state["popularity"]
-    whole = not popularity.is_floating_point() and not popularity.is_complex() and popularity.dtype != torch.bool
-    if n_items < 2 or popularity.shape != (n_items,) or not whole or bool((popularity < 0).any()):
+    counts = popularity.shape == (n_items,) and popularity.dtype == torch.long
+    if n_items < 2 or not counts or bool((popularity < 0).any()):
         raise UserError(
             f"checkpoint '{path}' is damaged (popularity: it must be a count for each of {n_items} items): use another "
             f"copy"

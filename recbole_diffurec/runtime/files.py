@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ import uuid
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from recbole_diffurec.errors import UserError
 
@@ -30,6 +31,21 @@ _PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")
 _KEPT_OF_NAME = 100
 # Bytes of a name that is made of others; systems take 255 in all.
 _LONGEST_STEM = 160
+
+
+@contextlib.contextmanager
+def nameable() -> Iterator[None]:
+    """Tell in a sentence of a name that the system's encoding has no form for, as under an ASCII locale.
+
+    The command line starts again with UTF-8 there; a program that calls this package has to begin so.
+    """
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{error.object!r} is no name that this process can give to the system, whose names are {error.encoding}: "
+            f"set PYTHONUTF8=1, or a locale with UTF-8, before Python starts"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -279,6 +295,42 @@ def holds_checkpoint(path: str | Path) -> bool:
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         return False
     return any(name.count("/") == 1 and name.endswith("/data.pkl") for name in names)
+
+
+def is_bare(name: object) -> bool:
+    """Whether a name that a file holds is that of something in one folder, and leads nowhere else."""
+    return isinstance(name, str) and name not in ("", ".", "..") and "\0" not in name and os.path.basename(name) == name
+
+
+def content_of(path: Path) -> bytes:
+    """All bytes of a file that is no pipe or device, which would be waited for, or have no end.
+
+    Raises
+    ------
+    OSError
+        It cannot be read.
+    ValueError
+        It is something else.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError("it is no regular file")
+    return path.read_bytes()
+
+
+def read_json(path: Path) -> Any:
+    """What a file of JSON holds.
+
+    Raises
+    ------
+    OSError
+        It cannot be read.
+    ValueError
+        It is no JSON, or nested deeper than anything that is kept in one.
+    """
+    try:
+        return json.loads(content_of(path))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def read_lines(path: str | Path, what: str) -> list[str]:

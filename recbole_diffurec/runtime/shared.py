@@ -16,7 +16,7 @@ import torch
 from typing_extensions import TypedDict
 
 from recbole_diffurec.errors import UserError, cannot_import
-from recbole_diffurec.runtime import checkpoint
+from recbole_diffurec.runtime import checkpoint, files
 from recbole_diffurec.runtime.checkpoint import SCHEMA, RunCheckpoint
 
 ENDING = ".safetensors"
@@ -88,6 +88,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
+@files.nameable()
 def open_model(path: str | Path) -> RunCheckpoint:
     """Open what a model is kept in: a checkpoint that a run wrote, or a file that was made of one to be shared.
 
@@ -195,5 +196,5 @@ def _library() -> Any:
         import safetensors
         import safetensors.torch
     except ImportError as error:
-        raise cannot_import(f"a {ENDING} file", error, "'recbole-diffurec[export]'") from None
+        raise cannot_import(f"a {ENDING} file", error, "[export]") from None
     return safetensors

@@ -13,6 +13,7 @@ from recbole.utils import EvaluatorType, ModelType
 
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat, trackers
+from recbole_diffurec.host.checks import check_effect_after
 from recbole_diffurec.host.config import DATA_PARAMETERS, RunConfig
 from recbole_diffurec.host.devices import say_without_gpu
 from recbole_diffurec.host.fingerprint import differences
@@ -29,6 +30,7 @@ from recbole_diffurec.training.report import deliver, describe_run, explained, l
 from recbole_diffurec.training.weights import load_weights, room_for
 
 
+@files.nameable()
 @visible.lines()
 def evaluate(
     checkpoint_file: str | Path, *more: str | Path, result_file: str | Path | None = None, **parameters: Any
@@ -165,6 +167,7 @@ class Member:
         state = open_model(path)
         say_without_gpu(parameters)
         config = RunConfig(state["model"], state["dataset"], {**state["config"], **parameters})
+        check_effect_after(parameters, config, state["config"])
         # A test leaves nothing behind, wherever it is called and whatever its checkpoint says.
         folder = os.path.dirname(os.path.abspath(path))
         nothing = {"checkpoint_dir": folder, "save_dataset": False, "save_dataloaders": False}

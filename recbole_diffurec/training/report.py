@@ -161,7 +161,7 @@ def log_file(config: RunConfig, name: str | None = None, required: bool = True) 
 
 @contextlib.contextmanager
 def explained(what: str, log: str | None = None) -> Iterator[None]:
-    """Turn what RecBole raises over its many parameters into one sentence; a log file gets the traceback."""
+    """Turn what RecBole raises over its many parameters into one sentence; the traceback goes to the log file."""
     try:
         yield
     except UserError:
@@ -175,10 +175,10 @@ def explained(what: str, log: str | None = None) -> Iterator[None]:
             raise UserError(f"{what} stopped, because another of the processes did: see what it said") from error
         logging.getLogger().info("%s failed", what, exc_info=True)
         reason = (str(error).splitlines() or [""])[0]
-        where = "" if log is None else f"; the traceback is in '{os.path.relpath(log)}'"
+        told = f"; the traceback is in '{os.path.relpath(log)}'" if log else ""
         raise UserError(
             f"{what} failed inside RecBole ({type(error).__name__}: {reason}): check the parameters and columns "
-            f"that it names{where}"
+            f"that it names{told}"
         ) from error
 
 
@@ -193,5 +193,5 @@ def deliver(result: dict[str, Any], path: Path | None) -> dict[str, Any]:
     """Write the result as JSON, whole or not at all, and return it."""
     if path is not None and distributed.rank() == 0:
         files.write_text(path, json.dumps(result, indent=2))
-        result = {**result, "result_file": str(path.resolve())}
+        result = {**result, "result_file": os.path.abspath(path)}
     return result

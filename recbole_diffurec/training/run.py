@@ -36,6 +36,7 @@ from recbole_diffurec.training.state import OtherDataError, TrainingState, check
 logger = logging.getLogger("recbole_diffurec")
 
 
+@files.nameable()
 @visible.lines()
 def run(
     model: str | None = None,

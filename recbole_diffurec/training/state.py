@@ -125,7 +125,7 @@ def _drawable(states: dict[str, Any]) -> dict[str, Any]:
 
 def _bare(name: str) -> str:
     """Refuse a name that leads out of the folder it stands in."""
-    if os.path.basename(name) != name or not name.endswith(".pth"):
+    if not files.is_bare(name) or not name.endswith(".pth"):
         raise ValueError("must be the bare name of a .pth file")
     return name
 

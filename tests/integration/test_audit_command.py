@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 from conftest import flags
 
 from recbole_diffurec import audit, cli, evaluate
+from recbole_diffurec.experiments import audit as module
+from recbole_diffurec.training.evaluate import open_members
 from recbole_diffurec.training.trainer import PluginTrainer
 
 
@@ -114,3 +117,19 @@ def test_the_twin_is_trained_once(trained, workdir, capsys):
     assert audited([first["twin"], "--users=60", "--samples=2", "--train_twin", "--output_dir=of_twin"]) == 0
     lines = {line["name"]: line for line in json.loads((workdir / "of_twin" / "audit.json").read_text())["lines"]}
     assert "trained without" in lines["twin"]["not_applicable"] == lines["factor_0"]["not_applicable"]
+
+
+def test_a_twin_is_looked_for_in_its_own_folder_alone(trained, workdir, monkeypatch):
+    own, kept = workdir / "audit" / "twin" / "own.pth", workdir / "audit" / "twin.json"
+    own.parent.mkdir(parents=True)
+    for path in (own, workdir / "other.pth"):
+        path.touch()
+    monkeypatch.setattr(module, "train_or_resume", lambda config: SimpleNamespace(result={"checkpoint": str(own)}))
+    (member,) = open_members([trained["DiffuRec"]], {})
+    assert module.twin_checkpoint(member, {}, kept.parent) == own
+    told = json.loads(kept.read_text())
+    for elsewhere in ("../../other.pth", str(workdir / "other.pth"), "a\0b", "", 3):
+        kept.write_text(json.dumps({**told, "checkpoint": elsewhere}))
+        assert module.twin_checkpoint(member, {}, kept.parent) == own, "trained, since none is there"
+    kept.write_text("[" * 100_000)
+    assert module.twin_checkpoint(member, {}, kept.parent) == own

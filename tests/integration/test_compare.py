@@ -22,6 +22,7 @@ from recbole_diffurec.experiments import grid, measures, readable
 
 SMALL = {**TINY, "epochs": 2}
 ARGUMENTS = flags(SMALL)
+SHORT = ["--topk=[5]", "--valid_metric=NDCG@5"]
 MODELS = ["DiffuRecSys@sampling_steps=2", "SASRec@inner_size=32"]
 
 
@@ -125,10 +126,13 @@ def test_the_report_needs_no_other_file(comparison):
 
 
 def test_a_failed_run_does_not_end_the_others(workdir, capsys):
-    code = cli.main(["compare", "--models=FEARec,GRU4Rec", "--output_dir=out", "--seeds=[3]", *ARGUMENTS])
+    """And what is told of a run is a metric that it has."""
+    code = cli.main(["compare", "--models=FEARec,GRU4Rec", "--output_dir=out", "--seeds=[3]", *ARGUMENTS, *SHORT])
     captured = capsys.readouterr()
     assert code == 1 and "FEARec on ml-100k, seed 3 failed" in captured.err
-    assert list(pd.read_csv("out/runs.csv")["model"]) == ["GRU4Rec"]
+    (run,) = pd.read_csv("out/runs.csv").to_dict("records")
+    assert run["model"] == "GRU4Rec"
+    assert f"GRU4Rec on ml-100k, seed 3: test NDCG@5 {run['test_ndcg@5']:.4f} in" in captured.err
     assert "1 failed" in Path("out/report.html").read_text()
 
 

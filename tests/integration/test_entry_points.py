@@ -118,6 +118,17 @@ def test_run_recbole_on_columns_of_other_names(model: str, workdir: Path) -> Non
     assert (again["n_users"], again["n_items"]) == (12, 15)
 
 
+@pytest.mark.parametrize("split", [{"LS": "valid_and_test"}, {"RS": [0.7, 0.1, 0.2]}])
+def test_a_general_model_is_split_by_time(split: dict[str, Any]) -> None:
+    """RecBole's defaults load no time, and its split by time then knows none."""
+    given = {"eval_args": {"split": split, "order": "TO", "group_by": "user", "mode": "full"}}
+    result, path = run_recbole("BPR", **given)
+    again = recbole_diffurec.evaluate(path, show_progress=False)
+    assert again["test_result"] == pytest.approx(result["test_result"], abs=2e-4)
+    ours = run("BPR", "toy", data_path=".", epochs=1, gpu_id="", show_progress=False, **TOPK, **OURS, **given)
+    assert again["n_interactions"] == ours["n_interactions"]
+
+
 def test_lists_of_what_load_data_and_model_returns_are_those_of_the_recommender() -> None:
     from recbole.quick_start import load_data_and_model
     from recbole.utils.case_study import full_sort_topk

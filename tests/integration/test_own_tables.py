@@ -147,6 +147,10 @@ def test_ids_in_python_are_the_numbers_that_they_show(trained, given):
         ({"sequences": pd.DataFrame({"session": ["u"], "items": [["1000"]]}), "users": ["u"]}, "leave out users"),
         ({"sequences": [["1000"]], "users": ["a", "b"]}, "users must name the 1 histories, got 2"),
         ({"sequences": [["1000"]], "candidates": "1000"}, "candidates must be a list of ids, got '1000'"),
+        ({"sequences": [["1000"], ["1001"]], "users": "ab"}, "users must name the 2 histories, got 1"),
+        ({"sequences": [["1000"]], "exclude_seen": "no"}, "exclude_seen must be True or False, got 'no'"),
+        ({"sequences": [["1000"]], "columns": "title"}, "columns must be a list of names, got 'title'"),
+        ({"sequences": pd.DataFrame({"session": ["u"], "items": ["1000, 1001"]})}, "has '1000, 1001' where 'items'"),
     ],
 )
 def test_what_would_be_garbage_in_python_is_refused(trained, arguments, says):

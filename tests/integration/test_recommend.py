@@ -9,10 +9,13 @@ import pandas as pd
 import pytest
 from conftest import TINY
 
+import recbole_diffurec
 from recbole_diffurec import Recommender, UserError, cli, run
 from recbole_diffurec.host.dataset import Chronological
 from recbole_diffurec.host.loaders import dataset_of
 from recbole_diffurec.inference.lists import spread_over
+from recbole_diffurec.runtime import checkpoint
+from recbole_diffurec.training.load import load_data_and_model
 from recbole_diffurec.training.prepare import PreparedData
 
 HISTORIES = [["50", "172", "1"], ["1"], ["7", "50", "nothing", "181", "7", "100", "98", "56", "12", "22", "64"], []]
@@ -42,6 +45,31 @@ def test_lists_for_invented_histories(path, monkeypatch):
     alone = pd.concat([recommender.recommend([history], k=5) for history in HISTORIES])
     assert alone["item_id"].tolist() == table["item_id"].tolist()
     np.testing.assert_allclose(alone["score"].astype(float), table["score"].astype(float), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ({"epochs": 7}, "leave it out"),
+        ({"learning_rate": 0.5}, "leave it out"),
+        ({"ema_decay": 0.5}, "leave it out"),
+        ({"topk": [3], "valid_metric": "NDCG@3"}, "give k"),
+        ({"mask_seen": True}, "give exclude_seen"),
+    ],
+)
+def test_what_lists_do_not_read_is_refused(path, given, remedy):
+    name = next(iter(given))
+    with pytest.raises(UserError, match=rf"^{name} would have no effect, .*: {remedy}$"):
+        Recommender.load(path, **given)
+    if remedy == "leave it out":  # an evaluation reads the others
+        with pytest.raises(UserError, match=rf"^{name} would have no effect, because training alone reads it"):
+            recbole_diffurec.evaluate(path, **given)
+
+
+def test_what_a_model_was_trained_with_may_be_said_again(path):
+    trained = Recommender.load(path).config
+    same = {name: trained[name] for name in ("epochs", "learning_rate", "topk", "metrics", "mask_seen")}
+    assert len(Recommender.load(path, **same).recommend(HISTORIES[:1], k=3)) == 3
 
 
 def test_seen_items_and_candidates(recommender):
@@ -215,3 +243,13 @@ def test_recboles_sequential_models(model, workdir):
     result = run(model, **small, **sizes)
     table = Recommender.load(result["checkpoint"]).recommend(HISTORIES, k=4)
     assert len(table) == 16 and np.isfinite(table["score"].astype(float)).all()
+
+
+def test_a_configuration_that_recbole_stumbles_over_is_one_sentence(trained, workdir):
+    """It checks few of its parameters, and a checkpoint may have any."""
+    state = checkpoint.load(trained["SASRec"])
+    state["config"]["hidden_act"] = None
+    checkpoint.save("a.pth", state)
+    for load in (Recommender.load, load_data_and_model):
+        with pytest.raises(UserError, match=r"building model 'SASRec' failed inside RecBole \(KeyError"):
+            load("a.pth")

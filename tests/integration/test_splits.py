@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_data import prepare, rows, write_inter
@@ -107,6 +108,11 @@ def test_the_temporal_experiment_trains_on_nothing_of_the_future(tmp_path, caplo
     assert max(parts[0]) <= min(parts[1]) and max(parts[1]) <= min(parts[2])
     assert [len(part) for part in parts] == [588 - 2 * 58, 58, 58]
 
+    few = frame.drop_duplicates("timestamp").head(150)  # one of them is more than the share that is told of
+    write_inter(tmp_path, few)
+    PreparedData(RunConfig("DiffuRecSys", "toy", {"data_path": str(tmp_path), "gpu_id": "", **ALL}, (), "temporal"))
+    assert "the same 'timestamp'" not in caplog.text
+
     frame["timestamp"] = times.sort_index() + 1
     write_inter(tmp_path, frame)
     PreparedData(RunConfig("DiffuRecSys", "toy", {"data_path": str(tmp_path), "gpu_id": "", **ALL}, (), "temporal"))
@@ -139,6 +145,27 @@ def test_columns_of_filters_are_loaded_and_no_feature(tmp_path):
     assert data.n_interactions == len(left)
     dataset = dataset_of(data.loaders[0])
     assert not {"rating", "price"} & {*dataset.field2type, *dataset.inter_feat.columns} and dataset.item_feat is None
+
+
+def test_interactions_are_kept_by_lists_of_ids(tmp_path):
+    """Of columns that are loaded for that alone, and of users and items; numbers are the ids that they show."""
+    frame = shop()
+    write_inter(tmp_path, frame)
+    (tmp_path / "toy" / "toy.item").write_text(
+        "item_id:token\tshelf:token\ttags:token_seq\n" + "".join(f"{i}\t{i % 3}\ta b\n" for i in range(500, 515))
+    )
+    some = frame["item_id"].unique()[:9].tolist()
+    for wanted, left in {
+        "shelf: [0, '2']": frame["item_id"].mod(3) != 1,
+        "item_id: [" + ", ".join(map(str, some)) + "]": frame["item_id"].isin(some),
+        "user_id: [100, '101']": frame["user_id"].isin([100, 101]),
+    }.items():
+        data = prepare(tmp_path, val_interval=yaml.safe_load(f"{{{wanted}}}"), **ALL)
+        assert 0 < data.n_interactions == left.sum() < len(frame), wanted
+        assert "shelf" not in dataset_of(data.loaders[0]).field2type
+    for wrong, says in (({"tags": ["a"]}, "which are lists"), ({"shelf": [0.5]}, "0.5 is no id: write ids as text")):
+        with pytest.raises(UserError, match=says):
+            prepare(tmp_path, val_interval=wrong, **ALL)
 
 
 @pytest.mark.parametrize(

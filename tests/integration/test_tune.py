@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import yaml
 from conftest import ROOT, TINY, flags
@@ -80,6 +81,28 @@ def test_an_interrupted_search_leaves_a_table_and_goes_on(search):
     assert len(trials) == 5 and set(trials["state"]) <= {"TERMINATED", "PRUNED"}
     ended = before[before["state"] != "RUNNING"].set_index("trial")["score"]
     assert ended.equals(trials.set_index("trial")["score"][ended.index])
+
+
+@pytest.mark.slow
+def test_no_process_of_a_killed_search_lives_on(tmp_path):
+    """Not even those that trials run in."""
+    (tmp_path / "space.test").write_text(SPACE)
+    driver = subprocess.Popen(
+        command("--model=DiffuRecSys", "--concurrent_trials=1"),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    table, deadline = tmp_path / "out" / "trials.csv", time.monotonic() + 300
+    while not table.is_file() and driver.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    started = psutil.Process(driver.pid).children(recursive=True)
+    assert any("ray::" in name for process in started for name in process.cmdline()), "a trial has reported"
+    driver.kill()
+    driver.wait()
+    _, alive = psutil.wait_procs(started, timeout=150)  # its workers look for it once a minute at worst
+    assert not alive, [process.cmdline()[:2] for process in alive]
 
 
 def test_on_a_terminal_a_line_says_how_far_the_search_is(workdir):

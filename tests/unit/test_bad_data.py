@@ -101,6 +101,7 @@ ITEM_CASES: dict[str, bytes | str] = {
     "a title with a tab": ITEM_HEADER + ITEM_ROWS.replace("thing 2", "thing\t2"),
     "an unknown type in the header": (ITEM_HEADER + ITEM_ROWS).replace("price:float", "price:int"),
     "items without rows": ITEM_HEADER,
+    "items that are left out of the file of items": ITEM_HEADER + "".join(ITEM_ROWS.splitlines(keepends=True)[:4]),
 }
 
 
@@ -180,6 +181,9 @@ def test_what_must_be_refused_is_and_what_must_be_kept_is(tmp_path):
         assert counts(name) == "6 users, 6 items, 36 interactions", name
     for name in ("Windows line ends", "quotation marks in ids", "ids such as nan, NA, None and 00123"):
         assert counts(name) == "6 users, 6 items, 36 interactions", name
+    what, text = outcome("items that are left out of the file of items", tmp_path)
+    assert what == "handled" and text.startswith("6 users, 4 items, 24 interactions; ")
+    assert "left out are 12 interactions of 2 items that 'bad.item' has no line for, such as 'i4'" in text
     for name in ("a time is NaN", "a time is text", "no header", "Latin-1 rather than UTF-8", "a column is missing"):
         assert outcome(name, tmp_path)[0] == "refused", name
     for name, says in {

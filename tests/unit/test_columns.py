@@ -204,6 +204,8 @@ def test_lists_of_ids(cell, items):
     [
         ["['50', '172']"],  # as pandas writes a list into a CSV file
         ["[50 172]"],  # as numpy writes an array
+        ["50, 172"],
+        ["50 172\nu2,50"],  # what a quotation mark that is never closed makes of two rows
         ["[x] [y]"],
         ["[" * 100_000],
         ['["50", null]'],
@@ -221,8 +223,16 @@ def test_lists_of_ids(cell, items):
     ids=lambda cells: str(cells)[:20],
 )
 def test_what_is_no_list_of_ids_is_refused(cells):
-    with pytest.raises(UserError, match=r"^it row 1 has .* where 'x' should be .*: mend or remove the row$"):
+    with pytest.raises(
+        UserError, match=r"^it row 1 has .* where 'x' should be .*: (mend or remove the row|put spaces .*)$"
+    ):
         column(cells).id_lists()
+
+
+@pytest.mark.parametrize("cells", [pa.array(["50", "u2\n172"]), ["50", "u2\n172", 7]])
+def test_rows_between_quotation_marks_are_no_id(cells):
+    with pytest.raises(UserError, match=r"^it row 2 has 'u2\\n172' where 'x' should be an id .*: [cm]"):
+        column(cells).ids()
 
 
 def test_lists_of_one_type_name_the_row_of_an_item():

@@ -184,6 +184,10 @@ def test_arguments_of_the_process_are_ignored(monkeypatch: pytest.MonkeyPatch) -
         ("USER_FIELD", "USER_ID_FIELD"),
         # What parameters are called elsewhere.
         ("batch_size", "train_batch_size"),
+        ("batchsize", "train_batch_size"),
+        ("maxSeqLen", "MAX_ITEM_LIST_LENGTH"),
+        ("negatives", "train_neg_sample_args"),
+        ("split", "eval_args"),
         ("lr", "learning_rate"),
         ("top_k", "topk"),
         ("dropout", "hidden_dropout_prob"),

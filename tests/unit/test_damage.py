@@ -278,6 +278,7 @@ def test_a_value_of_any_type_in_any_place(path: Path) -> None:
         (("popularity",), torch.ones(3), "a count for each of 3 items"),
         (("popularity",), torch.tensor([0, -3, 1]), "a count for each of 3 items"),
         (("popularity",), torch.tensor([False, True, True]), "a count for each of 3 items"),
+        (("popularity",), torch.ones(3, dtype=torch.uint16), "a count for each of 3 items"),
         (("state_dict", "steps"), 7, "is damaged (state_dict.steps: "),
         (("config", "epochs"), torch.ones(3), "is damaged (config: "),
     ],

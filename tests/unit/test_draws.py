@@ -19,7 +19,7 @@ from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.layers import item_softmax
 from recbole_diffurec.layers.item_softmax import LogitBias, SampledCrossEntropy, full_cross_entropy
 from recbole_diffurec.layers.ragged import RaggedBatch
-from recbole_diffurec.models.diffurec import DiffuRec
+from recbole_diffurec.models.diffurec import DIFFUREC, DiffuRec
 from recbole_diffurec.models.objectives import SquaredErrorObjective
 
 LENGTHS = [3, 6, 12, 1, 5]
@@ -222,6 +222,17 @@ def test_the_squared_error_comes_on_top(k):
     loss, _ = model.objective(torch.zeros_like(x_0), x_0, batch["item_id"], torch.ones(len(LENGTHS)), None)
     without, _ = plain.objective(torch.zeros_like(x_0), x_0, batch["item_id"], torch.ones(len(LENGTHS)), None)
     assert loss > without and not torch.autograd.grad(loss - without, model.item_embedding.weight)[0].any()
+
+
+def test_losses_of_other_objectives_are_not_drawn_in_one_place():
+    said = [
+        DIFFUREC.loss_of(values)
+        for values in ({}, {"draws": 1, "squared_error_weight": 0.0}, {"draws": 4}, {"squared_error_weight": 0.5})
+    ]
+    assert said == [
+        "cross-entropy", "cross-entropy", "cross-entropy of the mean of 4 draws",
+        "cross-entropy and 0.5 of the squared error",
+    ]  # fmt: skip
 
 
 def test_what_draws_cannot_go_with_is_refused():

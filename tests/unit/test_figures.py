@@ -6,6 +6,7 @@ import warnings
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from recbole_diffurec.experiments import looks
 
@@ -47,3 +48,17 @@ def test_colours_are_far_from_each_other():
     lab = np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2)) > 20
     assert lab[:, 0].max() < 90  # each is seen on white
+
+
+def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path):
+    """As formulas they would be others, or none, which is an error."""
+    names = ["x$_{$", "$\\frac$", "$a$"]
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([1, 1e6], [1, 2], label=names[0])
+    axes.set(xscale="log", title=names[1], xlabel=names[2])
+    axes.set_yticks([1, 2], names[:2])
+    figure.legend(*axes.get_legend_handles_labels())
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        svg = looks.write_figure(figure, tmp_path / "a").decode()
+    assert all(f">{name}<" in svg for name in names) and r">$\mathdefault" not in svg

@@ -199,3 +199,20 @@ def test_other_archives_are_no_checkpoints(tmp_path):
 def test_text_that_utf_8_has_no_form_for_is_escaped(tmp_path):
     files.write_text(tmp_path / "a", "é\udcc3")
     assert (tmp_path / "a").read_text(encoding="utf-8") == "é\\udcc3"
+
+
+@pytest.mark.parametrize("name", ["a.pth", "é x", "...", ".a"])
+def test_a_bare_name(name):
+    assert files.is_bare(name)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../a", "/a", "a/b", "a/", "a\0b", None, 3, ["a"]])
+def test_a_name_that_leads_elsewhere_or_is_none(name):
+    assert not files.is_bare(name)
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 100_000, b"1" * 5000, b"\xff", b"{'a': 1}"])
+def test_what_is_no_json_is_one_kind_of_error(content, tmp_path):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError):
+        files.read_json(tmp_path / "a.json")

@@ -184,6 +184,11 @@ def _promise_too_much() -> None:
         file.write(b"1234")
 
 
+def _name_no_items() -> None:
+    _save(np.ones((8, 4)))()
+    Path("tiny/item_emb.npy.json").write_text("[" * 100_000)
+
+
 def _save_several() -> None:
     np.savez("several.npz", a=np.zeros((8, 4)))
     Path("several.npz").rename("tiny/item_emb.npy")
@@ -200,6 +205,9 @@ def _save_several() -> None:
         (_promise_too_much, "no .npy file of numbers"),
         (lambda: Path("tiny/item_emb.npy").write_bytes(b""), "no .npy file of numbers|cannot be read"),
         (_save_several, "must hold one table of numbers"),
+        (_save(np.zeros((8, 0))), "must hold one table of numbers"),
+        (lambda: os.mkfifo("tiny/item_emb.npy"), "is no regular file"),
+        (_name_no_items, "does not name the items of"),
     ],
 )
 def test_other_files_of_vectors_are_refused(write: Callable[[], None], message: str) -> None:

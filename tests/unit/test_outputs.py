@@ -15,6 +15,7 @@ from recbole_diffurec.inference.recommender import Recommender
 from recbole_diffurec.runtime import checkpoint, files
 from recbole_diffurec.training import evaluate as evaluating
 from recbole_diffurec.training import run as running
+from recbole_diffurec.training.report import deliver
 
 INTER = "data/mine/mine.inter"
 
@@ -97,6 +98,14 @@ def test_recommendations(given: str, place: Path, no_work: None) -> None:
 def test_the_result_of_a_run(given: str, place: Path, no_work: None) -> None:
     options = {"config_files": ["good.yaml"], "result_file": given, "data_path": "data", "gpu_id": ""}
     assert f"result_file '{given}' is read as well" in refusal(run, "DiffuRec", "mine", **options)
+
+
+def test_a_result_is_said_to_be_where_it_was_asked_for(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("link.json").symlink_to("there.json")
+    for given in ("link.json", "/dev/stderr"):
+        told = deliver({"test_result": {}}, files.check_writable(given, "result_file"))["result_file"]
+        assert os.path.abspath(told) == os.path.abspath(given)
+    assert Path("there.json").is_file() and "test_result" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("given", ["a.pth", "other.pth", "some.state", INTER])

@@ -191,7 +191,7 @@ REFUSED = {
     "near name": ("customer,sku,ordered_at\nu,i,1\n", {"user": "Custmer"}, "(did you mean 'customer'?)", "--user"),
     "no title": ("customer,sku,ordered_at\nu,i,1\n", {"title": "name"}, "no column 'name'", "--title"),
     "tab": ('customer,sku,ordered_at\nu,i,1\nu,"i\tj",2\n', {}, "line 3", "without tabs"),
-    "line end": ('customer,sku,ordered_at\n"u\nv",i,1\n', {}, "line 2", "without tabs, line ends"),
+    "line end": ('customer,sku,ordered_at\n"u\nv",i,1\n', {}, "line 2", "in one line: close the quotation mark"),
     "no ids": (
         "customer,sku,ordered_at\nu,i,1\n,i,2\nu,,3\n,i,4\n",
         {},

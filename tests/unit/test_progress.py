@@ -55,12 +55,14 @@ def test_no_more_is_left_than_the_budget(clock: list[float]) -> None:
     assert line.seconds_left() == 0
 
 
-def test_on_a_terminal_it_moves_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_terminal_it_moves_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(progress, "_EVERY", 0.01)
     logger = logging.getLogger("recbole_diffurec")
     monkeypatch.setattr(logger, "handlers", [logging.StreamHandler()])
-    monkeypatch.setattr(logger, "level", logging.INFO)
+    caplog.set_level(logging.INFO, logger.name)
     line = SearchLine()
     line.begin()
     line.trials_begin(Standing(planned=7), None)

@@ -93,7 +93,14 @@ def test_what_stands_on_top(tmp_path: Path) -> None:
     command = about.command(
         "compare",
         {"models": ["DiffuRec", "SASRec"], "seeds": 2, "baseline": None, "config_files": []},
-        {"gpu_id": None, "parallel": 1, "cpus_per_run": 2, "topk": [5, 10], "data_path": "my data"},
+        {
+            "gpu_id": None,
+            "show_progress": False,
+            "parallel": 1,
+            "cpus_per_run": 2,
+            "topk": [5, 10],
+            "data_path": "my data",
+        },
     )
     asked = "--models=DiffuRec,SASRec --seeds=2 --gpu_id= --cpus_per_run=2 '--topk=[5, 10]' '--data_path=my data'"
     assert command == f"recbole-diffurec compare {asked}"
@@ -102,12 +109,17 @@ def test_what_stands_on_top(tmp_path: Path) -> None:
     assert "items of the history are ranked too (not masked)" in rows["protocol"]
     assert rows["protocol"].startswith("leave one out") and "users with [5,∞) interactions" in rows["protocol"]
     assert "best validation NDCG@10 of at most 9, stopping after 3 validations" in rows["chosen by"]
-    assert "2026-01-01" in rows["date"] and "2026-01-02" in rows["date"]
-    assert rows["machine"] == "Linux x86_64, Fast & Co, 4 processors; on cpu with 2 threads"
+    assert rows["date"] == "runs ended from 2026-01-01 00:00 UTC to 2026-01-02 00:00 UTC"
+    assert rows["machine"] == "Linux x86_64, Fast & Co, 4 processors; on cpu, threads: 2"
     report.write(found, [], {}, command, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     top = page[: page.index("<h2")]
-    assert "not masked" in top and "Fast &amp; Co" in top and "--models=DiffuRec,SASRec" in top and "torch 2" in top
+    assert (
+        "not masked" in top
+        and "Fast &amp; Co" in top
+        and "<span>--models=DiffuRec,SASRec</span>" in top
+        and "torch 2" in top
+    )
 
 
 def test_where_protocols_differ_the_models_are_named(tmp_path: Path) -> None:

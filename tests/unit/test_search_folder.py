@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -36,15 +37,36 @@ def test_thesame_search_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:nonsense", "no-such-host.invalid:6379"]
-)
+    "address",
+    [
+        "127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "127.0.0.1:nonsense", "127.0.0.1:99999999", ":6379",
+        "no-such-host.invalid:6379", "ray://no-such-host.invalid", "http://127.0.0.1:1", "é.invalid:1",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("given", [True, False])
-def test_a_cluster_that_does_not_answer(given: bool, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_does_not_answer(
+    given: bool, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ADDRESS", "" if given else address)
     told = pytest.raises(UserError, match=r"no Ray cluster answers at '.*RAY_ADDRESS")
-    with told, cluster.connected(address if given else None):
+    with told, cluster.connected(address if given else None, tmp_path / "ray.log"):
         raise AssertionError("connected")
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_what_listens_and_is_no_ray_is_not_waited_for(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr(cluster, "_PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"{scheme}127.0.0.1:{silent.getsockname()[1]}"
+        with (
+            pytest.raises(UserError, match="no Ray cluster answers at"),
+            cluster.connected(address, tmp_path / "ray.log"),
+        ):
+            raise AssertionError("connected")
 
 
 @pytest.mark.parametrize("name", [".", "trial", "trial/state.pkl"])

@@ -500,9 +500,11 @@ def test_impossible_address_is_not_retried(tmp_path: Path, waits: list[float]) -
     assert waits == []
 
 
-def test_progress_bar_is_shown_only_on_request(
-    tmp_path: Path, publisher: Publisher, capfd: pytest.CaptureFixture[str]
+def test_progress_bar_is_shown_only_on_request_and_on_a_terminal(
+    tmp_path: Path, publisher: Publisher, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    ensure_dataset("ml-1m", tmp_path / "into a file", base_urls=publisher.base_urls)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     ensure_dataset("ml-1m", tmp_path / "quiet", base_urls=publisher.base_urls, show_progress=False)
     assert capfd.readouterr() == ("", "")
     ensure_dataset("ml-1m", tmp_path / "shown", base_urls=publisher.base_urls)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,15 @@ def of_arrays(**changed: Any) -> Callable[[bytes], bytes]:
     return damage
 
 
+def inflated(content: bytes) -> bytes:
+    import io
+
+    file = io.BytesIO()
+    names = ("user", "rank", "head", "length")
+    np.savez_compressed(file, **{name: np.zeros(10**6, ARRAYS[name].dtype) for name in names})
+    return file.getvalue()
+
+
 NPZ: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda content: b"",
     "cut": lambda content: content[:-30],
@@ -131,6 +141,7 @@ NPZ: dict[str, Callable[[bytes], bytes]] = {
     "objects": of_arrays(user=np.array([{}, "b"], dtype=object)),
     "another length": of_arrays(length=np.array([1], dtype=np.int32)),
     "no users": of_arrays(**{name: values[:0] for name, values in ARRAYS.items()}),
+    "far larger than the file": inflated,
     "some of a diffusion model": of_arrays(steps=np.array([1, 2])),
 }
 
@@ -150,3 +161,13 @@ def test_names_of_any_length_fit(tmp_path: Path) -> None:
     job = Job(Entry("x" * 100, "DiffuRec"), "é" * 100, 2020, "0123456789ab", {})
     RunStore(tmp_path).write(job, RESULT, ARRAYS)
     assert job in RunStore(tmp_path)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(
+    place: int, kept: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    kept[place].unlink()
+    os.mkfifo(kept[place])
+    caplog.set_level(logging.WARNING, "recbole_diffurec")
+    assert JOB not in RunStore(kept[0].parent) and "it is no regular file" in caplog.text

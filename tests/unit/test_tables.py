@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_diffurec.data.delimited import AtomicFile, CsvFile
 from recbole_diffurec.data.formats import open_table
-from recbole_diffurec.data.tables import Frame, JsonLines, ParquetFile, Table
+from recbole_diffurec.data.tables import PART_BYTES, Frame, JsonLines, ParquetFile, Table
 from recbole_diffurec.errors import UserError
 
 IDS = ["00123", "nan", "NA", "1e5", "9007199254740993", '12" mix', '"Q"', "a b", "[x]", "é", " 7 ", "1008.0"]
@@ -152,6 +154,9 @@ def test_line_ends_and_encodings(separator, end, encoding, tmp_path):
         ("t.csv", b"a\n1\n\xcc\xee\xf1\xea\xe2\xe0\n", "is no UTF-8 text, and what else it is cannot be told"),
         ("t.csv", b"a,a\n1,2\n", "has the column 'a' twice"),
         ("t.csv", b'a,b\n"1,2\n', "line 2 has 1 fields where the first line has 2"),
+        ("t.csv", b'a,b\n1,x\n2,"y\n3,z\n', "line 3 opens a quotation mark that nothing closes"),
+        ("t.csv", b'a,b\r\n"1\r\n2",x\r\n3,"5"" disk\r\n4,y', "line 4 opens a quotation mark that nothing closes"),
+        ("t.tsv", b'a\tb\n1\t"y\n2\tz', "line 2 opens a quotation mark that nothing closes"),
         ("t.inter", b"", "has no rows below its first line"),
         ("t.inter", b"a:token\ta:float\n1\t2\n", "has the column 'a' twice"),
         ("t.inter", b"a:token\tb\n1\t2\n", "line 1 has 'b' where a column's name and type belong"),
@@ -174,6 +179,11 @@ def test_damage_is_named(name, content, says, tmp_path):
     message = str(caught.value)
     assert message.startswith(f"input '{path}'") and says in message and "\n" not in message
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_quotation_marks_within_a_field_close_nothing(tmp_path):
+    (tmp_path / "t.csv").write_text('id,title\n1,5" disk\n2,"a ""b"" c"\n')
+    assert ids(open_table(tmp_path / "t.csv", "it")) == ["1", "2"]
 
 
 @pytest.mark.parametrize("ending", [".csv", ".inter", ".jsonl", ".parquet"])
@@ -232,3 +242,45 @@ def test_any_text_comes_back(rows, tmp_path_factory):
             "\n".join(separator.join(row) for row in [("id:token", "other:token"), *rows]), encoding="utf-8"
         )
         assert ids(AtomicFile(path, separator=separator), "other") == columns["other"]
+
+
+def repeated(text: str, rows: int) -> pa.Array:
+    """Many rows of one text, which a Parquet file has once."""
+    return pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), pa.array([text])).cast(
+        pa.dictionary(pa.int32(), pa.string())
+    )
+
+
+def one_list(length: int) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array([0, length], pa.int32()), pa.array(["i"]).take(np.zeros(length, np.int32)))
+
+
+BOMBS = {
+    "texts": (
+        lambda: repeated("u" * 10**6, 20_000),
+        "repeats long texts, so that 20,000 of its rows hold 20,000,000,000",
+    ),
+    "a text": (lambda: repeated("u" * (PART_BYTES + 1), 3), "row 1 is longer than 16,777,216 bytes"),
+    "a list": (lambda: one_list(PART_BYTES + 1), "row 1 is longer than 16,777,216 bytes"),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_parquet_file_fills_no_memory_with_what_it_has_once(bomb, tmp_path):
+    """All three are of a few kilobytes."""
+    make, problem = BOMBS[bomb]
+    pa.parquet.write_table(pa.table({"id": make()}), tmp_path / "t.parquet", compression="zstd")
+    assert (tmp_path / "t.parquet").stat().st_size < 10_000
+    table = ParquetFile(tmp_path / "t.parquet", "it")
+    with pytest.raises(UserError, match=f"it {problem}"):
+        list(table.parts(["id"]))
+
+
+def test_long_texts_of_a_parquet_file_come_in_parts_and_in_order(tmp_path):
+    texts = ["u" * 100_000, None, "v", "w" * 150_000] * 1000
+    pa.parquet.write_table(
+        pa.table({"n": range(4000), "id": pa.array(texts).dictionary_encode()}), tmp_path / "t.parquet"
+    )
+    parts = list(ParquetFile(tmp_path / "t.parquet", "it").parts(["id", "n"]))
+    assert len(parts) > 1 and [text for part in parts for text in part["id"].ids().to_pylist()] == texts
+    assert [number for part in parts for number in part["n"].ids().to_pylist()] == [str(n) for n in range(4000)]

@@ -19,7 +19,7 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 def shell(line: str, folder: Path, **environment: str) -> tuple[int, str, str]:
-    options = {"cwd": folder, "env": {**ENVIRONMENT, **environment}, "timeout": 60}
+    options = {"cwd": folder, "env": {**ENVIRONMENT, **environment}, "timeout": 120}
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, **options)
     return done.returncode, done.stdout, done.stderr
 
@@ -53,6 +53,29 @@ def test_a_file_never_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None
 def test_names_with_accents_are_understood_under_an_ascii_locale(tmp_path: Path) -> None:
     code, _, errors = shell(f"{COMMAND} evaluate 'modèle 日本.pth'", tmp_path, **ASCII)
     assert code == 2 and "checkpoint 'modèle 日本.pth' does not exist" in errors
+
+
+CALLS = [
+    "run('SASRec', 'toy', data_path='donn\u00e9es', gpu_id='')",
+    "run('SASRec', 'donn\u00e9es', data_path='.', gpu_id='')",
+    "run('SASRec', 'ml-100k', checkpoint_dir='donn\u00e9es', gpu_id='')",
+    "run(config_files=['donn\u00e9es.yaml'])",
+    "evaluate('donn\u00e9es.pth')",
+    "Recommender.load('donn\u00e9es.pth')",
+    "compare(['Pop'], ['ml-100k'], output_dir='donn\u00e9es')",
+]
+
+
+def test_a_program_under_an_ascii_locale_is_told_of_names_with_accents(tmp_path: Path) -> None:
+    """It cannot be started again, as the command is."""
+    told = "except UserError as error: print(ascii(str(error)))"
+    lines = ["from recbole_diffurec import *", *(f"try: {ascii(call)[1:-1]}\n{told}" for call in CALLS)]
+    (tmp_path / "program.py").write_text("\n".join(lines), encoding="ascii")
+    code, out, errors = shell(f"{sys.executable} program.py", tmp_path, **ASCII)
+    assert (code, errors) == (0, "")
+    assert len(out.splitlines()) == len(CALLS)
+    for said in out.splitlines():
+        assert "donn" in said and ("set PYTHONUTF8=1" in said or "can't encode" in said)
 
 
 def test_a_name_that_is_no_text(tmp_path: Path) -> None:

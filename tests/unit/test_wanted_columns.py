@@ -10,7 +10,6 @@ import pytest
 from recbole_diffurec import UserError
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.dataset import dataset_class
-from recbole_diffurec.inference.checkpoint_data import build_alone
 from recbole_diffurec.training.prepare import training_histories
 
 INTER = ["user_id", "item_id", "timestamp"]
@@ -76,6 +75,20 @@ def test_what_names_nothing_is_refused(
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [("GRU4RecF", {}), ("FDSA", {"selected_features": ["brand", "class"]}), ("S3Rec", {"train_stage": "pretrain"})],
+)
+def test_features_that_a_model_cannot_do_without(model: str, named: dict[str, Any], given: dict[str, Any]) -> None:
+    """Those that RecBole's defaults name too, which are of ml-100k."""
+    columns = {"load_col": {"inter": INTER, "item": ["item_id", "brand"]}}
+    feature = "item_attribute" if model == "S3Rec" else "selected_features"
+    with pytest.raises(UserError, match=rf"^{feature} names 'class', .*: these are brand, item_id"):
+        made(model, given, **columns, **named)
+    mended = {"item_attribute": "brand"} if model == "S3Rec" else {"selected_features": ["brand"]}
+    assert "brand" in made(model, given, **columns, **{**named, **mended}).field2id_token
+
+
 @pytest.mark.parametrize("model", ["SASRec", "BPR"])
 def test_what_is_there_acts(model: str, given: dict[str, Any]) -> None:
     def loaded(**parameters: Any) -> set[str]:
@@ -130,14 +143,6 @@ def test_histories_of_data_that_recbole_cannot_prepare(given: dict[str, Any]) ->
     config = RunConfig("SASRec", "shop", {**given, "additional_feat_suffix": ["nothing"]})
     with pytest.raises(UserError, match=r"^preparing data set 'shop' failed inside RecBole \(ValueError"):
         list(training_histories(config))
-
-
-def test_a_checkpoint_that_cannot_be_built_with_other_parameters() -> None:
-    """SASRec raises NotImplementedError for such a loss."""
-    config = RunConfig("SASRec", "shop", {"loss_type": "nothing", "gpu_id": ""})
-    state = {"model": "SASRec", "id_tokens": {"items": ["[PAD]", "i1"]}, "n_users": 2, "state_dict": {}}
-    with pytest.raises(UserError, match="building model 'SASRec' failed inside RecBole"):
-        build_alone(config, state, "a.pth")
 
 
 @pytest.mark.parametrize(
