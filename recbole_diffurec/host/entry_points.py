@@ -82,7 +82,8 @@ def _columns(config: Any, registered: bool) -> Any:
     if registered:
         return columns_to_load({**values, "load_col": config.internal_config_dict["load_col"]})
     columns = own_names(config.internal_config_dict["load_col"], values)
-    by_time = (values["eval_args"] or {}).get("order") == "TO" and not values["benchmark_filename"]
+    asked = values["eval_args"] if isinstance(values["eval_args"], dict) else {}  # kinds are checked after this
+    by_time = asked.get("order") == "TO" and not values["benchmark_filename"]
     if values["MODEL_TYPE"] != ModelType.SEQUENTIAL and not by_time:
         return columns
     known, time = list(columns.get("inter", ())), values["TIME_FIELD"]
