@@ -11,7 +11,7 @@ from inference import oracle_scores
 from torch.utils.flop_counter import FlopCounterMode
 from training import oracle_loss
 
-MATRIX = 2048  # side of the square product that measures the machine
+MATRIX = 256 if common.TINY else 2048  # side of the square product that measures the machine
 
 
 def machine_rate(dtype: torch.dtype, device: torch.device) -> float:
@@ -37,7 +37,7 @@ def main() -> None:
     source = common.data_set(options.data_path)
     results, sections = {}, []
     rows = []
-    for model in ("DiffuRec", "DiffuRecSys"):
+    for model in ("DiffuRecSys",) if common.TINY else ("DiffuRec", "DiffuRecSys"):
         for amp in (False, True):
             network, trainer, data = common.model_on(model, source, **common.SETTING, enable_amp=amp)
             taken = common.batches(data.loaders[0], 4, trainer.device)

@@ -21,6 +21,12 @@ import torch
 import recbole_diffurec  # mends RecBole before a test imports it
 from recbole_diffurec.host.config import RunConfig, known_parameters
 
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Twice as many as cores: tests of commands and services wait for processes half of their time."""
+    return 2 * (os.cpu_count() or 1)
+
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
@@ -114,7 +120,7 @@ def served(checkpoint: Path) -> Iterator[str]:
     assert (process.returncode, errors.replace(malformed, "")) == (0, "")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright leaves its event loop running meanwhile
 def browser() -> Iterator[Any]:
     """Debian's Chromium, driven by Playwright."""
     playwright = pytest.importorskip("playwright.sync_api", reason="tests of pages need playwright")

@@ -319,7 +319,7 @@ class RunConfig(Config):
 
     def dataset_key(self) -> str:
         """A short name for everything that the filtered and ordered data set depends on, beside its class."""
-        names = {*dataset_arguments, *_UNLISTED_DATASET_KEYS}
+        names = {*dataset_arguments, *_UNLISTED_DATASET_KEYS, "selected_features", "item_attribute"}  # must be there
         values = {name: value for name, value in self.final_config_dict.items() if name in names}
         more = {"type": str(self["MODEL_TYPE"]), "order": self["eval_args"]["order"]}  # times are needed for some
         return _digest({"dataset": self["dataset"], **more, **values})

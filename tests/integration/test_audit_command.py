@@ -36,7 +36,7 @@ def test_the_command(trained, workdir, capsys):
     for name in ("audit.html", "audit.json", "audit.png", "audit.svg"):
         assert (workdir / "audit" / name).stat().st_size > 500
     page = (workdir / "audit" / "audit.html").read_text()
-    assert result["verdict"]["sentence"] in page and page.count("<table>") == page.count("</table>") == 2
+    assert result["verdict"]["sentence"] in page and page.count("<table") == page.count("</table>") >= 2
     assert re.findall(r"(?:src|href)=\"(.{14})", page) == ["data:image/svg"]
     assert audited([*arguments[:-1], "--result_file=b.json"]) == 0
     again = json.loads((workdir / "b.json").read_text())
