@@ -23,8 +23,8 @@ from recbole_diffurec.host.config import RunConfig, known_parameters
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Twice as many as cores: tests of commands and services wait for processes half of their time."""
-    return 2 * (os.cpu_count() or 1)
+    """Half as many again as there are cores: tests of commands and services wait for processes much of their time."""
+    return 3 * (os.cpu_count() or 1) // 2 or 1
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,6 +22,7 @@ def test_the_pages_of_a_gpu_are_written_on_any_machine(tmp_path):
     assert pages == {"training", "inference", "utilisation", "memory", "first_run", "time_to_quality"}
 
 
+@pytest.mark.slow
 def test_the_page_of_the_next_items_together_is_written(tmp_path):
     environment = {**os.environ, "BENCHMARKS_RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
     sizes = ["--slots=2", "--samples=2", "--users=20", *flags({**TINY, "user_inter_num_interval": "[5,30]"})]

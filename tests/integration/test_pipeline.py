@@ -123,7 +123,10 @@ def test_the_same_seed_gives_the_same_figures_and_another_seed_others(workdir):
     assert run(seed=7, **TINY)["test_result"] != first
 
 
-@pytest.mark.parametrize("model", ["BPR", "DiffRec", "LDiffRec", "BERT4Rec", "GRU4Rec", "FEARec", "RecVAE"])
+@pytest.mark.parametrize(
+    "model",
+    ["BPR", "DiffRec", "LDiffRec", "BERT4Rec", "GRU4Rec", pytest.param("FEARec", marks=pytest.mark.slow), "RecVAE"],
+)
 def test_recboles_models_run_beside_ours(model, workdir):
     """On the same data; a mask takes items away, so a masked ranking is no worse."""
     parameters = {"epochs": 1, "MAX_ITEM_LIST_LENGTH": 5, "gpu_id": "", "show_progress": False}
@@ -206,6 +209,7 @@ def test_recboles_own_quick_start_runs_our_model_with_our_defaults(workdir, monk
     assert result["test_result"]["hit@10"] == pytest.approx(ours["test_result"]["hit@10"], abs=0.05)
 
 
+@pytest.mark.slow
 def test_amazon_beauty_from_the_shared_data(workdir, shared_data):
     result = run("DiffuRecSys", "amazon-beauty", data_path=str(shared_data), **SMALL)
     assert (result["n_users"], result["n_items"], result["n_interactions"]) == (22363, 12101, 198502)
@@ -216,7 +220,6 @@ def test_amazon_beauty_from_the_shared_data(workdir, shared_data):
     [
         {"normalize_field": ["nothing"]},
         {"encoding": "foo"},
-        {"transform": "foo"},
         {"model": "SASRec", "loss_type": "foo"},
     ],
 )

@@ -148,6 +148,7 @@ def test_work_is_histories_times_samples_times_steps_times_items(masked_checkpoi
         asyncio.run(submit(59))
 
 
+@pytest.mark.slow
 def test_the_largest_request_finds_a_lane(masked_service):
     """Of as many histories as may be asked with as many samples, and of as many samples with as many histories."""
     for histories, samples in ((256, 10), (25, 100)):
