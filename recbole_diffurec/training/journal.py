@@ -43,11 +43,13 @@ class TensorBoard:
 
     def __init__(self, name: str, values: Mapping[str, Any], first_epoch: int):
         from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
 
+        self._hparams = hparams
         folder = os.path.join(_FOLDER, name)
         files.make_folder(folder, "the folder for TensorBoard")
         # Epochs that an interrupted training had told of already are told again by the one that goes on.
-        self._writer = SummaryWriter(folder, purge_step=first_epoch if first_epoch > 1 else None)
+        self._writer: Any = SummaryWriter(folder, purge_step=first_epoch if first_epoch > 1 else None)
         plain = (bool, int, float, str)
         self._values = {name: value if isinstance(value, plain) else str(value) for name, value in values.items()}
 
@@ -58,8 +60,11 @@ class TensorBoard:
 
     def finish(self, figures: Mapping[str, float], checkpoint: str) -> None:
         self._writer.add_text("checkpoint", checkpoint)
-        best = int(figures["best_epoch"])
-        self._writer.add_hparams(self._values, dict(figures), run_name=".", global_step=best)  # in the same folder
+        # SummaryWriter.add_hparams would open a file of its own, which readers may take to be the older one.
+        for part in self._hparams(self._values, dict(figures)):
+            self._writer.file_writer.add_summary(part)
+        for name, figure in figures.items():
+            self._writer.add_scalar(name, figure, int(figures["best_epoch"]))
 
     def close(self, failure: BaseException | None) -> None:
         self._writer.close()
