@@ -51,6 +51,7 @@ _UNLISTED_DATASET_KEYS = {
     "data_path", "encoding", "discretization", "token_num_threshold", "source_base_urls", "numerical_features",
     "kg_reverse_r", "entity_kg_num_interval", "relation_kg_num_interval",
 }  # fmt: skip
+FEATURES = ("selected_features", "item_attribute")  # columns that must be there; of models that read more than ids
 # What decides which interactions of which users and items there are, wherever they lie.
 DATA_PARAMETERS = frozenset({*dataset_arguments, *_UNLISTED_DATASET_KEYS} - NOT_IN_RESULT)
 
@@ -319,7 +320,7 @@ class RunConfig(Config):
 
     def dataset_key(self) -> str:
         """A short name for everything that the filtered and ordered data set depends on, beside its class."""
-        names = {*dataset_arguments, *_UNLISTED_DATASET_KEYS, "selected_features", "item_attribute"}  # must be there
+        names = {*dataset_arguments, *_UNLISTED_DATASET_KEYS, *FEATURES}
         values = {name: value for name, value in self.final_config_dict.items() if name in names}
         more = {"type": str(self["MODEL_TYPE"]), "order": self["eval_args"]["order"]}  # times are needed for some
         return _digest({"dataset": self["dataset"], **more, **values})

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host.config import columns_to_load, own_names
+from recbole_diffurec.host.config import FEATURES, columns_to_load, own_names
 from recbole_diffurec.host.filters import FilteredColumns
 
 __all__ = ["WantedColumns"]
@@ -18,7 +18,6 @@ __all__ = ["WantedColumns"]
 # Parameters that name columns, as lists or as the keys of mappings.
 NAMING = ("alias_of_user_id", "alias_of_item_id", "alias_of_entity_id", "alias_of_relation_id", "normalize_field",
           "numerical_features", "seq_len", "discretization", "preload_weight")  # fmt: skip
-FEATURES = ("selected_features", "item_attribute")  # of models that read more of an item than its id
 GRAPH = ("kg", "link")  # files that the data sets of knowledge-aware models read, with checks of their own
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -62,6 +63,19 @@ class BlockShape:
     output_dropout: bool = False
     checkpointing: bool = False
     distances: int | None = None
+
+    @classmethod
+    def of(cls, config: Any, hidden_size: int, **others: Any) -> BlockShape:
+        """The shape that a model's parameters name, with ``others`` of its fields as the model has them."""
+        named = {
+            "n_heads": config["n_heads"],
+            "inner_size": config["inner_size"] or 4 * hidden_size,
+            "hidden_act": config["hidden_act"],
+            "hidden_dropout": config["hidden_dropout_prob"],
+            "attn_dropout": config["attn_dropout_prob"],
+            "checkpointing": config["gradient_checkpointing"],
+        }
+        return cls(hidden_size, **{**named, **others})
 
 
 class Block(nn.Module):

@@ -6,7 +6,6 @@ padding row 0.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,8 +24,7 @@ from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.encoder import TransformerEncoder
 from recbole_diffurec.layers.ragged import RaggedBatch
 from recbole_diffurec.layers.step_embedding import StepEmbedding
-from recbole_diffurec.models.base import Program
-from recbole_diffurec.models.denoiser import Denoiser
+from recbole_diffurec.models.denoiser import Denoiser, NetworkDenoiser
 from recbole_diffurec.models.diffurec import DiffuRecFamily
 from recbole_diffurec.models.diffurec_program import NoiseProgram
 from recbole_diffurec.models.diffurec_rules import FAMILY_RULES, check_family
@@ -85,9 +83,10 @@ class KnownHistory:
     c: Tensor  # [B, d], of the most recent items, in sorted order
     states: list[Tensor]  # what enters each block of the decoder, [N, d]; at the most recent items it is left to come
     steps: Tensor  # [T, d]
+    row: Tensor  # int [B], the row of the given batch at each place of the sorted one
 
 
-class LastTokenDenoiser:
+class LastTokenDenoiser(NetworkDenoiser):
     """The network as a ``Denoiser`` of the vector after the most recent item. Holds modules of a model and owns none.
 
     What follows the other items is known: it enters as it is, at the first step. Attention is causal, so that nothing
@@ -103,10 +102,9 @@ class LastTokenDenoiser:
         Whether the vectors of the items that follow enter; without, they are zeros at step T, as in a twin's training.
     """
 
-    token_noise = 0.0, 0.0
-
     def __init__(self, network: CausalNetwork, step_embedding: StepEmbedding, tells_items: bool):
-        self.network, self.step_embedding, self.tells_items = network, step_embedding, tells_items
+        super().__init__(network, step_embedding)
+        self.tells_items = tells_items
 
     def condition(self, embeddings: Tensor, batch: RaggedBatch) -> KnownHistory:
         """``Denoiser.condition``."""
@@ -122,21 +120,18 @@ class LastTokenDenoiser:
             states.append(x)
             if block is not network.decoder.blocks[-1]:
                 x = cast(Block, block)(x, None, batch, False)
-        return KnownHistory(batch, c.index_select(0, batch.last), states, steps)
+        last = batch.last
+        return KnownHistory(batch, c.index_select(0, last), states, steps, batch.row.index_select(0, last))
 
     def __call__(self, condition: KnownHistory, x_s: Tensor, t: Tensor | int, draws: Draws) -> Tensor:
         """``Denoiser.__call__``."""
         batch = condition.batch
         embedded = condition.steps[t : t + 1] if isinstance(t, int) else condition.steps.index_select(0, t)
-        given = (x_s + embedded.to(x_s.dtype)).index_select(0, batch.row.index_select(0, batch.last))
+        given = (x_s + embedded.to(x_s.dtype)).index_select(0, condition.row)
         x = self.network.inject(condition.c, given, torch.zeros_like(given[:1]))
         for block, states in zip(self.network.decoder.blocks, condition.states, strict=True):
             x = cast(Block, block)(states.index_copy(0, batch.last, x.to(states.dtype)), None, batch, True)
         return batch.restore(x).to(x_s.dtype)
-
-    def in_bfloat16(self) -> LastTokenDenoiser:
-        """``Denoiser.in_bfloat16``; the step embedding stays as it is."""
-        return LastTokenDenoiser(copy.deepcopy(self.network).bfloat16(), self.step_embedding, self.tells_items)
 
 
 class ADRec(DiffuRecFamily):
@@ -154,6 +149,8 @@ class ADRec(DiffuRecFamily):
     Defaults: ``properties/model/ADRec.yaml``.
     """
 
+    program_class = NoiseProgram
+
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
         self.pretrain_epochs: int = config["pretrain_epochs"]
@@ -167,16 +164,7 @@ class ADRec(DiffuRecFamily):
 
     def build_denoiser(self, config: Any) -> Denoiser:
         """The network, and the embeddings of the steps."""
-        shape = BlockShape(
-            hidden_size=self.hidden_size,
-            n_heads=config["n_heads"],
-            inner_size=config["inner_size"] or 4 * self.hidden_size,
-            hidden_act=config["hidden_act"],
-            hidden_dropout=config["hidden_dropout_prob"],
-            attn_dropout=config["attn_dropout_prob"],
-            causal=True,
-            checkpointing=config["gradient_checkpointing"],
-        )
+        shape = BlockShape.of(config, self.hidden_size, causal=True)
         self.network = CausalNetwork(
             shape,
             config["n_encoder_layers"],
@@ -271,13 +259,6 @@ class ADRec(DiffuRecFamily):
         seed = self.training_seed + self.epoch * 2**32
         every = torch.arange(n, device=keys.device)
         return self.noise_table.for_batch(seed, keys, every, every, x_0.dtype).start(), uniforms(keys, seed)
-
-    # Inference
-
-    def program(self) -> Program:
-        """Inference as a function of tensors alone."""
-        super().program()  # refuses what cannot be exported
-        return NoiseProgram(self)
 
 
 def following_items(item_seq: Tensor, lengths: Tensor, last: Tensor) -> Tensor:

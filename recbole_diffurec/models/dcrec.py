@@ -7,7 +7,6 @@ Shapes: B batch, K draws of the noise for a row, N tokens, d hidden size, T diff
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -27,8 +26,7 @@ from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.encoder import TransformerEncoder
 from recbole_diffurec.layers.ragged import RaggedBatch
 from recbole_diffurec.layers.step_embedding import StepEmbedding
-from recbole_diffurec.models.base import Program
-from recbole_diffurec.models.denoiser import Denoiser
+from recbole_diffurec.models.denoiser import Denoiser, NetworkDenoiser
 from recbole_diffurec.models.diffurec import DiffuRecFamily
 from recbole_diffurec.models.diffurec_program import NoiseProgram
 from recbole_diffurec.models.diffurec_rules import DRAWS_RULES, FAMILY_RULES, check_family
@@ -63,6 +61,7 @@ class KnownHistory:
     last: Tensor  # [B, d], the states of the most recent items, in sorted order
     keys_values: list[list[Tensor]]  # of each block
     steps: Tensor  # [T, d]
+    row: Tensor  # int [B], the row of the given batch at each place of the sorted one
 
 
 class ConditionalNetwork(nn.Module):
@@ -103,7 +102,9 @@ class ConditionalNetwork(nn.Module):
         dtype = self.input.weight.dtype
         states = self.encoder(self.input_dropout(embeddings.to(dtype)), batch, last_only=False)
         keys_values = [cast(AdaptiveBlock, block).attention.keys_values(states, batch) for block in self.blocks]
-        return KnownHistory(batch, states.index_select(0, batch.last), keys_values, steps.to(dtype))
+        last = batch.last
+        row = batch.row.index_select(0, last)
+        return KnownHistory(batch, states.index_select(0, last), keys_values, steps.to(dtype), row)
 
     def forward(self, history: KnownHistory, x_s: Tensor, t: Tensor | int) -> Tensor:
         """The estimate of the target, [B, d] in the precision of ``x_s``.
@@ -117,9 +118,7 @@ class ConditionalNetwork(nn.Module):
         t : Tensor or int
             0-based steps, one for all or int [B].
         """
-        batch = history.batch
-        row = batch.row.index_select(0, batch.last)  # the row of the given batch at each place of the sorted one
-        steps = history.steps
+        batch, row, steps = history.batch, history.row, history.steps
         step = steps[t : t + 1] if isinstance(t, int) else steps.index_select(0, t.index_select(0, row))
         condition = F.silu(history.last + step)
         x = self.input(x_s.to(history.last.dtype).index_select(0, row))
@@ -128,21 +127,10 @@ class ConditionalNetwork(nn.Module):
         return batch.restore(self.output_norm(x)).to(x_s.dtype)
 
 
-class ConditionalDenoiser:
-    """The network as a ``Denoiser``, which draws nothing. Holds modules of a model and owns none.
+class ConditionalDenoiser(NetworkDenoiser):
+    """The network as a ``Denoiser``, which draws nothing."""
 
-    Parameters
-    ----------
-    network : ConditionalNetwork
-        The blocks.
-    step_embedding : StepEmbedding
-        The embeddings of the diffusion steps.
-    """
-
-    token_noise = 0.0, 0.0
-
-    def __init__(self, network: ConditionalNetwork, step_embedding: StepEmbedding):
-        self.network, self.step_embedding = network, step_embedding
+    network: ConditionalNetwork
 
     def condition(self, embeddings: Tensor, batch: RaggedBatch) -> KnownHistory:
         """``Denoiser.condition``."""
@@ -151,10 +139,6 @@ class ConditionalDenoiser:
     def __call__(self, condition: KnownHistory, x_s: Tensor, t: Tensor | int, draws: Draws) -> Tensor:
         """``Denoiser.__call__``."""
         return self.network(condition, x_s, t)
-
-    def in_bfloat16(self) -> ConditionalDenoiser:
-        """``Denoiser.in_bfloat16``; the step embedding stays as it is."""
-        return ConditionalDenoiser(copy.deepcopy(self.network).bfloat16(), self.step_embedding)
 
 
 class DCRec(DiffuRecFamily):
@@ -171,19 +155,12 @@ class DCRec(DiffuRecFamily):
     Defaults: ``properties/model/DCRec.yaml``.
     """
 
+    program_class = NoiseProgram
     objective: ClassifyingAndNear
 
     def build_denoiser(self, config: Any) -> Denoiser:
         """The network, and the embeddings of the steps."""
-        shape = BlockShape(
-            hidden_size=self.hidden_size,
-            n_heads=config["n_heads"],
-            inner_size=config["inner_size"] or 4 * self.hidden_size,
-            hidden_act=config["hidden_act"],
-            hidden_dropout=config["hidden_dropout_prob"],
-            attn_dropout=config["attn_dropout_prob"],
-            checkpointing=config["gradient_checkpointing"],
-        )
+        shape = BlockShape.of(config, self.hidden_size)
         self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
         self.network = ConditionalNetwork(
             shape, config["n_layers"], config["n_history_layers"], config["embedding_dropout_prob"]
@@ -230,11 +207,6 @@ class DCRec(DiffuRecFamily):
     def targets(self, items: Tensor) -> Tensor:
         """sqrt(d) times the unit vectors of items int [B], [B, d]: of variance 1, as the noise."""
         return self.hidden_size**0.5 * F.normalize(self.item_embedding(items), dim=-1)
-
-    def program(self) -> Program:
-        """Inference as a function of tensors alone."""
-        super().program()  # refuses what cannot be exported
-        return NoiseProgram(self)
 
 
 def check(values: Mapping[str, Any]) -> None:

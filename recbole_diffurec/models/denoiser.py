@@ -5,6 +5,7 @@ Shapes: B batch, N tokens, d hidden size, T diffusion steps.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -81,6 +82,29 @@ class UncertainDenoiser:
     def in_bfloat16(self) -> UncertainDenoiser:
         """``Denoiser.in_bfloat16``; the step embedding stays as it is."""
         return UncertainDenoiser(self.approximator.in_bfloat16(), self.step_embedding, self.token_noise[0])
+
+
+class NetworkDenoiser:
+    """What the denoisers share that are one network and draw nothing. Holds modules of a model and owns none.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        The network.
+    step_embedding : StepEmbedding
+        The embeddings of the diffusion steps.
+    """
+
+    token_noise = 0.0, 0.0
+
+    def __init__(self, network: Any, step_embedding: StepEmbedding):
+        self.network, self.step_embedding = network, step_embedding
+
+    def in_bfloat16(self) -> Any:
+        """``Denoiser.in_bfloat16``; the step embedding stays as it is."""
+        other = copy.copy(self)
+        other.network = copy.deepcopy(self.network).bfloat16()
+        return other
 
 
 class GuidedDenoiser:

@@ -22,7 +22,6 @@ from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.encoder import TransformerEncoder
 from recbole_diffurec.layers.ragged import LedBatch, RaggedBatch
 from recbole_diffurec.layers.step_embedding import SinusoidalSteps
-from recbole_diffurec.models.base import Program
 from recbole_diffurec.models.denoiser import Denoiser
 from recbole_diffurec.models.diffurec import DiffuRecFamily
 from recbole_diffurec.models.diffurec_program import NoiseProgram
@@ -131,17 +130,11 @@ class DiffRecDNR(DiffuRecFamily):
     Defaults: ``properties/model/DiffRecDNR.yaml``.
     """
 
+    program_class = NoiseProgram
+
     def build_denoiser(self, config: Any) -> Denoiser:
         """The Transformer, and what is noised before the diffusion."""
-        shape = BlockShape(
-            hidden_size=self.hidden_size,
-            n_heads=config["n_heads"],
-            inner_size=config["inner_size"] or 4 * self.hidden_size,
-            hidden_act=config["hidden_act"],
-            hidden_dropout=config["hidden_dropout_prob"],
-            attn_dropout=config["attn_dropout_prob"],
-            checkpointing=config["gradient_checkpointing"],
-        )
+        shape = BlockShape.of(config, self.hidden_size)
         # Of the items; the target has a vector of its own.
         self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
         self.output = nn.Linear(self.hidden_size, self.n_items)
@@ -218,13 +211,6 @@ class DiffRecDNR(DiffuRecFamily):
         """Item and position vectors of the tokens, [N, d]."""
         assert self.position_embedding is not None
         return self.item_embedding(batch.items) + self.position_embedding(batch.age)
-
-    # Inference
-
-    def program(self) -> Program:
-        """Inference as a function of tensors alone."""
-        super().program()  # refuses what cannot be exported
-        return NoiseProgram(self)
 
 
 # Of the family's parameters those that act here: no lambda, no offset noise, an output layer with its own bias.

@@ -57,6 +57,7 @@ class DiffuRecFamily(Audited):
 
     input_type = InputType.POINTWISE
     block_output_dropout = False
+    program_class: type[Program] = DiffuRecProgram
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
@@ -97,16 +98,11 @@ class DiffuRecFamily(Audited):
     def build_denoiser(self, config: Any) -> Denoiser:
         """The network and how the noised target enters it; its modules become attributes of the model."""
         self.approximator = Approximator(
-            BlockShape(
-                hidden_size=self.hidden_size,
-                n_heads=config["n_heads"],
-                inner_size=config["inner_size"] or 4 * self.hidden_size,
-                hidden_act=config["hidden_act"],
-                hidden_dropout=config["hidden_dropout_prob"],
-                attn_dropout=config["attn_dropout_prob"],
+            BlockShape.of(
+                config,
+                self.hidden_size,
                 cross_attention=config["cross_attention"],
                 output_dropout=self.block_output_dropout,
-                checkpointing=config["gradient_checkpointing"],
             ),
             config["n_layers"],
             config["embedding_dropout_prob"],
@@ -350,7 +346,7 @@ class DiffuRecFamily(Audited):
         if self.is_ensemble:
             how = "give --ensemble_seeds= and average the softmax of the program's scores over several draws"
             raise UserError(f"ensemble_seeds cannot be exported: {how}")
-        return DiffuRecProgram(self)
+        return self.program_class(self)
 
 
 class DiffuRec(DiffuRecFamily):

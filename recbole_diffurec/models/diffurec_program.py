@@ -91,6 +91,18 @@ class ReverseProgram(Program):
         """x_T and what each reverse step but the last adds, [S, B, d]."""
         return torch.stack([source.start(), *(source.step(t) for t in self.network.visits[:-1])])
 
+    def noise_input(self) -> str:
+        """What is said of the input ``noise``."""
+        return f"float32 [{len(self.network.visits)}, batch, {self.network.hidden_size}] of N(0, 1)"
+
+    def described(self, drawn: dict[str, str]) -> dict[str, Any]:
+        """``Program.describe``, for what is drawn beside the history."""
+        return {
+            "inputs": {"item_seq": ITEM_SEQ_INPUT, **drawn},
+            "outputs": {self.output: OUTPUTS[self.output]},
+            "diffusion_steps_visited": self.network.visits,
+        }
+
 
 class DiffuRecProgram(ReverseProgram):
     """Inference of one model, the reverse process included.
@@ -138,15 +150,8 @@ class DiffuRecProgram(ReverseProgram):
         """``Program.describe``."""
         visits, size = self.network.visits, self.network.hidden_size
         mean, std = self.network.denoiser.token_noise
-        return {
-            "inputs": {
-                "item_seq": ITEM_SEQ_INPUT,
-                "noise": f"float32 [{len(visits)}, batch, {size}] of N(0, 1)",
-                "uncertainty": f"float32 [{len(visits)}, batch, length, {size}] of N({mean}, {std}^2)",
-            },
-            "outputs": {self.output: OUTPUTS[self.output]},
-            "diffusion_steps_visited": visits,
-        }
+        uncertainty = f"float32 [{len(visits)}, batch, length, {size}] of N({mean}, {std}^2)"
+        return self.described({"noise": self.noise_input(), "uncertainty": uncertainty})
 
 
 class NoiseProgram(ReverseProgram):
@@ -182,13 +187,7 @@ class NoiseProgram(ReverseProgram):
 
     def describe(self) -> dict[str, Any]:
         """``Program.describe``."""
-        visits, size = self.network.visits, self.network.hidden_size
-        noise = f"float32 [{len(visits)}, batch, {size}] of N(0, 1)"
-        return {
-            "inputs": {"item_seq": ITEM_SEQ_INPUT, "noise": noise},
-            "outputs": {self.output: OUTPUTS[self.output]},
-            "diffusion_steps_visited": visits,
-        }
+        return self.described({"noise": self.noise_input()})
 
 
 class SeededProgram(ReverseProgram):
@@ -226,9 +225,4 @@ class SeededProgram(ReverseProgram):
 
     def describe(self) -> dict[str, Any]:
         """``Program.describe``."""
-        return {
-            "inputs": {"item_seq": ITEM_SEQ_INPUT, "seed": SEED_INPUT},
-            "outputs": {self.output: OUTPUTS[self.output]},
-            "diffusion_steps_visited": self.network.visits,
-            "seed_of_the_model": self.network.inference_seeds[0],
-        }
+        return {**self.described({"seed": SEED_INPUT}), "seed_of_the_model": self.network.inference_seeds[0]}

@@ -10,7 +10,6 @@ Shapes: B batch, N tokens, d hidden size, T diffusion steps.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -29,8 +28,7 @@ from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.encoder import TransformerEncoder
 from recbole_diffurec.layers.ragged import RaggedBatch
 from recbole_diffurec.layers.step_embedding import StepEmbedding
-from recbole_diffurec.models.base import Program
-from recbole_diffurec.models.denoiser import Denoiser, GuidedDenoiser
+from recbole_diffurec.models.denoiser import Denoiser, GuidedDenoiser, NetworkDenoiser
 from recbole_diffurec.models.diffurec import DiffuRecFamily
 from recbole_diffurec.models.diffurec_program import NoiseProgram
 from recbole_diffurec.models.diffurec_rules import FAMILY_RULES, check_family
@@ -95,21 +93,10 @@ class Guidance:
     steps: Tensor  # [T, d]
 
 
-class VectorDenoiser:
-    """The network as a ``Denoiser``, which draws nothing. Holds modules of a model and owns none.
+class VectorDenoiser(NetworkDenoiser):
+    """The network as a ``Denoiser``, which draws nothing."""
 
-    Parameters
-    ----------
-    network : VectorNetwork
-        The layers.
-    step_embedding : StepEmbedding
-        The embeddings of the diffusion steps.
-    """
-
-    token_noise = 0.0, 0.0
-
-    def __init__(self, network: VectorNetwork, step_embedding: StepEmbedding):
-        self.network, self.step_embedding = network, step_embedding
+    network: VectorNetwork
 
     def condition(self, embeddings: Tensor, batch: RaggedBatch) -> Guidance:
         """``Denoiser.condition``."""
@@ -119,10 +106,6 @@ class VectorDenoiser:
         """``Denoiser.__call__``."""
         steps = condition.steps
         return self.network(x_s, condition.g, steps[t : t + 1] if isinstance(t, int) else steps.index_select(0, t))
-
-    def in_bfloat16(self) -> VectorDenoiser:
-        """``Denoiser.in_bfloat16``; the step embedding stays as it is."""
-        return VectorDenoiser(copy.deepcopy(self.network).bfloat16(), self.step_embedding)
 
 
 class GuidedByVector(GuidedDenoiser):
@@ -150,6 +133,8 @@ class DreamRec(DiffuRecFamily):
     Defaults: ``properties/model/DreamRec.yaml``.
     """
 
+    program_class = NoiseProgram
+
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
         self.error = ERRORS[config["error"]]
@@ -161,15 +146,8 @@ class DreamRec(DiffuRecFamily):
 
     def build_denoiser(self, config: Any) -> Denoiser:
         """The network, and the embeddings of the steps."""
-        shape = BlockShape(
-            hidden_size=self.hidden_size,
-            n_heads=config["n_heads"],
-            inner_size=config["inner_size"] or self.hidden_size,
-            hidden_act=config["hidden_act"],
-            hidden_dropout=config["hidden_dropout_prob"],
-            attn_dropout=config["attn_dropout_prob"],
-            causal=True,
-            checkpointing=config["gradient_checkpointing"],
+        shape = BlockShape.of(
+            config, self.hidden_size, inner_size=config["inner_size"] or self.hidden_size, causal=True
         )
         self.network = VectorNetwork(
             shape, config["n_layers"], config["denoiser_layers"], config["embedding_dropout_prob"]
@@ -253,11 +231,6 @@ class DreamRec(DiffuRecFamily):
             return self.without_history(condition, torch.ones_like(condition.g[:, 0], dtype=torch.bool))
 
         return GuidedByVector(denoiser, nothing, self.guidance)
-
-    def program(self) -> Program:
-        """Inference as a function of tensors alone."""
-        super().program()  # refuses what cannot be exported
-        return NoiseProgram(self)
 
 
 def check(values: Mapping[str, Any]) -> None:

@@ -123,16 +123,7 @@ class SequentialModel(SequentialRecommender, Exportable):
 
     def block_shape(self, config: Any) -> BlockShape:
         """Sizes and switches of causal blocks."""
-        return BlockShape(
-            hidden_size=self.hidden_size,
-            n_heads=config["n_heads"],
-            inner_size=config["inner_size"] or 4 * self.hidden_size,
-            hidden_act=config["hidden_act"],
-            hidden_dropout=config["hidden_dropout_prob"],
-            attn_dropout=config["attn_dropout_prob"],
-            causal=True,
-            checkpointing=config["gradient_checkpointing"],
-        )
+        return BlockShape.of(config, self.hidden_size, causal=True)
 
     def build_scores(self, config: Any) -> ItemScores:
         """How items are scored."""

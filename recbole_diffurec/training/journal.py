@@ -43,9 +43,7 @@ class TensorBoard:
 
     def __init__(self, name: str, values: Mapping[str, Any], first_epoch: int):
         from torch.utils.tensorboard import SummaryWriter
-        from torch.utils.tensorboard.summary import hparams
 
-        self._hparams = hparams
         folder = os.path.join(_FOLDER, name)
         files.make_folder(folder, "the folder for TensorBoard")
         # Epochs that an interrupted training had told of already are told again by the one that goes on.
@@ -59,9 +57,11 @@ class TensorBoard:
         self._writer.flush()
 
     def finish(self, figures: Mapping[str, float], checkpoint: str) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
         self._writer.add_text("checkpoint", checkpoint)
         # SummaryWriter.add_hparams would open a file of its own, which readers may take to be the older one.
-        for part in self._hparams(self._values, dict(figures)):
+        for part in hparams(self._values, dict(figures)):
             self._writer.file_writer.add_summary(part)
         for name, figure in figures.items():
             self._writer.add_scalar(name, figure, int(figures["best_epoch"]))
