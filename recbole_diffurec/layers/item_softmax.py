@@ -101,8 +101,8 @@ class _FullCrossEntropy(torch.autograd.Function):
 
 
 def _of_queries(values: Tensor, k: int) -> Tensor:
-    """What rows share, [B, n], for each of their queries, [B K, n]."""
-    return values.repeat_interleave(k, dim=0)
+    """What rows share, [B] or [B, n], for each of their queries, [B K] or [B K, n]."""
+    return values if k == 1 else values.repeat_interleave(k, dim=0)
 
 
 def full_cross_entropy(
@@ -183,7 +183,7 @@ class SampledCrossEntropy(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """As ``full_cross_entropy``, estimated."""
         k = x.shape[1] if x.dim() == 3 else 1
-        x, target = x.reshape(-1, x.shape[-1]), target.repeat_interleave(k)
+        x, target = x.reshape(-1, x.shape[-1]), _of_queries(target, k)
         negatives = self.draw()
         own = (x * items.index_select(0, target)).sum(dim=-1).to(items.dtype)
         others = x @ items.index_select(0, negatives).T - self.log_expected[negatives]

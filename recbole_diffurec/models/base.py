@@ -19,6 +19,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor, nn
 
 Self = TypeVar("Self", bound="DiffusionRecommender")
+Network = TypeVar("Network", bound=nn.Module)
 
 
 # What programs say of the input and the output that all of them have.
@@ -60,6 +61,12 @@ class NotApplicable(Exception):
     """A model cannot be changed so; the message is the reason, a clause that follows "because"."""
 
 
+def copy_sharing_weights(network: Network) -> Network:
+    """A copy of a network with the same parameters and buffers, not with equal ones."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, shared)
+
+
 class DiffusionRecommender(SequentialRecommender, Exportable):
     """A sequential recommender that reconstructs the target item by diffusion.
 
@@ -82,8 +89,7 @@ class DiffusionRecommender(SequentialRecommender, Exportable):
 
     def sharing_weights(self: Self) -> Self:
         """A copy that shares all weights, for a change that is not of the weights."""
-        shared: dict[int, Any] = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
-        return copy.deepcopy(self, shared)
+        return copy_sharing_weights(self)
 
     @abstractmethod
     def reconstructions(self, interaction: Any, seeds: Sequence[int] | None = None) -> list[Tensor]:

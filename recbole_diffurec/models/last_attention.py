@@ -5,7 +5,6 @@ Shapes: B histories, L padded length, h heads; a slab holds n histories of l tok
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recbole_diffurec.layers.ragged import LedBatch, RaggedBatch
-from recbole_diffurec.models.base import DiffusionRecommender
+from recbole_diffurec.models.base import DiffusionRecommender, copy_sharing_weights
 
 
 class LastAttention:
@@ -70,8 +69,7 @@ def sharing_weights(network: Any) -> Any:
     """A copy of a model for a change that is not of its weights."""
     if isinstance(network, DiffusionRecommender):
         return network.sharing_weights()
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    return copy.deepcopy(network, shared)
+    return copy_sharing_weights(network)
 
 
 def _by_place(batch: RaggedBatch, weights: list[Tensor], length: int) -> Tensor:
