@@ -101,6 +101,8 @@ def _from_zero(axes: Any, result: Mapping[str, Any]) -> None:
 
 def _cost(axes: Any, result: Mapping[str, Any]) -> None:
     """NDCG by milliseconds, of the ways to spend the same inference."""
+    from matplotlib.ticker import LogLocator
+
     wanted = {
         "as_trained": "as trained",
         "one_step": "1 step",
@@ -115,7 +117,10 @@ def _cost(axes: Any, result: Mapping[str, Any]) -> None:
             axes.plot(
                 there[name]["ms_per_user"], there[name]["ndcg"], MARKERS[i], color=COLOURS[i], markersize=4, label=title
             )
-    axes.set_xscale("log")
+    axes.set_xscale("log", subs=[])
+    # Within one power of ten matplotlib would print a number at each of its minor ticks, one over the other.
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter("{x:g}")
     _from_zero(axes, result)
     axes.set_xlabel("milliseconds per user")
     axes.grid(alpha=0.3)
