@@ -100,6 +100,7 @@ _LEVELS = ("debug", "info", "warning", "error", "critical")  # of RecBole's log
 RULES: dict[str, Rule] = {
     "seed": Rule("int", 0, 2**32 - 1),
     "data_path": Rule("str"),
+    **{name: Rule("str") for name in ("encoding", "field_separator", "seq_separator")},
     "checkpoint_dir": Rule("str"),
     "gpu_id": Rule("str", optional=True),
     "use_gpu": Rule("bool"),

@@ -28,7 +28,7 @@ from recbole.utils.argument_list import (
 )
 
 from recbole_diffurec.config import layers
-from recbole_diffurec.config.rules import INTERVALS, NOT_IN_RESULT, RULES, Rule, meaning, nearest
+from recbole_diffurec.config.rules import COUNT, INTERVALS, NOT_IN_RESULT, RULES, Rule, meaning, nearest
 from recbole_diffurec.data.sources import check_name
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, trackers
@@ -245,7 +245,8 @@ class RunConfig(Config):
             final["additional_feat_suffix"] = [final["additional_feat_suffix"]]
         final["val_interval"] = with_ids_as_text(final["val_interval"])
         final.update(log_to=trackers.named(final), log_wandb=False)  # RecBole's own way would be a second one
-        rules = {**RULES, **self.spec.rules}
+        # Empty means 4 d to models that have rules, and nothing to RecBole's.
+        rules = {**RULES, **(self.spec.rules or {"inner_size": COUNT})}
         # For registered models the files' values are checked too; RecBole's defaults are RecBole's business.
         checked = {*given, *rules} & final.keys() if self.spec.rules else set(given)
         for name in sorted(checked):
@@ -275,7 +276,7 @@ class RunConfig(Config):
         default = self.internal_config_dict.get(name)
         for kind, types in (("bool", bool), ("number", (int, float)), ("list", list), ("dict", dict), ("str", str)):
             if isinstance(default, types):
-                return Rule(kind, optional=kind in ("list", "dict", "str"))
+                return Rule(kind, optional=kind == "dict" or name.endswith("_FIELD"))
         return None
 
     @staticmethod

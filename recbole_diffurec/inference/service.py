@@ -292,5 +292,6 @@ def serve(
     with connections.listen(host, port) as listener:
         address = f"[{host}]" if ":" in host else host
         print(f"serving     http://{address}:{listener.getsockname()[1]}/ (API: /docs, Ctrl-C stops)", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn once it has stopped
+        # Raised again by uvicorn once it has stopped; cancelled, where SIGINT comes while asyncio prepares for it.
+        with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
             connections.server(app, limits).run(sockets=[listener])

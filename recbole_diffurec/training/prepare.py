@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from recbole.utils import EvaluatorType, ModelType, get_trainer, init_seed
+from recbole.utils import EvaluatorType, InputType, ModelType, get_trainer, init_seed
 
 from recbole_diffurec.config.protocol import PARTS
 from recbole_diffurec.data.histories import HISTORIES_PER_BATCH, HistoryBatch
@@ -27,6 +27,8 @@ from recbole_diffurec.training.trainer import trainer_class
 from recbole_diffurec.training.weights import room_for_training
 
 logger = logging.getLogger("recbole_diffurec")
+
+NEGATIVES = "{distribution: uniform, sample_num: 1}"  # for messages: how a model is given some
 
 
 class DatasetCache:
@@ -237,6 +239,7 @@ def build(
         network = config.model_class(config, train_dataset)
     network = network.to(config["device"])
     _check_labels(network, config, train_dataset)
+    _check_negatives(network, config)
     trainer = trainer_class(config.spec.trainer or get_trainer(config["MODEL_TYPE"], config["model"]))(config, network)
     trainer.eval_collector.data_collect(SimpleNamespace(dataset=train_dataset))  # RecBole does so in ``fit`` alone
     return network, trainer
@@ -254,12 +257,22 @@ def _check_labels(network: Any, config: RunConfig, train_dataset: Any) -> None:
             f"their {name} alone, give --val_interval='{{{name}: \"[{value},inf)\"}}'"
         )
     if (learns or judged) and label not in train_dataset.inter_feat:
-        negatives = "{distribution: uniform, sample_num: 1}"
-        others = f", or --train_neg_sample_args='{negatives}' to learn from items that it samples" if learns else ""
+        others = f", or --train_neg_sample_args='{NEGATIVES}' to learn from items that it samples" if learns else ""
         raise UserError(
             f"model {config['model']} is to {'learn from' if learns else 'be judged by'} labels, and data set "
             f"'{config['dataset']}' has no column '{label}': give --threshold='{{rating: 4}}' to make them of a column"
             f"{others}"
+        )
+
+
+def _check_negatives(network: Any, config: RunConfig) -> None:
+    """Refuse a training without the negatives that its loss reads."""
+    reads = "NEG_ITEM_ID" in getattr(type(network).calculate_loss, "__code__", _check_negatives.__code__).co_names
+    sampled = config["train_neg_sample_args"]["distribution"] != "none"
+    if reads and config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and not sampled:
+        raise UserError(
+            f"model {config['model']} learns from negatives, and train_neg_sample_args has none drawn: leave it out, or "
+            f"give --train_neg_sample_args='{NEGATIVES}'"
         )
 
 

@@ -281,6 +281,18 @@ def test_mistakes(served_checkpoint, arguments, message, capsys):
     assert message in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, asyncio.CancelledError])
+def test_it_is_stopped_while_it_begins(served_checkpoint, monkeypatch, capsys, stop):
+    """asyncio cancels the server where SIGINT comes between two of its own steps."""
+
+    def begin(*_, **__):
+        raise stop
+
+    monkeypatch.setattr("uvicorn.Server.run", begin)
+    assert cli.main(["serve", str(served_checkpoint), "--port=0"]) == 0
+    assert "serving " in capsys.readouterr().out
+
+
 def test_a_taken_port(served_checkpoint, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

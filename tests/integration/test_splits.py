@@ -200,9 +200,13 @@ JUDGED = {"eval_args": {"mode": "labeled"}, "metrics": ["AUC"], "valid_metric": 
         ("FM", {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}}, None),
         ("BPR", {"threshold": {"rating": 4}, **JUDGED}, None),
         ("DIN", {"threshold": {"rating": 4}, "train_neg_sample_args": None}, None),
+        ("BPR", {"train_neg_sample_args": None}, "model BPR learns from negatives, and train_neg_sample_args has none"),
+        ("SASRec", {"train_neg_sample_args": None, "loss_type": "BPR"}, "model SASRec learns from negatives"),
+        ("SASRec", {"train_neg_sample_args": None}, None),
+        ("RecVAE", {"train_neg_sample_args": None}, None),
     ],
 )
-def test_labels_are_there_and_are_read(tmp_path, model, parameters, message):
+def test_labels_and_negatives_are_there_and_are_read(tmp_path, model, parameters, message):
     write_inter(tmp_path, shop())
     data = prepare(tmp_path, model, **parameters, **ALL)
     if message is None:

@@ -392,6 +392,21 @@ def test_interval_that_recbole_would_skip_is_refused(name: str, value: str) -> N
     assert message == f"{name} must be an interval such as [5,inf), got '{value}'"
 
 
+@pytest.mark.parametrize(
+    ("model", "name", "wanted"),
+    [
+        ("SASRec", "loss_type", "text"),
+        ("SASRec", "hidden_act", "text"),
+        ("SASRec", "inner_size", "an integer of at least 1"),
+        ("FM", "numerical_features", "a list"),
+        ("BPR", "encoding", "text"),
+        ("DiffuRec", "seq_separator", "text"),
+    ],
+)
+def test_what_must_have_a_value_is_not_empty(model: str, name: str, wanted: str) -> None:
+    assert refusal(model, overrides={name: None}) == f"{name} must be {wanted}, got None"
+
+
 def test_values_of_a_file_are_checked_like_given_ones(properties: Path) -> None:
     write(properties / "dataset" / "mine.yaml", hidden_size="big")
     assert refusal() == "hidden_size must be an integer of at least 2, got 'big'"

@@ -53,6 +53,8 @@ def lost(before: dict[str, str], after: dict[str, str], words: list[str], damage
     """What was there, is not as it was, and was not to be changed by such a command."""
     of_output = ("--output=", "--result_file=")
     outputs = {word.partition("=")[2] for word in words if word.startswith(of_output)}
+    if words[0] == "export":  # the item ids stand beside its output
+        outputs |= {f"{name}.json" for name in outputs}
     read = {word.rpartition("=")[2] for word in words if not word.startswith(of_output)}
     changeable = {name for name in outputs - read if not name.endswith((".pth", ".state"))}
     kept = set(before) - changeable
