@@ -267,12 +267,13 @@ def _check_labels(network: Any, config: RunConfig, train_dataset: Any) -> None:
 
 def _check_negatives(network: Any, config: RunConfig) -> None:
     """Refuse a training without the negatives that its loss reads."""
-    reads = "NEG_ITEM_ID" in getattr(type(network).calculate_loss, "__code__", _check_negatives.__code__).co_names
+    losses = [vars(kind)["calculate_loss"] for kind in type(network).__mro__ if "calculate_loss" in vars(kind)]
+    reads = any("NEG_ITEM_ID" in loss.__code__.co_names for loss in losses)
     sampled = config["train_neg_sample_args"]["distribution"] != "none"
     if reads and config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and not sampled:
         raise UserError(
-            f"model {config['model']} learns from negatives, and train_neg_sample_args has none drawn: leave it out, or "
-            f"give --train_neg_sample_args='{NEGATIVES}'"
+            f"model {config['model']} learns from negatives, and train_neg_sample_args has none drawn: leave it out, "
+            f"or give --train_neg_sample_args='{NEGATIVES}'"
         )
 
 
