@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import logging
 import os
 import time
@@ -268,7 +269,7 @@ def _check_labels(network: Any, config: RunConfig, train_dataset: Any) -> None:
 def _check_negatives(network: Any, config: RunConfig) -> None:
     """Refuse a training without the negatives that its loss reads."""
     losses = [vars(kind)["calculate_loss"] for kind in type(network).__mro__ if "calculate_loss" in vars(kind)]
-    reads = any("NEG_ITEM_ID" in loss.__code__.co_names for loss in losses)
+    reads = any("NEG_ITEM_ID" in inspect.unwrap(loss).__code__.co_names for loss in losses)
     sampled = config["train_neg_sample_args"]["distribution"] != "none"
     if reads and config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and not sampled:
         raise UserError(
