@@ -224,11 +224,12 @@ def _tune() -> _Parser:
 def _recommend() -> _Parser:
     command = _Parser.of(
         "recommend",
-        "Write the best items for each history in a file; without --input, for every user of the training data.",
+        "Print the best items for each history, or write them in a file; without --input, for every user of the\n"
+        "training data.",
     )
     command.add_argument("checkpoint", metavar="CHECKPOINT", help=_CHECKPOINT)
     command.add_argument(
-        "--output", required=True, metavar="FILE", help=".csv, .jsonl (also .gz, .zst) or .parquet; - prints CSV"
+        "--output", default="-", metavar="FILE", help=".csv, .jsonl (also .gz, .zst) or .parquet; - prints CSV (-)"
     )
     command.add_argument(
         "--input",
@@ -236,6 +237,10 @@ def _recommend() -> _Parser:
         help=".inter, .csv, .jsonl or .parquet with user_id, item_id, timestamp, or with user_id, items; - reads "
         "standard input",
     )
+    for kind in ("user", "item", "time"):
+        command.add_argument(
+            f"--{kind}", metavar="COLUMN", help=f"column of {kind}s in --input, where it has another name"
+        )
     command.add_argument("--users", metavar="FILE", help="recommend only to the users in this file, one a line")
     _add_columns(command)
     command.add_argument(

@@ -66,7 +66,7 @@ class HistoryColumns:
         names = ", ".join(name if name.isprintable() else repr(name) for name in table.columns)
         raise UserError(
             f"{table.name} has the columns {names}: it needs {self.user}, {self.item} and {self.time}, or {self.user} "
-            f"and {self.items}"
+            f"and {self.items}; name others with --user, --item and --time"
         )
 
 

@@ -6,8 +6,9 @@ through here acts.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from recbole.evaluator import metric_types
@@ -120,11 +121,37 @@ def check_effect_after(
     for name in sorted(names & given.keys()):
         before = trained.get(name, config.internal_config_dict.get(name))
         if config[name] != before:
-            part = "training" if name in OF_TRAINING else "evaluation"
-            raise UserError(
-                f"{name} would have no effect, because {part} alone reads it (trained with {before!r}, got "
-                f"{given[name]!r}): {_INSTEAD.get(name, 'leave it out')}"
-            )
+            raise _without_effect(name, given[name], before)
+
+
+def _without_effect(name: str, value: Any, before: Any) -> UserError:
+    part = "training" if name in OF_TRAINING else "evaluation"
+    return UserError(
+        f"{name} would have no effect, because {part} alone reads it (trained with {before!r}, got {value!r}): "
+        f"{_INSTEAD.get(name, 'leave it out')}"
+    )
+
+
+@contextlib.contextmanager
+def effect_first(given: Mapping[str, Any], trained: Mapping[str, Any]) -> Iterator[None]:
+    """Where a configuration is refused, and has parameters of evaluation that lists do not read, tell of these.
+
+    What they would have to fit, such as ``valid_metric`` the cutoffs of ``topk``, is of no concern there.
+
+    Parameters
+    ----------
+    given : Mapping of str to object
+        What the user gave.
+    trained : Mapping of str to object
+        What the model was trained with.
+    """
+    try:
+        yield
+    except UserError:
+        for name in sorted(OF_EVALUATION & given.keys() & trained.keys()):
+            if given[name] != trained[name]:
+                raise _without_effect(name, given[name], trained[name]) from None
+        raise
 
 
 def check_pickles(values: Any) -> None:

@@ -29,7 +29,7 @@ logger = logging.getLogger("recbole_diffurec")
 def recommend(
     checkpoint_file: str | Path,
     /,
-    output: str | Path,
+    output: str | Path = "-",
     input: str | Path | None = None,
     *,
     k: int = 20,
@@ -60,8 +60,8 @@ def recommend(
     samples, diversity : int and float
         See ``Recommender.recommend``; the output gets the columns frequency and spread.
     **parameters : object
-        The fields of ``More``: ``next``, ``columns``, ``users`` and ``explain``; all others are for inference, such as
-        ``sampling_steps=4``.
+        The fields of ``More``: ``next``, ``columns``, ``users``, ``explain``, ``user``, ``item`` and ``time``; all
+        others are for inference, such as ``sampling_steps=4``.
 
     Returns
     -------
@@ -76,7 +76,7 @@ def recommend(
         half-written.
     """
     more = take_options(More, parameters)
-    more.check(diversity)
+    more.check(diversity, input)
     options = ListOptions(k, exclude_seen, None, samples, diversity)
     check_output(output, (checkpoint_file, None if str(input) == "-" else input, candidates, more.users))
     recommender = Recommender.load(checkpoint_file, **parameters)
@@ -107,7 +107,9 @@ def _recommend_to(
 
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(standard_input()) if str(input) == "-" else input
-        batches = training_histories(recommender.config) if source is None else recommender.histories(source)
+        batches = (
+            training_histories(recommender.config) if source is None else recommender.histories(source, **more.named())
+        )
         wanted = _Users(more.users)
         counts = _write(
             output, wanted.among(batches), lists, KnownIds(recommender, f"item ids in input '{input}'"), wanted
@@ -150,15 +152,28 @@ class More:
         A text file with one user id a line, to recommend to these alone.
     explain : bool
         Add the column ``because``, see ``Recommender.explain``.
+    user, item, time : str, optional
+        Columns of the input, see ``Recommender.histories``.
     """
 
     next: int | None = None
     columns: Sequence[str] = ()
     users: str | Path | None = None
     explain: bool = False
+    user: str | None = None
+    item: str | None = None
+    time: str | None = None
 
-    def check(self, diversity: float) -> None:
+    def named(self) -> dict[str, str]:
+        """The columns that are named, by what they hold."""
+        named = {"user": self.user, "item": self.item, "time": self.time}
+        return {kind: name for kind, name in named.items() if name is not None}
+
+    def check(self, diversity: float, input: str | Path | None) -> None:
         """Raise ``UserError`` where options do not fit together."""
+        if input is None and self.named():
+            kind = next(iter(self.named()))
+            raise UserError(f"{kind} names a column of the input: give --input with it, or leave it out")
         if self.next is not None and diversity:
             raise UserError("diversity spreads a list of single items: leave it out with --next, or raise --samples")
 

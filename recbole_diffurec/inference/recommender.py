@@ -19,7 +19,7 @@ from torch import Tensor
 from recbole_diffurec.data.formats import open_table
 from recbole_diffurec.data.histories import HistoryBatch, HistoryColumns, as_histories, as_ids, read_histories
 from recbole_diffurec.data.sniff import kind_of
-from recbole_diffurec.data.tables import Frame, Table
+from recbole_diffurec.data.tables import Frame, Table, check_columns
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, checks, compat, trackers
 from recbole_diffurec.host.config import RunConfig
@@ -87,7 +87,8 @@ class Recommender(NextLists, SimilarItems, Shareable):
         trackers.refuse(parameters)
         spec = catalogue.find(state["model"])
         inference = {name: value for name, value in spec.for_inference.items() if name in state["config"]}
-        config = RunConfig(state["model"], state["dataset"], {**state["config"], **inference, **parameters})
+        with checks.effect_first(parameters, state["config"]):
+            config = RunConfig(state["model"], state["dataset"], {**state["config"], **inference, **parameters})
         checks.check_effect_after(parameters, config, state["config"], checks.OF_TRAINING | checks.OF_EVALUATION)
         if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
             raise UserError(f"model '{state['model']}' in '{path}' reads no histories: give a sequential model")
@@ -234,11 +235,21 @@ class Recommender(NextLists, SimilarItems, Shareable):
             raise UserError(f"users must name the {len(sequences)} histories, got {len(users)}: give one for each")
         return sequences, users
 
-    def histories(self, source: str | Path | pd.DataFrame | Table) -> Iterator[HistoryBatch]:
+    def histories(
+        self,
+        source: str | Path | pd.DataFrame | Table,
+        user: str | None = None,
+        item: str | None = None,
+        time: str | None = None,
+    ) -> Iterator[HistoryBatch]:
         """Users and histories in a file or a DataFrame, some at a time (see ``read_histories``).
 
-        The columns are called as in the training data, or ``user_id``, ``item_id`` and ``timestamp``, or ``user_id``
-        and ``items``.
+        Parameters
+        ----------
+        source : str, Path, DataFrame or Table
+            Interactions, or users with the column ``items``.
+        user, item, time : str, optional
+            What its columns are called; by default as in the training data, or ``user_id``, ``item_id``, ``timestamp``.
 
         Raises
         ------
@@ -246,7 +257,9 @@ class Recommender(NextLists, SimilarItems, Shareable):
             They cannot be read.
         """
         config = self.config
-        names = [config[f"{kind}_FIELD"] for kind in ("USER_ID", "ITEM_ID", "TIME")]
+        given = {"user": user, "item": item, "time": time}
+        trained = [config[f"{kind}_FIELD"] for kind in ("USER_ID", "ITEM_ID", "TIME")]
+        names = [name if name is not None else own for name, own in zip(given.values(), trained)]
         columns = HistoryColumns(*(name or default for name, default in zip(names, vars(HistoryColumns()).values())))
         if isinstance(source, (Table, pd.DataFrame)):
             table = source if isinstance(source, Table) else Frame(source)
@@ -254,6 +267,7 @@ class Recommender(NextLists, SimilarItems, Shareable):
             atomic = kind_of(Path(source)) == ".inter"
             written = (config["field_separator"], config["encoding"]) if atomic else ()
             table = open_table(source, "input", *written)
+        check_columns(table, {option: name for option, name in given.items() if name is not None})
         return read_histories(table, columns, split=all(len(item.split()) == 1 for item in self.items[1:]))
 
     def unknown(self, sequences: Iterable[Iterable[Any]]) -> int:

@@ -1,5 +1,6 @@
 """From a trained model to recommendations, by file and from Python."""
 
+import io
 import json
 import threading
 from pathlib import Path
@@ -189,6 +190,22 @@ def test_every_format_in_gives_the_same_lists(path, source, workdir, capsys):
     assert "1 items of the histories are unknown to the model" in capsys.readouterr().out
 
 
+def test_a_table_of_other_column_names_on_standard_output(path, recommender, workdir, capsys):
+    rows = [
+        f"{user},{item},2024-01-{day:02}"
+        for user, history in enumerate(HISTORIES)
+        for day, item in enumerate(history, 1)
+    ]
+    Path("bought.csv").write_text("\n".join(["customer,sku,ordered at", *rows]))
+    named = ["--user=customer", "--item=sku", "--time=ordered at"]
+    assert cli.main(["recommend", str(path), "--input=bought.csv", *named, "--k=5"]) == 0
+    printed = pd.read_csv(io.StringIO(capsys.readouterr().out), dtype=str)
+    expected = recommender.recommend(HISTORIES, k=5)
+    asked = [str(user) for user, history in enumerate(HISTORIES) if history]
+    expected = expected[expected["user_id"].astype(str).isin(asked)]
+    assert printed["item_id"].tolist() == expected["item_id"].tolist()
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_every_user_of_the_training_data(path, kind, workdir, capsys):
     if kind == "parquet":
@@ -215,7 +232,12 @@ def test_every_user_of_the_training_data(path, kind, workdir, capsys):
         (["--input=lists.csv", "--output=o.csv", "--hidden_size=32"], "do not fit the parameters given (hidden_size)"),
         (["--input=lists.csv", "--output=o.csv", "--samples=0"], "samples must be an integer of at least 1, got 0"),
         (["--input=lists.csv", "--output=o.csv", "--diversity=2"], "diversity must be a number from 0 to 1, got 2.0"),
-        (["--input=lists.csv"], "the following arguments are required: --output"),
+        (["--input=lists.csv", "--output=o.csv", "--topk=3"], "topk would have no effect, because evaluation alone"),
+        (["--output=o.csv", "--time=when"], "time names a column of the input: give --input with it, or leave it out"),
+        (
+            ["--input=names.csv", "--output=o.csv", "--user=b", "--item=c"],
+            "has no column 'c' but a, b: name one with --item",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence_and_write_nothing(path, arguments, says, workdir, capsys):
@@ -248,7 +270,7 @@ def test_recboles_sequential_models(model, workdir):
 def test_a_configuration_that_recbole_stumbles_over_is_one_sentence(trained, workdir):
     """It checks few of its parameters, and a checkpoint may have any."""
     state = checkpoint.load(trained["SASRec"])
-    state["config"]["hidden_act"] = None
+    state["config"]["hidden_act"] = "unheard"
     checkpoint.save("a.pth", state)
     for load in (Recommender.load, load_data_and_model):
         with pytest.raises(UserError, match=r"building model 'SASRec' failed inside RecBole \(KeyError"):
