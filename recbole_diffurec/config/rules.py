@@ -50,13 +50,23 @@ def meaning(values: Mapping[str, Any]) -> dict[str, Any]:
 class Rule:
     """What one parameter may be: a kind, a closed or half-open interval, or a list of choices."""
 
-    kind: str  # int, number, bool, str, list, dict
+    kind: str  # int, number, bool, str, list, names (a list of text), dict
     low: float = -math.inf
     high: float = math.inf
     open_low: bool = False
     open_high: bool = False
     choices: Sequence[str] | None = None
     optional: bool = False
+
+    @classmethod
+    def of_default(cls, name: str, default: Any) -> Rule | None:
+        """What a parameter of RecBole may be, read off its default; None where that does not tell."""
+        if isinstance(default, list) and default and all(isinstance(part, str) for part in default):
+            return cls("names")
+        for kind, types in (("bool", bool), ("number", (int, float)), ("list", list), ("dict", dict), ("str", str)):
+            if isinstance(default, types):
+                return cls(kind, optional=kind == "dict" or name.endswith("_FIELD"))
+        return None
 
     def describe(self) -> str:
         if self.choices and self.kind == "bool":
@@ -71,7 +81,8 @@ class Rule:
             elif math.isfinite(self.low):
                 text += f" {'above' if self.open_low else 'of at least'} {self.low}"
         else:
-            text = {"bool": "True or False", "str": "text", "list": "a list", "dict": "a mapping"}[self.kind]
+            kinds = {"bool": "True or False", "str": "text", "list": "a list", "dict": "a mapping"}
+            text = kinds.get(self.kind, "a list of names")
         return text + (" (or empty)" if self.optional else "")
 
     def accepts(self, value: Any) -> bool:
@@ -87,6 +98,8 @@ class Rule:
             return above and below
         if self.kind == "bool" and isinstance(value, str):
             return value in (self.choices or ())
+        if self.kind == "names":
+            return isinstance(value, list) and all(isinstance(name, str) for name in value)
         expected = {"bool": bool, "str": str, "list": list, "dict": dict}[self.kind]
         return isinstance(value, expected) and (self.kind == "bool" or self.choices is None or value in self.choices)
 
@@ -105,7 +118,7 @@ RULES: dict[str, Rule] = {
     "gpu_id": Rule("str", optional=True),
     "use_gpu": Rule("bool"),
     "show_progress": Rule("bool"),
-    "log_to": Rule("list", optional=True),
+    "log_to": Rule("names", optional=True),
     "wandb_project": Rule("str", optional=True),
     "epochs": COUNT,
     "train_batch_size": COUNT,
@@ -129,7 +142,8 @@ RULES: dict[str, Rule] = {
     "user_inter_num_interval": Rule("str", optional=True),
     "item_inter_num_interval": Rule("str", optional=True),
     "rm_dup_inter": Rule("str", choices=["first", "last"], optional=True),
-    "benchmark_filename": Rule("list", optional=True),
+    "benchmark_filename": Rule("names", optional=True),
+    "numerical_features": Rule("names"),
     "expected_counts": Rule("dict", optional=True),
     "source_base_urls": Rule("dict", optional=True),
     "checkpoint_minutes": Rule("number", 0, optional=True),
@@ -158,7 +172,7 @@ for _name in ("clip_grad_norm", "discretization", "preload_weight", "seq_len", "
     RULES[_name] = Rule("dict", optional=True)
 _ALIASES = [f"alias_of_{_of}_id" for _of in ("user", "item", "entity", "relation")]
 for _name in ("additional_feat_suffix", "normalize_field", *_ALIASES):
-    RULES[_name] = Rule("list", optional=True)
+    RULES[_name] = Rule("names", optional=True)
 RULES["unused_col"] = Rule("dict", optional=True)
 RULES["normalize_all"] = Rule("bool", optional=True)
 # Its user_defined is for whoever writes one into RecBole: it makes nothing of a batch.

@@ -250,7 +250,7 @@ class RunConfig(Config):
         # For registered models the files' values are checked too; RecBole's defaults are RecBole's business.
         checked = {*given, *rules} & final.keys() if self.spec.rules else set(given)
         for name in sorted(checked):
-            rule = rules.get(name) or self._rule_from_default(name)
+            rule = rules.get(name) or Rule.of_default(name, self.internal_config_dict.get(name))
             if rule is not None and not rule.accepts(final[name]):
                 raise UserError(f"{name} must be {rule.describe()}, got {final[name]!r}")
 
@@ -270,14 +270,6 @@ class RunConfig(Config):
         check_rows(final, self.spec)
         if self.spec.check is not None:
             self.spec.check(final)
-
-    def _rule_from_default(self, name: str) -> Rule | None:
-        """The kind of a parameter of RecBole, read off its default."""
-        default = self.internal_config_dict.get(name)
-        for kind, types in (("bool", bool), ("number", (int, float)), ("list", list), ("dict", dict), ("str", str)):
-            if isinstance(default, types):
-                return Rule(kind, optional=kind == "dict" or name.endswith("_FIELD"))
-        return None
 
     @staticmethod
     def _check_counts(final: Mapping[str, Any]) -> None:

@@ -160,7 +160,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, UnicodeError) as error:
+    except (OSError, UnicodeError, TypeError) as error:  # the last for names that no text can have
         # Python adds the address to some of these texts, which the sentence has already. Names that lead nowhere have
         # negative numbers, or none.
         number = getattr(error, "errno", None) or -1

@@ -267,6 +267,7 @@ def test_the_other_paths(served_checkpoint, service):
         (["--max_batch=0"], "max_batch must be at least 1, got 0"),
         (["--host=192.0.2.1"], "cannot listen on '192.0.2.1' port 8000 (Cannot assign"),
         (["--host=no.such.host.invalid"], "cannot listen on 'no.such.host.invalid' port 8000 (no such address)"),
+        (["--host=a\udcff"], "cannot listen on 'a\\udcff' port 8000 (no such address)"),
         (["--host=a..b"], "cannot listen on 'a..b' port 8000 (no such address)"),
         (["--path=x"], "unknown parameter 'path'"),
         (["--limits=x"], "unknown parameter 'limits'"),

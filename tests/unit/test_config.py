@@ -398,13 +398,22 @@ def test_interval_that_recbole_would_skip_is_refused(name: str, value: str) -> N
         ("SASRec", "loss_type", "text"),
         ("SASRec", "hidden_act", "text"),
         ("SASRec", "inner_size", "an integer of at least 1"),
-        ("FM", "numerical_features", "a list"),
+        ("FM", "numerical_features", "a list of names"),
         ("BPR", "encoding", "text"),
         ("DiffuRec", "seq_separator", "text"),
     ],
 )
 def test_what_must_have_a_value_is_not_empty(model: str, name: str, wanted: str) -> None:
     assert refusal(model, overrides={name: None}) == f"{name} must be {wanted}, got None"
+
+
+@pytest.mark.parametrize("value", [[[]], [None], [5], ["a", {}]])
+@pytest.mark.parametrize(
+    "name", ["numerical_features", "normalize_field", "alias_of_item_id", "additional_feat_suffix", "selected_features"]
+)
+def test_names_are_text(name: str, value: list[Any]) -> None:
+    message = refusal("SASRecF", overrides={name: value})
+    assert message.startswith(f"{name} must be a list of names") and message.endswith(f"got {value!r}")
 
 
 def test_values_of_a_file_are_checked_like_given_ones(properties: Path) -> None:
