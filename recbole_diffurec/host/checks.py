@@ -7,6 +7,7 @@ through here acts.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -152,6 +153,29 @@ def effect_first(given: Mapping[str, Any], trained: Mapping[str, Any]) -> Iterat
             if given[name] != trained[name]:
                 raise _without_effect(name, given[name], trained[name]) from None
         raise
+
+
+_OF_CLIPPING = {
+    "max_norm": Rule("number", 0),
+    "norm_type": Rule("number", 0, open_low=True),
+    "error_if_nonfinite": Rule("bool"),
+    "foreach": Rule("bool", optional=True),
+}
+
+
+def check_clipping(given: Mapping[str, Any] | None) -> None:
+    """Raise ``UserError`` where ``clip_grad_norm`` has what PyTorch's function of that name does not take."""
+    if given is None:
+        return
+    for name, value in given.items():
+        rule = _OF_CLIPPING.get(name)
+        if rule is None:
+            raise UserError(f"clip_grad_norm has no '{name}': give it {', '.join(_OF_CLIPPING)}")
+        largest = name == "norm_type" and value == math.inf  # the norm that is the largest entry
+        if not (largest or rule.accepts(value)):
+            raise UserError(f"{name} in clip_grad_norm must be {rule.describe()}, got {value!r}")
+    if "max_norm" not in given:
+        raise UserError("clip_grad_norm lacks max_norm: give such as --clip_grad_norm='{max_norm: 5}'")
 
 
 def check_pickles(values: Any) -> None:

@@ -33,7 +33,13 @@ from recbole_diffurec.data.sources import check_name
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, trackers
 from recbole_diffurec.host.catalogue import HOST_PROPERTIES
-from recbole_diffurec.host.checks import FILTERS, check_data_and_evaluation, check_effect, with_ids_as_text
+from recbole_diffurec.host.checks import (
+    FILTERS,
+    check_clipping,
+    check_data_and_evaluation,
+    check_effect,
+    with_ids_as_text,
+)
 from recbole_diffurec.host.inputs import reconstructs
 from recbole_diffurec.host.repeats import with_repeat_bias
 from recbole_diffurec.host.sequences import check_rows
@@ -259,6 +265,7 @@ class RunConfig(Config):
             if final[name] is not None and not INTERVALS.fullmatch(final[name]):
                 raise UserError(f"{name} must be an interval such as [5,inf), got '{final[name]}'")
         check_effect(given, self.internal_config_dict, self.spec.name)
+        check_clipping(final["clip_grad_norm"])
         self.protocol = check_data_and_evaluation(final, self.model_class)
         self._check_counts(final)
         if {"hidden_size", "n_heads"} <= final.keys() and final["hidden_size"] % final["n_heads"]:

@@ -379,6 +379,7 @@ def test_integer_too_large_for_a_float_is_an_ordinary_value() -> None:
         ("user_inter_num_interval", None),
         ("user_inter_num_interval", "(4, 100];[200,inf)"),
         ("clip_grad_norm", {"max_norm": 5}),
+        ("clip_grad_norm", {"max_norm": 5, "norm_type": float("inf")}),
     ],
 )
 def test_value_at_the_edge_is_accepted(name: str, value: Any) -> None:
@@ -405,6 +406,19 @@ def test_interval_that_recbole_would_skip_is_refused(name: str, value: str) -> N
 )
 def test_what_must_have_a_value_is_not_empty(model: str, name: str, wanted: str) -> None:
     assert refusal(model, overrides={name: None}) == f"{name} must be {wanted}, got None"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"max_norm": "x"}, "max_norm in clip_grad_norm must be a finite number of at least 0, got 'x'"),
+        ({"max_norm": 5, "norm_type": 0}, "norm_type in clip_grad_norm must be a finite number above 0, got 0"),
+        ({"max_norm": 5, "norm": 2}, "clip_grad_norm has no 'norm': give it max_norm, norm_type"),
+        ({"norm_type": 2}, "clip_grad_norm lacks max_norm"),
+    ],
+)
+def test_gradients_are_clipped_as_torch_can(value: dict[str, Any], message: str) -> None:
+    assert refusal(overrides={"clip_grad_norm": value}).startswith(message)
 
 
 @pytest.mark.parametrize("value", [[[]], [None], [5], ["a", {}]])
