@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -91,7 +92,7 @@ class Rule:
         if self.kind in ("int", "number"):
             if isinstance(value, bool) or not isinstance(value, int if self.kind == "int" else (int, float)):
                 return False
-            if isinstance(value, float) and not math.isfinite(value):
+            if not (abs(value) <= sys.float_info.max or self.kind == "int"):  # nor is NaN
                 return False
             above = value > self.low if self.open_low else value >= self.low
             below = value < self.high if self.open_high else value <= self.high
@@ -102,6 +103,11 @@ class Rule:
             return isinstance(value, list) and all(isinstance(name, str) for name in value)
         expected = {"bool": bool, "str": str, "list": list, "dict": dict}[self.kind]
         return isinstance(value, expected) and (self.kind == "bool" or self.choices is None or value in self.choices)
+
+
+def as_number(value: float) -> float:
+    """A number as PyTorch takes it, which has no integer of more than 64 bits."""
+    return value if abs(value) < 2**63 else float(value)
 
 
 # What many parameters are.
@@ -164,7 +170,7 @@ RULES: dict[str, Rule] = {
     "cross_attention": Rule("bool"),
     "init": Rule("str", choices=["xavier_normal", "normal"]),
     "initializer_range": Rule("number", 0, open_low=True),
-    "worker": Rule("int", 0),
+    "worker": Rule("int", 0, 256),  # processes for each loader
     "state": Rule("str", choices=[*_LEVELS, *map(str.upper, _LEVELS)], optional=True),
 }
 # RecBole's parameters that are empty by default, so that the default does not tell the kind.

@@ -28,7 +28,7 @@ from recbole.utils.argument_list import (
 )
 
 from recbole_diffurec.config import layers
-from recbole_diffurec.config.rules import COUNT, INTERVALS, NOT_IN_RESULT, RULES, Rule, meaning, nearest
+from recbole_diffurec.config.rules import COUNT, INTERVALS, NOT_IN_RESULT, RULES, Rule, as_number, meaning, nearest
 from recbole_diffurec.data.sources import check_name
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, trackers
@@ -259,6 +259,8 @@ class RunConfig(Config):
             rule = rules.get(name) or Rule.of_default(name, self.internal_config_dict.get(name))
             if rule is not None and not rule.accepts(final[name]):
                 raise UserError(f"{name} must be {rule.describe()}, got {final[name]!r}")
+            if rule is not None and rule.kind == "number" and final[name] is not None:
+                final[name] = as_number(final[name])
 
     def _check_values(self, final: dict[str, Any], given: Mapping[str, Any]) -> None:
         for name in ("user_inter_num_interval", "item_inter_num_interval"):
@@ -344,7 +346,7 @@ def columns_to_load(final: Mapping[str, Any]) -> dict[str, Any]:
     if final["MODEL_TYPE"] not in (ModelType.GENERAL, ModelType.SEQUENTIAL, ModelType.TRADITIONAL):
         fields += [name for name in columns.get("inter", []) if name not in fields]
     if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final["benchmark_filename"]:
-        fields.append(final["ITEM_ID_FIELD"] + final["LIST_SUFFIX"])
+        fields.append(f"{final['ITEM_ID_FIELD']}{final['LIST_SUFFIX']}")
     if final.get("category_field"):
         columns["item"] = [final["ITEM_ID_FIELD"], final["category_field"]]
     return {**columns, "inter": fields}

@@ -355,6 +355,17 @@ def test_number_that_is_not_finite_is_refused(name: str, value: float) -> None:
 def test_integer_too_large_for_a_float_is_an_ordinary_value() -> None:
     assert make(epochs=10**400)["epochs"] == 10**400
     assert "seed must be" in refusal(overrides={"seed": 10**400})
+    assert "lambda_uncertainty must be" in refusal(overrides={"lambda_uncertainty": 10**400})
+    assert isinstance(make(lambda_uncertainty=10**30)["lambda_uncertainty"], float)  # torch has no such integers
+
+
+def test_processes_that_would_fill_the_machine_are_refused() -> None:
+    assert refusal(overrides={"worker": 10**9}) == "worker must be an integer in [0, 256], got 1000000000"
+
+
+def test_suffix_that_is_no_text_is_refused_before_columns_are_named_by_it() -> None:
+    parts = {"benchmark_filename": ["train", "valid", "test"]}
+    assert refusal(overrides={"LIST_SUFFIX": 1e-3, **parts}) == "LIST_SUFFIX must be text, got 0.001"
 
 
 @pytest.mark.parametrize(
