@@ -37,6 +37,13 @@ def test_the_page_of_the_next_items_together_is_written(tmp_path):
     assert "| joint, 1 step |" in (tmp_path / "joint_ml-100k.md").read_text()
 
 
+def test_the_tables_of_results_are_those_of_what_is_kept():
+    page = "import trainings; assert trainings.page() == trainings.PAGE.read_text(encoding='utf-8')"
+    command = [sys.executable, "-c", page]
+    done = subprocess.run(command, cwd=ROOT / "benchmarks", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"run python benchmarks/trainings.py --page\n{done.stderr[-3000:]}"
+
+
 @pytest.mark.slow
 def test_trainings_are_kept_one_by_one_and_go_on_where_they_were(tmp_path):
     tiny = {
