@@ -177,7 +177,9 @@ def machine() -> dict[str, Any]:
     else:
         lines = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout.splitlines()
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("Model name")]
-        processor = f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+        flags = next((line for line in lines if line.startswith("Flags")), "").split()
+        instructions = torch.backends.cpu.get_cpu_capability() + (", bf16" if "avx512_bf16" in flags else "")
+        processor = f"{names[0] if names else platform.processor()} ({instructions}), {torch.get_num_threads()} threads"
     return {
         "date": date.today().isoformat(),
         "processor": processor,

@@ -45,6 +45,25 @@ def test_the_tables_of_results_are_those_of_what_is_kept():
 
 
 @pytest.mark.slow
+def test_what_is_trained_is_audited(tmp_path):
+    pytest.importorskip("matplotlib", reason="the picture needs matplotlib")
+    tiny = {name: value for name, value in TINY.items() if name != "show_progress"}
+    row = {"name": "DiffuRec, tiny", "model": "DiffuRec", "seeds": 1, **tiny, "user_inter_num_interval": "[5,30]"}
+    (tmp_path / "plan.yaml").write_text(json.dumps({"published": {}, "trained": [row]}))
+    places = {"BENCHMARKS_RESULTS": str(tmp_path), "BENCHMARKS_TRAININGS": str(tmp_path / "plan.yaml")}
+    environment = {**os.environ, **places, "OMP_NUM_THREADS": "1"}
+    for script, more in (("trainings", []), ("audits", ["--users=30"])):
+        command = [sys.executable, str(ROOT / f"benchmarks/{script}.py"), "--dataset=ml-100k", "--work=w", *more]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "audits/ml-100k/diffurec-tiny-2020.json").read_text())
+    assert found["users"] == 30 and {"as_trained", "factor_0"} <= {line["name"] for line in found["lines"]}
+    page = (tmp_path / "audits_ml-100k.md").read_text()
+    assert f"| DiffuRec, tiny | {found['lines'][0]['ndcg']:.4f} |" in page and found["verdict"]["sentence"] in page
+    assert (tmp_path / "audits_ml-100k.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
 def test_trainings_are_kept_one_by_one_and_go_on_where_they_were(tmp_path):
     tiny = {
         **{name: value for name, value in TINY.items() if name != "show_progress"},
@@ -70,6 +89,11 @@ def test_trainings_are_kept_one_by_one_and_go_on_where_they_were(tmp_path):
     assert "--hidden_size=16" in found["command"] and str(tmp_path) not in first.read_text()
     # Whoever has seen a film does not see it again: without the seen ones a target ranks higher, or as high.
     assert found["masked"]["hit@20"] >= found["unmasked"]["hit@20"] and found["masked"] != found["unmasked"]
+    audited = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks/audits.py"), "--dataset=ml-100k", "--users=30", "--work=w"],
+        env=environment, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert audited.returncode == 1 and "nothing is trained that can be audited" in audited.stderr
     first.unlink()
     before = (tmp_path / "trainings/ml-100k/sasrec-tiny-2021.json").stat().st_mtime_ns
     assert trained("--work=again") == ["sasrec-tiny-2020.json", "sasrec-tiny-2021.json"]
