@@ -7,11 +7,14 @@ time or never takes its answer is ended here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import os
 import re
+import signal
 import socket
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psutil
@@ -148,6 +151,45 @@ def server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
             timeout_graceful_shutdown=limits.stop_seconds,
         )
     )
+
+
+def run(app: ASGIApp, limits: Limits, listener: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Parameters
+    ----------
+    app : ASGIApp
+        What answers.
+    limits : Limits
+        Of its connections.
+    listener : socket.socket
+        See ``listen``.
+    """
+    servers: list[uvicorn.Server] = []
+    asked = threading.Event()
+
+    def stop(*_: Any) -> None:
+        """For SIGINT while uvicorn and asyncio prepare and cannot be interrupted; later it is theirs."""
+        asked.set()
+        for beginning in servers:
+            beginning.should_exit = True
+
+    with _on_interrupt(stop):
+        servers.append(server(app, limits))
+        if not asked.is_set():
+            servers[0].run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def _on_interrupt(handler: Callable[..., None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -23,7 +23,7 @@ from recbole_diffurec.data.tables import Frame, Table, check_columns
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, checks, compat, trackers
 from recbole_diffurec.host.config import RunConfig
-from recbole_diffurec.host.devices import say_without_gpu
+from recbole_diffurec.host.devices import say_of_gpus
 from recbole_diffurec.host.loaders import batch_of, fitting_users
 from recbole_diffurec.inference.checkpoint_data import CheckpointData, check_reads_histories_alone
 from recbole_diffurec.inference.items import ItemTable
@@ -83,7 +83,7 @@ class Recommender(NextLists, SimilarItems, Shareable):
             The file is no such checkpoint, a parameter is wrong, or the model is not a sequential one.
         """
         state = open_model(path)
-        say_without_gpu(parameters)
+        say_of_gpus(parameters)
         trackers.refuse(parameters)
         spec = catalogue.find(state["model"])
         inference = {name: value for name, value in spec.for_inference.items() if name in state["config"]}

@@ -292,6 +292,4 @@ def serve(
     with connections.listen(host, port) as listener:
         address = f"[{host}]" if ":" in host else host
         print(f"serving     http://{address}:{listener.getsockname()[1]}/ (API: /docs, Ctrl-C stops)", flush=True)
-        # Raised again by uvicorn once it has stopped; cancelled, where SIGINT comes while asyncio prepares for it.
-        with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-            connections.server(app, limits).run(sockets=[listener])
+        connections.run(app, limits, listener)

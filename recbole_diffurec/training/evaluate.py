@@ -15,7 +15,7 @@ from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat, trackers
 from recbole_diffurec.host.checks import check_effect_after
 from recbole_diffurec.host.config import DATA_PARAMETERS, RunConfig
-from recbole_diffurec.host.devices import say_without_gpu
+from recbole_diffurec.host.devices import say_of_gpus
 from recbole_diffurec.host.fingerprint import differences
 from recbole_diffurec.host.inputs import inputs_of_test
 from recbole_diffurec.host.loaders import dataset_of, share_evaluation
@@ -165,7 +165,7 @@ class Member:
     def open(cls, path: str | Path, parameters: Mapping[str, Any]) -> Member:
         """Read a checkpoint, and its configuration with ``parameters`` changed."""
         state = open_model(path)
-        say_without_gpu(parameters)
+        say_of_gpus(parameters)
         config = RunConfig(state["model"], state["dataset"], {**state["config"], **parameters})
         check_effect_after(parameters, config, state["config"])
         # A test leaves nothing behind, wherever it is called and whatever its checkpoint says.

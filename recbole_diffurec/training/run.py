@@ -13,7 +13,7 @@ from recbole.utils import init_seed
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
 from recbole_diffurec.host.config import RunConfig
-from recbole_diffurec.host.devices import say_without_gpu
+from recbole_diffurec.host.devices import say_of_gpus
 from recbole_diffurec.host.loaders import dataset_of, share_evaluation, share_training
 from recbole_diffurec.runtime import distributed, files, visible
 from recbole_diffurec.runtime.process import restored
@@ -131,7 +131,7 @@ def train(
     if distributed.world_size() > 1:
         config.spec.refuse("nproc", "be trained in several processes")
     files.make_folder(config["checkpoint_dir"], "checkpoint_dir")
-    say_without_gpu(config.external_config_dict)
+    say_of_gpus(config.external_config_dict)
     own = state["checkpoint"].removesuffix(".pth") if state is not None else new_name(config)
     name = distributed.broadcast_from_rank0(lambda: own)
     with compat.quiet(), restored(), log_file(config, name) as log:

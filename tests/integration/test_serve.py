@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import requests
 from recbole_diffurec import Recommender, cli
 
 pytest.importorskip("fastapi", reason="the service needs fastapi")
+uvicorn = pytest.importorskip("uvicorn", reason="the service needs uvicorn")
 
 HISTORIES = [["50", "172", "1"], ["1"], ["7", "50", "nothing", "181", "7", "100"], []]
 
@@ -282,16 +284,22 @@ def test_mistakes(served_checkpoint, arguments, message, capsys):
     assert message in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, asyncio.CancelledError])
-def test_it_is_stopped_while_it_begins(served_checkpoint, monkeypatch, capsys, stop):
-    """asyncio cancels the server where SIGINT comes between two of its own steps."""
+@pytest.mark.parametrize("where", ["uvicorn.Config.__init__", "uvicorn.Server.run", "uvicorn.Server.startup"])
+def test_it_is_stopped_while_it_begins(served_checkpoint, monkeypatch, capfd, where):
+    """Neither uvicorn nor asyncio can be interrupted in all of their steps."""
+    owner, _, name = where.rpartition(".")
+    begin = getattr(getattr(uvicorn, owner.partition(".")[2]), name)
 
-    def begin(*_, **__):
-        raise stop
+    def interrupted(*given, **more):
+        signal.raise_signal(signal.SIGINT)
+        return begin(*given, **more)
 
-    monkeypatch.setattr("uvicorn.Server.run", begin)
+    monkeypatch.setattr(where, interrupted)
+    before = signal.getsignal(signal.SIGINT)
     assert cli.main(["serve", str(served_checkpoint), "--port=0"]) == 0
-    assert "serving " in capsys.readouterr().out
+    said = capfd.readouterr()
+    assert "serving " in said.out and "Traceback" not in said.err and "interrupted" not in said.err
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_taken_port(served_checkpoint, capsys):

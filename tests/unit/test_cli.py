@@ -20,9 +20,9 @@ from recbole_diffurec.config.rules import RULES
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.catalogue import known_models
 from recbole_diffurec.host.config import RunConfig, known_parameters, once
-from recbole_diffurec.host.devices import say_without_gpu
+from recbole_diffurec.host.devices import say_of_gpus
 from recbole_diffurec.models import spec
-from recbole_diffurec.runtime import checkpoint
+from recbole_diffurec.runtime import checkpoint, distributed
 from recbole_diffurec.training import evaluate, run
 from recbole_diffurec.training.report import describe_network, format_result
 from recbole_diffurec.version import __version__
@@ -464,9 +464,25 @@ def test_a_gpu_that_is_not_there_is_said(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     once.cache_clear()
     with caplog.at_level("WARNING"):
-        say_without_gpu(given)
-        say_without_gpu({**given, "use_gpu": False})
+        say_of_gpus(given)
+        say_of_gpus({**given, "use_gpu": False})
     assert caplog.text.count("the CPU is used") == said and (not said or f"gpu_id is {given['gpu_id']}," in caplog.text)
+
+
+def test_gpus_that_one_process_does_not_use_are_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    once.cache_clear()
+    say_of_gpus({"gpu_id": "0"})
+    assert not caplog.text
+    say_of_gpus({"gpu_id": "1,3"})
+    assert "gpu_id names the GPUs 1, 3, and one process uses GPU 1" in caplog.text and "--nproc=2" in caplog.text
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    once.cache_clear()
+    caplog.clear()
+    say_of_gpus({"gpu_id": "1,3"})
+    assert not caplog.text
 
 
 def test_the_first_lines_of_a_run_tell_device_precision_and_size() -> None:
