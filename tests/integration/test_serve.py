@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import pkgutil
 import shutil
 import signal
 import socket
@@ -18,7 +19,6 @@ import requests
 from recbole_diffurec import Recommender, cli
 
 pytest.importorskip("fastapi", reason="the service needs fastapi")
-uvicorn = pytest.importorskip("uvicorn", reason="the service needs uvicorn")
 
 HISTORIES = [["50", "172", "1"], ["1"], ["7", "50", "nothing", "181", "7", "100"], []]
 
@@ -284,11 +284,18 @@ def test_mistakes(served_checkpoint, arguments, message, capsys):
     assert message in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("where", ["uvicorn.Config.__init__", "uvicorn.Server.run", "uvicorn.Server.startup"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "uvicorn.config.Config.__init__",
+        "uvicorn.server.Server.run",
+        "asyncio.base_events.BaseEventLoop.run_until_complete",
+        "uvicorn.server.Server.startup",
+    ],
+)
 def test_it_is_stopped_while_it_begins(served_checkpoint, monkeypatch, capfd, where):
     """Neither uvicorn nor asyncio can be interrupted in all of their steps."""
-    owner, _, name = where.rpartition(".")
-    begin = getattr(getattr(uvicorn, owner.partition(".")[2]), name)
+    begin = pkgutil.resolve_name(where)
 
     def interrupted(*given, **more):
         signal.raise_signal(signal.SIGINT)
