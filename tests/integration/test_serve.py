@@ -290,6 +290,7 @@ def test_mistakes(served_checkpoint, arguments, message, capsys):
         "uvicorn.config.Config.__init__",
         "uvicorn.server.Server.run",
         "asyncio.base_events.BaseEventLoop.run_until_complete",
+        "uvicorn.server.Server.capture_signals",
         "uvicorn.server.Server.startup",
     ],
 )
