@@ -329,6 +329,7 @@ def test_second_model_or_data_set_is_refused(name: str, used: str, other: str, t
         ("sampling_steps", 0, "an integer of at least 1 (or empty)"),
         ("lambda_uncertainty", -1, "a finite number of at least 0"),
         ("worker", -1, "an integer in [0, 256]"),
+        ("loss_decimal_place", 4.0, "an integer in [0, 50]"),
         # no choice
         ("noise_schedule", "quadratic", "one of linear, cosine, sqrt, trunc_cos, trunc_lin, pw_lin"),
         ("step_sampler", "Uniform", "one of uniform, loss_aware"),
