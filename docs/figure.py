@@ -36,12 +36,14 @@ BEAUTY: list[tuple[str, str | None, str | None]] = [
     ("GRU4Rec", "GRU4Rec, tuned", "GRU4Rec"),
     ("BERT4Rec", "BERT4Rec, tuned", "BERT4Rec"),
     ("BSARec", None, "BSARec"),
+    ("WEARec (best of 88)", None, "WEARec, the best of 88 on test"),
 ]
 ML_1M: list[tuple[str, str | None, str | None]] = [
     ("DiffuRecSys", "DiffuRecSys, `best/ml-1m`, 7 epochs", "V2 = DiffuRecSys"),
     ("DiffuRec", "DiffuRec, `best/ml-1m`, 11 epochs", "DiffuRec"),
     ("SASRec (4 epochs)", "SASRec, as wide and deep, 4 epochs and rising", "SASRec"),
     ("eSASRec", None, "eSASRec"),
+    ("LRURec", None, "LRURec, 3,416 items"),
 ]
 
 
