@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host import compat
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.training.report import explained
 
@@ -45,7 +44,7 @@ class CheckpointData:
 @torch.no_grad()
 def check_reads_histories_alone(network: Any, batch: Any, model: str) -> None:
     """Refuse a model that wants to know more of a request than its history: HGN, Caser and others the user."""
-    with compat.quiet(), explained(f"recommending with model '{model}'"):
+    with explained(f"recommending with model '{model}'"):
         try:
             network.full_sort_predict(batch)
         except KeyError as error:

@@ -21,7 +21,7 @@ from recbole_diffurec.data.histories import HistoryBatch, HistoryColumns, as_his
 from recbole_diffurec.data.sniff import kind_of
 from recbole_diffurec.data.tables import Frame, Table, check_columns
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host import catalogue, checks, compat, trackers
+from recbole_diffurec.host import catalogue, checks, trackers
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.devices import say_of_gpus
 from recbole_diffurec.host.loaders import batch_of, fitting_users
@@ -95,7 +95,7 @@ class Recommender(NextLists, SimilarItems, Shareable):
         spec.refuse("recommend", "recommend from a checkpoint alone")
         tokens, columns = state["id_tokens"], state.get("item_columns", {})
         counts = CheckpointData(config, len(tokens["items"]), state["n_users"])
-        with compat.quiet(), explained(f"building model '{state['model']}'"), room_for(state, path):
+        with explained(f"building model '{state['model']}'"), room_for(state, path):
             network = config.model_class(config, counts)
         load_weights(network, state, path, parameters)
         config.tell_precision()

@@ -17,6 +17,7 @@ import recbole
 import torch
 
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.host import compat
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.runtime import distributed, files
 from recbole_diffurec.version import __version__
@@ -161,9 +162,13 @@ def log_file(config: RunConfig, name: str | None = None, required: bool = True) 
 
 @contextlib.contextmanager
 def explained(what: str, log: str | None = None) -> Iterator[None]:
-    """Turn what RecBole raises over its many parameters into one sentence; the traceback goes to the log file."""
+    """Turn what RecBole raises over its many parameters into one sentence; the traceback goes to the log file.
+
+    Its own deprecation warnings are left out.
+    """
     try:
-        yield
+        with compat.quiet():
+            yield
     except UserError:
         raise
     except Exception as error:

@@ -25,6 +25,7 @@ from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.dataset import SequenceDataset
+from recbole_diffurec.training.report import explained
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -401,3 +402,12 @@ def test_recboles_models_leave_anomaly_detection_off():
     code += "import recbole.model.sequential_recommender.sine; assert not torch.is_anomaly_enabled()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_recboles_own_deprecations_are_left_out_wherever_its_mistakes_are_explained() -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with explained("trying it out"):
+            for module in ("recbole.trainer.trainer", "of.the.user"):
+                warnings.warn_explicit("old", FutureWarning, "file.py", 1, module)
+    assert [str(warning.filename) for warning in seen] == ["file.py"]
