@@ -337,7 +337,8 @@ def _valid_result(state: Mapping[str, Any]) -> dict[str, float]:
     """The validation of the epoch that the weights are of, as far as the history tells it."""
     history = state.get("history")
     for epoch in history if isinstance(history, list) else ():
-        if isinstance(epoch, dict) and epoch.get("epoch") == state["epoch"]:
+        number = epoch.get("epoch") if isinstance(epoch, dict) else None
+        if isinstance(number, int) and number == state["epoch"]:
             found = epoch.get("valid_result")
             numbers = found.items() if isinstance(found, dict) else ()
             return {name: value for name, value in numbers if isinstance(name, str) and isinstance(value, (int, float))}

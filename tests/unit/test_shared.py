@@ -218,6 +218,9 @@ def test_a_checkpoint_opens_by_the_same_function(tmp_path: Path) -> None:
     save(tmp_path / "a.pth", state)
     opened = open_model(tmp_path / "a.pth")
     assert opened["n_users"] == 2 and opened["valid_result"] == {"hit@5": 0.5}
+    state["history"][:0] = [None, {"epoch": torch.ones(2, 2)}, {"epoch": []}]
+    save(tmp_path / "a.pth", state)
+    assert open_model(tmp_path / "a.pth")["valid_result"] == {"hit@5": 0.5}
 
 
 def test_a_header_that_nobody_could_read_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
