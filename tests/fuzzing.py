@@ -36,6 +36,7 @@ from recbole_diffurec.host import catalogue
 from recbole_diffurec.host.config import known_parameters
 from recbole_diffurec.runtime import checkpoint
 from recbole_diffurec.training.prepare import DatasetCache
+from recbole_diffurec.training.report import explained
 
 # Seconds of work until a try is interrupted, as by Ctrl-C, and seconds until that, and until it is killed, a failure.
 WORK, PATIENCE, END = 15, 45, 120
@@ -375,9 +376,14 @@ def _tell_cause(error: BaseException) -> None:
     if error.__cause__ is None or not str(error.__cause__):
         return
     frame = traceback.extract_tb(error.__cause__.__traceback__)[-1]
+    ours = _is_ours(error.__cause__)
     place = f"{Path(frame.filename).parent.parent.name}/{Path(frame.filename).parent.name}/{Path(frame.filename).name}"
-    ours = Path(frame.filename).is_relative_to(PACKAGE)
     print(f"{'a mistake of ours' if ours else 'inside'} {place}:{frame.lineno} {error.__cause__!r}", file=sys.stderr)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether it was raised by a line of this package."""
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(PACKAGE)
 
 
 def _stand_in_for_ray() -> None:
@@ -393,6 +399,8 @@ def _stand_in_for_ray() -> None:
         (search.output_dir / "ray").mkdir(exist_ok=True)
         datasets, table = DatasetCache(), search.table()
         table.read()
+        with explained(f"preparing data set '{search.dataset}'"):
+            datasets.get(search.config)
         for number in range(min(search.planned, 3)):
             sample = {one.name: one.for_ray().sample() for one in search.space}
             trial = SimpleNamespace(trial_id=f"trial{number}", config=sample, error_file=None)
@@ -406,7 +414,9 @@ def _stand_in_for_ray() -> None:
             try:
                 trials.run_trial(sample, search.model, search.dataset, search.fixed, datasets)
                 table.update(trial, reports[-1], "TERMINATED")
-            except UserError:
+            except Exception as error:  # which Ray Tune keeps in a file
+                if not isinstance(error, UserError) and _is_ours(error):
+                    raise
                 table.update(trial, None, "ERROR")
             table.report(trial.trial_id)
         return True

@@ -16,7 +16,9 @@ Blank lines and what follows a ``#`` are skipped. Values are YAML; nothing is ev
 from __future__ import annotations
 
 import math
+import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,35 @@ class Dimension:
             low, high = self.corners()
             return tune.loguniform(low, high)
         return getattr(tune, self.kind)(*self.values)
+
+
+def size_of(space: Sequence[Dimension]) -> float:
+    """How many configurations there are that Ray Tune can be told of; infinite with a range, or a choice of lists."""
+    listed = any(d.kind != "choice" or any(isinstance(value, (list, dict)) for value in d.values) for d in space)
+    return math.inf if listed else math.prod(len(set(map(repr, d.values))) for d in space)
+
+
+def draw_different(space: Sequence[Dimension], n: int, seed: int) -> list[dict[str, Any]]:
+    """So many configurations of choices, each another one.
+
+    Parameters
+    ----------
+    space : sequence of Dimension
+        Choices.
+    n : int
+        At most ``size_of(space)``.
+    seed : int
+        Of the draw.
+    """
+    values = [list({repr(value): value for value in dimension.values}.values()) for dimension in space]
+    found = []
+    for number in random.Random(seed).sample(range(math.prod(map(len, values))), n):
+        configuration = {}
+        for dimension, choices in zip(space, values):
+            number, place = divmod(number, len(choices))
+            configuration[dimension.name] = choices[place]
+        found.append(configuration)
+    return found
 
 
 def read_space(path: str | Path, model: str) -> list[Dimension]:

@@ -204,11 +204,12 @@ def for_search(dimension: Dimension, search: str) -> Any:
     return ray_tune.grid_search(list(dimension.values)) if search == "grid" else dimension.for_ray()
 
 
-def searcher(search: str, seed: int, concurrent: int | None) -> Any:
+def searcher(search: str, seed: int, concurrent: int | None, points: list[dict[str, Any]] | None = None) -> Any:
+    """Ray Tune's searcher; ``points`` are tried rather than draws of its own."""
     if search != "optuna":
         from ray.tune.search.basic_variant import BasicVariantGenerator
 
-        return BasicVariantGenerator(max_concurrent=concurrent or 0, random_state=seed)
+        return BasicVariantGenerator(points_to_evaluate=points, max_concurrent=concurrent or 0, random_state=seed)
     from ray.tune.search import ConcurrencyLimiter
     from ray.tune.search.optuna import OptunaSearch
 

@@ -21,7 +21,7 @@ from recbole_diffurec.experiments import cluster, search_figure, trials
 from recbole_diffurec.experiments.progress import LINE
 from recbole_diffurec.experiments.search_folder import refuse_foreign, same_search
 from recbole_diffurec.experiments.search_options import SearchOptions
-from recbole_diffurec.experiments.space import Dimension, read_space
+from recbole_diffurec.experiments.space import Dimension, draw_different, read_space, size_of
 from recbole_diffurec.experiments.trials import BUDGET, SCORE, TrialTable
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.runtime import files, visible
@@ -113,8 +113,18 @@ class _Search:
     @property
     def planned(self) -> int:
         """How many trials there are to be."""
-        grid = self.options.search == "grid"
-        return math.prod(len(dimension.values) for dimension in self.space) if grid else self.options.num_trials
+        if self.options.search == "grid":
+            return math.prod(len(dimension.values) for dimension in self.space)
+        trials_asked = self.options.num_trials
+        return trials_asked if self.options.search == "optuna" else int(min(trials_asked, size_of(self.space)))
+
+    def _points(self) -> list[dict[str, Any]] | None:
+        """For a random search among finitely many configurations: different ones, which Ray Tune would not draw."""
+        if self.options.search != "random" or size_of(self.space) == math.inf:
+            return None
+        if self.planned < self.options.num_trials:
+            logger.info("there are %d configurations: each is tried once", self.planned)
+        return draw_different(self.space, self.planned, self.config["seed"])
 
     def table(self) -> TrialTable:
         return TrialTable(self.output_dir / "trials.csv", [dimension.name for dimension in self.space], self.config)
@@ -196,9 +206,9 @@ class _Search:
             tune_config=ray_tune.TuneConfig(
                 metric=SCORE,
                 mode="max",
-                num_samples=1 if options.search == "grid" else options.num_trials,
+                num_samples=1 if options.search == "grid" else self.planned,
                 scheduler=trials.scheduler_of(options.scheduler, table.last_epoch, grace),
-                search_alg=trials.searcher(options.search, config["seed"], options.concurrent_trials),
+                search_alg=trials.searcher(options.search, config["seed"], options.concurrent_trials, self._points()),
             ),
             run_config=ray_tune.RunConfig(
                 name=_STATE,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from recbole.trainer.hyper_tuning import HyperTuning
 
 from recbole_diffurec import UserError
-from recbole_diffurec.experiments.space import read_space
+from recbole_diffurec.experiments.space import Dimension, draw_different, read_space, size_of
 from recbole_diffurec.experiments.tune import _parameter
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.models.spec import BUILTIN
@@ -141,3 +141,18 @@ def test_shipped_spaces_are_of_their_model(path):
 def test_every_other_model_has_a_space():
     own = {path.stem for path in (ROOT / "properties" / "search").glob("*.test")}
     assert set(BUILTIN) - own == {"DiffuRec", "DiffuRecSys"}  # whose space is hyper.test
+
+
+@given(
+    st.lists(st.lists(st.one_of(st.integers(), st.booleans(), st.text()), min_size=1), min_size=1, max_size=3),
+    st.integers(0, 2**32 - 1),
+    st.data(),
+)
+def test_different_configurations_are_drawn(values, seed, data):
+    space = [Dimension(f"p{place}", "choice", tuple(of), place) for place, of in enumerate(values)]
+    n = data.draw(st.integers(0, int(size_of(space))))
+    found = draw_different(space, n, seed)
+    assert len({repr(one) for one in found}) == len(found) == n and found == draw_different(space, n, seed)
+    assert all(one[dimension.name] in dimension.values for one in found for dimension in space)
+    for endless in (Dimension("q", "uniform", (0, 1), 9), Dimension("q", "choice", ([1], [2]), 9)):
+        assert size_of([*space, endless]) == math.inf
