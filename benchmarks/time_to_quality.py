@@ -32,6 +32,7 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     "best recipe, DiffuRecSys": {"model": "DiffuRecSys", "recipe": True},
     "best recipe, DiffuRec": {"model": "DiffuRec", "recipe": True},
     "best/default, DiffuRecSys": {"model": "DiffuRecSys", "experiment": "best/default"},
+    "best/amazon-beauty-CausalRec": {"model": "CausalRec", "experiment": "best/amazon-beauty-CausalRec"},
     "DiffuRecSys, the paper's settings": {"model": "DiffuRecSys", "parameters": {}},
     "DiffuRec, the paper's settings": {"model": "DiffuRec", "parameters": {}},
     "RecBole SASRec, as RecBole trains it": {"model": "SASRec", "as_recbole": True, "parameters": EQUAL_SIZE},
