@@ -60,13 +60,21 @@ class Rule:
     optional: bool = False
 
     @classmethod
-    def of_default(cls, name: str, default: Any) -> Rule | None:
-        """What a parameter of RecBole may be, read off its default; None where that does not tell."""
+    def of_default(cls, default: Any, own: bool) -> Rule | None:
+        """What a parameter of RecBole may be, read off its default; None where that does not tell.
+
+        Parameters
+        ----------
+        default : object
+            Its value where nobody gives one.
+        own : bool
+            Whether it is one of the model's own, which has a value for it because it needs one.
+        """
         if isinstance(default, list) and default and all(isinstance(part, str) for part in default):
-            return cls("names")
+            return cls("names", optional=not own)
         for kind, types in (("bool", bool), ("number", (int, float)), ("list", list), ("dict", dict), ("str", str)):
             if isinstance(default, types):
-                return cls(kind, optional=kind == "dict" or name.endswith("_FIELD"))
+                return cls(kind, optional=kind == "dict" or (kind in ("list", "str") and not own))
         return None
 
     def describe(self) -> str:
@@ -119,7 +127,7 @@ _LEVELS = ("debug", "info", "warning", "error", "critical")  # of RecBole's log
 RULES: dict[str, Rule] = {
     "seed": Rule("int", 0, 2**32 - 1),
     "data_path": Rule("str"),
-    **{name: Rule("str") for name in ("encoding", "field_separator", "seq_separator")},
+    **{name: Rule("str") for name in ("encoding", "field_separator", "seq_separator", "LIST_SUFFIX")},
     "checkpoint_dir": Rule("str"),
     "gpu_id": Rule("str", optional=True),
     "use_gpu": Rule("bool"),

@@ -31,15 +31,8 @@ from recbole_diffurec.config import layers
 from recbole_diffurec.config.rules import COUNT, INTERVALS, NOT_IN_RESULT, RULES, Rule, as_number, meaning, nearest
 from recbole_diffurec.data.sources import check_name
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.host import catalogue, trackers
+from recbole_diffurec.host import catalogue, checks, trackers
 from recbole_diffurec.host.catalogue import HOST_PROPERTIES
-from recbole_diffurec.host.checks import (
-    FILTERS,
-    check_clipping,
-    check_data_and_evaluation,
-    check_effect,
-    with_ids_as_text,
-)
 from recbole_diffurec.host.inputs import reconstructs
 from recbole_diffurec.host.repeats import with_repeat_bias
 from recbole_diffurec.host.sequences import check_rows
@@ -185,8 +178,8 @@ class RunConfig(Config):
             columns = None if final["unload_col"] else columns_to_load(final)
             final["load_col"] = self.internal_config_dict["load_col"] = columns
         if final["benchmark_filename"]:  # of which RecBole filters nothing
-            final.update(dict.fromkeys(FILTERS - given.keys()))
-            self.internal_config_dict.update(dict.fromkeys(FILTERS))
+            final.update(dict.fromkeys(checks.FILTERS - given.keys()))
+            self.internal_config_dict.update(dict.fromkeys(checks.FILTERS))
         if isinstance(given.get("eval_args"), dict):
             # RecBole would fill what is left out with its random split.
             final["eval_args"] = {**self.internal_config_dict["eval_args"], **given["eval_args"]}
@@ -249,14 +242,15 @@ class RunConfig(Config):
             final["metrics"] = [final["metrics"]]
         if isinstance(final["additional_feat_suffix"], str):
             final["additional_feat_suffix"] = [final["additional_feat_suffix"]]
-        final["val_interval"] = with_ids_as_text(final["val_interval"])
+        final["val_interval"] = checks.with_ids_as_text(final["val_interval"])
         final.update(log_to=trackers.named(final), log_wandb=False)  # RecBole's own way would be a second one
         # Empty means 4 d to models that have rules, and nothing to RecBole's.
         rules = {**RULES, **(self.spec.rules or {"inner_size": COUNT})}
         # For registered models the files' values are checked too; RecBole's defaults are RecBole's business.
         checked = {*given, *rules} & final.keys() if self.spec.rules else set(given)
+        own = self.spec.default_values()
         for name in sorted(checked):
-            rule = rules.get(name) or Rule.of_default(name, self.internal_config_dict.get(name))
+            rule = rules.get(name) or Rule.of_default(self.internal_config_dict.get(name), name in own)
             if rule is not None and not rule.accepts(final[name]):
                 raise UserError(f"{name} must be {rule.describe()}, got {final[name]!r}")
             if rule is not None and rule.kind == "number" and final[name] is not None:
@@ -266,9 +260,9 @@ class RunConfig(Config):
         for name in ("user_inter_num_interval", "item_inter_num_interval"):
             if final[name] is not None and not INTERVALS.fullmatch(final[name]):
                 raise UserError(f"{name} must be an interval such as [5,inf), got '{final[name]}'")
-        check_effect(given, self.internal_config_dict, self.spec.name)
-        check_clipping(final["clip_grad_norm"])
-        self.protocol = check_data_and_evaluation(final, self.model_class)
+        checks.check_effect(given, self.internal_config_dict, self.spec.name)
+        checks.check_clipping(final["clip_grad_norm"])
+        self.protocol = checks.check_data_and_evaluation(final, self.model_class)
         self._check_counts(final)
         if {"hidden_size", "n_heads"} <= final.keys() and final["hidden_size"] % final["n_heads"]:
             divisors = [str(n) for n in range(1, 65) if final["hidden_size"] % n == 0]  # more heads nobody has

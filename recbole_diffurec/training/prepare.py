@@ -271,7 +271,8 @@ def _check_negatives(network: Any, config: RunConfig) -> None:
     losses = [vars(kind)["calculate_loss"] for kind in type(network).__mro__ if "calculate_loss" in vars(kind)]
     reads = any("NEG_ITEM_ID" in inspect.unwrap(loss).__code__.co_names for loss in losses)
     sampled = config["train_neg_sample_args"]["distribution"] != "none"
-    if reads and config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and not sampled:
+    learns = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and config["loss_type"] in (None, "BPR")
+    if reads and learns and not sampled:
         raise UserError(
             f"model {config['model']} learns from negatives, and train_neg_sample_args has none drawn: leave it out, "
             f"or give --train_neg_sample_args='{NEGATIVES}'"

@@ -148,8 +148,8 @@ def test_histories_of_data_that_recbole_cannot_prepare(given: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("normalize_field", 1.5, "a list (or empty)"),
-        ("alias_of_user_id", "friend", "a list (or empty)"),
+        ("normalize_field", 1.5, "a list of names (or empty)"),
+        ("alias_of_user_id", "friend", "a list of names (or empty)"),
         ("unused_col", ["price"], "a mapping (or empty)"),
         ("normalize_all", "price", "True or False (or empty)"),
         ("transform", "user_defined", "one of mask_itemseq, inverse_itemseq, crop_itemseq, reorder_itemseq (or empty)"),
