@@ -16,10 +16,10 @@ import logging
 import os
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -114,21 +114,19 @@ def _ends(command: list[str], folder: Path, seconds: float | None) -> bool | Non
     """Whether a command ended before ``seconds``, when it is interrupted and keeps its state; None where it failed."""
     with (folder / "log.txt").open("a") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
-        timer = threading.Timer(seconds, process.terminate) if seconds is not None else None
-        if timer:
-            timer.start()
         try:
-            code = process.wait()
-        except KeyboardInterrupt:
+            code = process.wait(seconds)
+        except KeyboardInterrupt:  # from a terminal, which interrupts the training as well
             process.wait()
             raise
-        late = timer is not None and timer.finished.is_set()
-        if timer:
-            timer.cancel()
+        except (subprocess.TimeoutExpired, SystemExit) as stop:
+            process.terminate()
+            process.wait()
+            if isinstance(stop, SystemExit):
+                raise
+            return False
     if code == 0:
         return True
-    if late:
-        return False
     logging.warning("exit code %s, see %s: %s", code, folder / "log.txt", shlex.join(command))
     return None
 
@@ -196,6 +194,10 @@ def page() -> str:
     return text
 
 
+def _terminated(*_: Any) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", action="store_true", help="write the tables of RESULTS.md, and train nothing")
@@ -209,6 +211,7 @@ def main() -> int:
     if options.page:
         PAGE.write_text(page(), encoding="utf-8")
         return 0
+    signal.signal(signal.SIGTERM, _terminated)  # which would leave a training behind
     failed = 0
     end = time.monotonic() + 3600 * options.hours
     for dataset in options.dataset:

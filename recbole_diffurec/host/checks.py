@@ -150,7 +150,7 @@ def effect_first(given: Mapping[str, Any], trained: Mapping[str, Any]) -> Iterat
         yield
     except UserError:
         for name in sorted(OF_EVALUATION & given.keys() & trained.keys()):
-            if given[name] != trained[name]:
+            if trained[name] not in (given[name], [given[name]]):
                 raise _without_effect(name, given[name], trained[name]) from None
         raise
 

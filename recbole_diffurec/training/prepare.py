@@ -269,7 +269,8 @@ def _check_labels(network: Any, config: RunConfig, train_dataset: Any) -> None:
 def _check_negatives(network: Any, config: RunConfig) -> None:
     """Refuse a training without the negatives that its loss reads."""
     losses = [vars(kind)["calculate_loss"] for kind in type(network).__mro__ if "calculate_loss" in vars(kind)]
-    reads = any("NEG_ITEM_ID" in inspect.unwrap(loss).__code__.co_names for loss in losses)
+    codes = [getattr(inspect.unwrap(loss), "__code__", None) for loss in losses]  # compiled ones have none
+    reads = any(code is not None and "NEG_ITEM_ID" in code.co_names for code in codes)
     sampled = config["train_neg_sample_args"]["distribution"] != "none"
     learns = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and config["loss_type"] in (None, "BPR")
     if reads and learns and not sampled:

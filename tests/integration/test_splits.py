@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,15 @@ def test_labels_and_negatives_are_there_and_are_read(tmp_path, model, parameters
         return
     with pytest.raises(UserError, match=message):
         build(data.config, dataset_of(data.loaders[0]))
+
+
+def test_a_loss_that_is_no_plain_function_is_let_through(tmp_path, monkeypatch):
+    """A compiled one, say: what it reads cannot be told, and its training tells."""
+    write_inter(tmp_path, shop())
+    data = prepare(tmp_path, "BPR", train_neg_sample_args=None, **ALL)
+    model = data.config.model_class
+    monkeypatch.setattr(model, "calculate_loss", functools.partialmethod(model.calculate_loss))
+    build(data.config, dataset_of(data.loaders[0]))
 
 
 def test_labels_in_the_file_are_loaded(tmp_path):

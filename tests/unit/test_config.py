@@ -21,6 +21,7 @@ from recbole_diffurec.config.layers import parse_value
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, config
 from recbole_diffurec.host.catalogue import known_models
+from recbole_diffurec.host.checks import effect_first
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.runtime import checkpoint
 
@@ -877,3 +878,9 @@ def test_an_error_is_one_line_that_a_terminal_prints() -> None:
 @pytest.mark.parametrize("text", ["|", ">", "|-", ";", ","])
 def test_a_separator_is_itself(text: str) -> None:
     assert layers.parse_value("field_separator", text) == text
+
+
+@pytest.mark.parametrize(("given", "told"), [(10, "refused"), ([10], "refused"), (5, "topk would have no effect")])
+def test_what_lists_do_not_read_is_told_before_what_it_would_have_to_fit(given: Any, told: str) -> None:
+    with pytest.raises(UserError, match=told), effect_first({"topk": given}, {"topk": [10]}):
+        raise UserError("refused")
