@@ -122,16 +122,21 @@ def page(audits: Audits, dataset: str) -> str:
 
 
 def draw(audits: Audits, stem: Path) -> None:
-    figure, axes = plt.subplots(1, len(audits), figsize=(2.2 + 2.2 * len(audits), 3), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(audits), figsize=(2.2 + 2.2 * len(audits), 3), sharey=True, squeeze=False, layout="constrained"
+    )
     for axis, (name, found) in zip(axes[0], audits.items()):
         lines = _measured(found)
         for place, line in enumerate(reversed(LINES)):
             if "difference" in lines.get(line, {}):
                 of = lines[line]["difference"]["ndcg"]
-                axis.errorbar(of["mean"], place, xerr=[[of["mean"] - of["low"]], [of["high"] - of["mean"]]], fmt="o")
+                axis.errorbar(
+                    of["mean"], place, xerr=[[of["mean"] - of["low"]], [of["high"] - of["mean"]]], fmt="o", color="C0"
+                )
         axis.axvline(0, color="gray", linewidth=0.8)
         axis.set_title(f"{name}\n{lines['as_trained']['ndcg']:.4f}", fontsize=9)
         axis.tick_params(labelsize=7)
+        axis.locator_params(axis="x", nbins=4)
     axes[0, 0].set_yticks(range(len(LINES)), list(reversed(LINES.values())))
     figure.supxlabel("change of NDCG@10", fontsize=8)
     write_figure(figure, stem)
