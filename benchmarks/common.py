@@ -170,8 +170,8 @@ def training_step(network: Any, trainer: Any, loss: Callable[[Any], torch.Tensor
 # Results
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+def machine(threads: int | None = None) -> dict[str, Any]:
+    """What the figures were measured on, with the number of threads if not of this process."""
     if torch.cuda.is_available():
         processor = torch.cuda.get_device_name()
     else:
@@ -179,7 +179,8 @@ def machine() -> dict[str, Any]:
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("Model name")]
         flags = next((line for line in lines if line.startswith("Flags")), "").split()
         instructions = torch.backends.cpu.get_cpu_capability() + (", bf16" if "avx512_bf16" in flags else "")
-        processor = f"{names[0] if names else platform.processor()} ({instructions}), {torch.get_num_threads()} threads"
+        name = names[0] if names else platform.processor()
+        processor = f"{name} ({instructions}), {threads or torch.get_num_threads()} threads"
     return {
         "date": date.today().isoformat(),
         "processor": processor,

@@ -22,6 +22,6 @@ measure 60 inference --data_path="$data" --rounds=3
 measure 60 utilisation --data_path="$data" --rounds=3
 measure 90 memory --data_path="$data" --rounds=1
 measure 90 first_run --seeds=1 --instructions all
-measure 120 time_to_quality --data_path="$data" --threads=2 --limit=15 --only "best recipe, DiffuRecSys" \
-  "RecBole SASRec, batch_by_length"
+measure 120 time_to_quality --data_path="$data" --threads=2 --limit=15 --only "DiffuRecSys, best recipe" \
+  "RecBole's SASRec, batch_by_length"
 exit $failed

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent / "results"
-MEASURED_ITEMS, MEASURED_BATCH, HIDDEN_SIZE = 12_102, 512, 128
+MEASURED_ITEMS, HIDDEN_SIZE = 12_102, 128
 FLOAT, ADAM_COPIES = 4, 4  # bytes; the weight, its gradient and Adam's two moments
 ML_1M_INTERACTIONS = 1_000_209
 
@@ -31,7 +31,7 @@ def main() -> None:
     figures = json.loads((RESULTS / "utilisation.json").read_text())["figures"]["DiffuRecSys"]
     prepared = json.loads((RESULTS / "memory.json").read_text())["figures"]["ml-1m, DiffuRecSys, ours"]
     interaction = (prepared["prepare_gb"] - prepared["imports_gb"]) * 2**30 / ML_1M_INTERACTIONS
-    per_sample = figures["flops"] / MEASURED_BATCH
+    per_sample = figures["flops"] / figures["samples"]
     softmax = 6 * HIDDEN_SIZE  # FLOP for an item that a sample is scored against, with both gradients
     network = per_sample - softmax * MEASURED_ITEMS
     scored = given.negatives or given.items

@@ -1,7 +1,8 @@
-"""RecTools' SASRec by its defaults, for ``time_to_quality.py``, in an environment of its own (``rectools[torch]``).
+"""RecTools' SASRec by its defaults but for L = 50, for ``time_to_quality.py``, with ``rectools[torch]`` installed.
 
-Arguments: an ``.inter`` file in RecBole's form, seconds of training at most, the validation NDCG@10 to stop at. Prints
-[[seconds of training, validation NDCG@10 with seen items masked], ...] as JSON, one for each epoch.
+Arguments: an ``.inter`` file in RecBole's form, seconds of training at most, the validation NDCG@10 to stop at, and
+epochs without a better one to stop after. Prints [[seconds of training, validation NDCG@10 with seen items masked],
+...] as JSON, one for each epoch.
 """
 
 from __future__ import annotations
@@ -39,19 +40,20 @@ def ndcg(model: SASRecModel, dataset: Dataset, held_out: pd.Series) -> float:
     return float((1 / np.log2(hits[Columns.Rank] + 1)).sum() / len(held_out))
 
 
-def main(path: str, limit: float, level: float) -> None:
+def main(path: str, limit: float, level: float, patience: int) -> None:
     dataset, held_out = split(path)
-    model = SASRecModel(epochs=1, verbose=0)
+    model = SASRecModel(epochs=1, verbose=0, session_max_len=50)
     curve: list[list[float]] = []
-    seconds = 0.0
-    while not curve or (curve[-1][0] <= limit and curve[-1][1] < level):
+    seconds, best = 0.0, 0
+    while not curve or (curve[-1][0] <= limit and curve[-1][1] < level and len(curve) - 1 - best < patience):
         started = time.perf_counter()
         model.fit_partial(dataset, min_epochs=1, max_epochs=1)
         seconds += time.perf_counter() - started
         curve.append([seconds, ndcg(model, dataset, held_out)])
+        best = max(range(len(curve)), key=lambda i: curve[i][1])
         print(*curve[-1], file=sys.stderr, flush=True)
     print(json.dumps(curve))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]))
+    main(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))

@@ -1,7 +1,7 @@
 """Seconds of training until a validation NDCG@10, seen items masked: ours, RecBole's SASRec, RecTools' SASRec.
 
 Every contestant trains in a process of its own, one after the other; validation is not counted. What is finished is
-kept in ``results/time_to_quality_runs.json`` and not run again: an interrupted benchmark goes on where it was.
+kept in ``results/time_to_quality.json`` and not run again: an interrupted benchmark goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,61 +19,80 @@ from typing import Any
 import common
 
 RECTOOLS = Path(__file__).with_name("rectools_sasrec.py")
-RUNS = common.RESULTS / "time_to_quality_runs.json"
+RUNS = common.RESULTS / "time_to_quality.json"
 LEVELS = {"amazon-beauty": (0.055, 0.065, 0.070), "ml-1m": (0.12, 0.14, 0.16)}
-# RecBole's SASRec at the size of RecTools' defaults: d = 128, 2 blocks, 4 heads, L = 100, batch 128.
-EQUAL_SIZE = {
-    "hidden_size": 128, "inner_size": 512, "n_layers": 2, "n_heads": 4, "MAX_ITEM_LIST_LENGTH": 100,
-    "train_batch_size": 128, "hidden_dropout_prob": 0.2, "attn_dropout_prob": 0.2,
-}  # fmt: skip
+PATIENCE = 5  # epochs without a better validation, after which a contestant has reached its best
 FOREVER = {"epochs": 1000, "stopping_step": 1000, "mask_seen": True, "show_progress": False, "checkpoint_minutes": None}
 
+# RecBole's SASRec with the size of CausalRec and of RecTools' defaults (d = 256, 2 blocks, L = 50), and the dropout
+# and the learning rate that suit it best (RESULTS.md).
+SASREC = {"model": "SASRec", "experiment": "best/amazon-beauty-SASRec"}
+CAUSAL = {"model": "CausalRec", "experiment": "best/amazon-beauty-CausalRec"}
+GROUPED = "RecBole's SASRec, batch_by_length"
+AS_RECBOLE = "RecBole's SASRec, as RecBole trains it"
+RIVALS = {AS_RECBOLE: "RecBole's best", "RecTools' SASRec": "RecTools' best"}
+
 CONTESTANTS: dict[str, dict[str, Any]] = {
-    "best recipe, DiffuRecSys": {"model": "DiffuRecSys", "recipe": True},
-    "best recipe, DiffuRec": {"model": "DiffuRec", "recipe": True},
-    "best/default, DiffuRecSys": {"model": "DiffuRecSys", "experiment": "best/default"},
-    "best/amazon-beauty-CausalRec": {"model": "CausalRec", "experiment": "best/amazon-beauty-CausalRec"},
-    "DiffuRecSys, the paper's settings": {"model": "DiffuRecSys", "parameters": {}},
-    "DiffuRec, the paper's settings": {"model": "DiffuRec", "parameters": {}},
-    "RecBole SASRec, as RecBole trains it": {"model": "SASRec", "as_recbole": True, "parameters": EQUAL_SIZE},
-    "RecBole SASRec, batch_by_length": {"model": "SASRec", "parameters": {**EQUAL_SIZE, "batch_by_length": True}},
-    "RecTools SASRec": {"rectools": True},
-}  # fmt: skip
+    "CausalRec, best/amazon-beauty-CausalRec": CAUSAL,
+    "DiffuRecSys, best recipe": {"model": "DiffuRecSys", "experiment": "best/{dataset}"},
+    "DiffuRec, best recipe": {"model": "DiffuRec", "experiment": "best/{dataset}"},
+    "DiffuRecSys, best/default": {"model": "DiffuRecSys", "experiment": "best/default"},
+    "DiffuRecSys, the paper's settings": {"model": "DiffuRecSys", "parameters": {"valid_sampling_steps": 1}},
+    "DiffuRec, the paper's settings": {"model": "DiffuRec", "parameters": {"valid_sampling_steps": 1}},
+    GROUPED: SASREC,
+    # The same mathematics, so that it needs as many epochs as GROUPED; what is measured is what an epoch takes.
+    AS_RECBOLE: {**SASREC, "epochs_of": GROUPED},
+    "RecTools' SASRec": {"rectools": True},
+    # The softmax: everything else as best/amazon-beauty-CausalRec.
+    "softmax over all items, float32": {**CAUSAL, "parameters": {"enable_amp": False}},
+    "softmax over all items, bf16": {**CAUSAL, "parameters": {"enable_amp": True}},
+    "softmax over 1,024 sampled items, log_uniform, float32": {
+        **CAUSAL,
+        "parameters": {"sampled_softmax": 1024, "enable_amp": False},
+    },
+    **{
+        f"softmax over {n:,} sampled items, {distribution}": {
+            **CAUSAL,
+            "parameters": {"sampled_softmax": n, "negative_distribution": distribution},
+        }
+        for n, distribution in ((256, "log_uniform"), (1024, "log_uniform"), (1024, "uniform"), (4096, "log_uniform"))
+    },
+}
 
 
 class Enough(Exception):
     """The last level is reached, or the time is over."""
 
 
-def train(case: dict[str, Any], source: dict[str, str], dataset: str, limit: float) -> list[list[float]]:
-    """[[seconds of training, validation NDCG@10], ...], one for each epoch."""
-    import torch
-    from recbole.data.dataset import SequentialDataset
-    from recbole.data.utils import data_preparation
-
+def prepared(case: dict[str, Any], source: dict[str, str], dataset: str, folder: str) -> Any:
+    """The data of a contestant, by its parameters."""
     from recbole_diffurec.config import layers
     from recbole_diffurec.host.config import RunConfig
-    from recbole_diffurec.host.loaders import dataset_of
-    from recbole_diffurec.training.prepare import PreparedData, build
+    from recbole_diffurec.training.prepare import PreparedData
 
-    name = f"best/{dataset}" if case.get("recipe") else case.get("experiment")
+    name = case.get("experiment", "").format(dataset=dataset)
     values = {**(layers.experiment(name) if name else {}), **case.get("parameters", {}), **FOREVER}
     values |= {"hidden_size": 16, "inner_size": 16} if common.TINY else {}
+    values |= {"data_path": source["data_path"], "checkpoint_dir": folder}
+    return PreparedData(RunConfig(case["model"], source["dataset"], values))
+
+
+def train(case: dict[str, Any], source: dict[str, str], dataset: str, limit: float) -> list[list[float]]:
+    """[[seconds of training, validation NDCG@10], ...], one for each epoch."""
+    from recbole_diffurec.host.loaders import dataset_of
+    from recbole_diffurec.training.prepare import build
+
     curve: list[list[float]] = []
     with tempfile.TemporaryDirectory() as folder:
-        values |= {"data_path": source["data_path"], "checkpoint_dir": folder}
-        config = RunConfig(case["model"], source["dataset"], values)
-        data = PreparedData(config)
+        data = prepared(case, source, dataset, folder)
         training, validation, _ = data.loaders
         _, trainer = build(data.config, dataset_of(training))
-        if case.get("as_recbole"):  # rows padded to the full length, and autograd looking for anomalies (sine.py:25)
-            training = data_preparation(config, SequentialDataset(config))[0]
-            torch.autograd.set_detect_anomaly(True)
 
         def on_validation(epoch: dict[str, Any]) -> None:
             curve.append([trainer.train_seconds, float(epoch["valid_result"]["ndcg@10"])])
             print(*curve[-1], file=sys.stderr, flush=True)
-            if curve[-1][0] > limit or curve[-1][1] >= LEVELS[dataset][-1]:
+            best = max(range(len(curve)), key=lambda i: curve[i][1])
+            if curve[-1][0] > limit or curve[-1][1] >= LEVELS[dataset][-1] or len(curve) - 1 - best >= PATIENCE:
                 raise Enough
 
         with contextlib.suppress(Enough):
@@ -81,64 +100,142 @@ def train(case: dict[str, Any], source: dict[str, str], dataset: str, limit: flo
     return curve
 
 
+def one_epoch(case: dict[str, Any], source: dict[str, str], dataset: str) -> float:
+    """Seconds of the first epoch of training."""
+    from recbole_diffurec.host.loaders import dataset_of
+    from recbole_diffurec.training.prepare import build
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = prepared(case, source, dataset, folder)
+        _, trainer = build(data.config, dataset_of(data.loaders[0]))
+        return trainer.time_epoch(data.loaders[0])
+
+
+def padded_epoch(case: dict[str, Any], source: dict[str, str], dataset: str, steps: int = 9) -> float:
+    """Seconds of an epoch on rows padded to the full length, autograd looking for anomalies (RecBole's sine.py:25)."""
+    import torch
+    from recbole.data.dataset import SequentialDataset
+    from recbole.data.utils import data_preparation
+
+    from recbole_diffurec.training.prepare import build
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = prepared({**case, "parameters": {"batch_by_length": False}}, source, dataset, folder).config
+        rows = data_preparation(config, SequentialDataset(config))[0]
+        network, trainer = build(config, rows._dataset)
+        step = common.training_step(network, trainer, network.calculate_loss, amp=False)
+        taken = common.batches(rows, 2 if common.TINY else steps, trainer.device)
+        with torch.autograd.set_detect_anomaly(True):
+            step(taken[0])
+            seconds = common.seconds(lambda: [step(batch) for batch in taken[1:]])
+    return seconds / sum(len(batch) for batch in taken[1:]) * len(rows._dataset)
+
+
 def first_at(curve: list[list[float]], level: float) -> float | None:
     return next((seconds for seconds, reached in curve if reached >= level), None)
 
 
-def page(runs: dict[str, Any], dataset: str, rival: str) -> str:
-    levels = LEVELS[dataset]
+def trained_table(runs: dict[str, Any], names: list[str], levels: tuple[float, ...]) -> str:
+    """Seconds to each level and to the best of each rival, with how many times as fast as the rival that is."""
+    rivals = {label: runs[name]["curve"] for name, label in RIVALS.items() if name in runs}
     rows = []
-    for name, run in runs.items():
-        times = [first_at(run["curve"], level) for level in levels]
-        theirs = [first_at(runs[rival]["curve"], level) if rival in runs else None for level in levels]
-        ratios = [f" ({b / a:.1f}x)" if a and b else "" for a, b in zip(times, theirs)]
-        cells = [f"{seconds:,.0f} s{ratio}" if seconds else "-" for seconds, ratio in zip(times, ratios)]
-        rows.append((name, *cells, f"{max(q for _, q in run['curve']):.4f}", f"{run['curve'][-1][0]:,.0f}"))
-    header = ("contestant, threads", *(f"NDCG@10 {level}" for level in levels), "best", "trained s")
+    for name in names:
+        curve = runs[name]["curve"]
+        times = [first_at(curve, level) for level in levels]
+        cells = [f"{seconds:,.0f}" if seconds else "-" for seconds in times]
+        for rival in rivals.values():
+            best = max(quality for _, quality in rival)
+            ours, theirs = first_at(curve, best), first_at(rival, best)
+            cells.append(f"{ours:,.0f} ({theirs / ours:.1f}x)" if ours and theirs else "-")
+        rows.append((name, *cells, f"{max(q for _, q in curve):.4f}", f"{curve[-1][0]:,.0f}", f"{len(curve)}"))
+    bests = [f"{label}, {max(q for _, q in curve):.4f}" for label, curve in rivals.items()]
+    goals = [f"to {goal}" for goal in [*(f"{level:.3f}" for level in levels), *bests]]
+    return common.table(("contestant", *goals, "best", "s", "epochs"), rows)
+
+
+def page(kept: dict[str, Any]) -> str:
+    """A section for each data set and number of threads, from what is stored."""
+    sections = []
+    for dataset, by_threads in kept.items():
+        for threads, runs in by_threads.items():
+            machines = sorted({f"{run['machine']['processor']}, {run['machine']['date']}" for run in runs.values()})
+            softmax = [name for name in runs if name.startswith("softmax")]
+            sections.append(f"## {dataset}, {threads} thread{'s' * (threads != '1')}\n\n" + "; ".join(machines) + ".\n")
+            sections.append(trained_table(runs, [name for name in runs if name not in softmax], LEVELS[dataset]))
+            if softmax:
+                sections.append("\nThe softmax of best/amazon-beauty-CausalRec:\n")
+                sections.append(trained_table(runs, softmax, LEVELS[dataset]))
+            sections.append("")
     return (
-        f"{dataset}; validation NDCG@10 with seen items masked; in brackets how many times as fast as {rival}. A dash: "
-        "not reached in the seconds of the last column.\n\n" + common.table(header, rows)
+        "Seconds of training until a validation NDCG@10 with seen items masked, validation itself not counted; in "
+        "brackets how many times as fast as the rival whose best that is. A dash: not reached in the seconds that the "
+        f"last columns tell. A contestant ends at the highest level, after {PATIENCE} epochs without a better figure, "
+        "or with its time.\n\n"
+        f"RecBole's SASRec is the tuned one of RESULTS.md (d = 256, 2 blocks, L = 50, batch 512). *{AS_RECBOLE}*: the "
+        "seconds of an epoch on rows padded to L with autograd's anomaly detection on, measured over 8 steps, times "
+        "the epochs that it needs with `batch_by_length`, which is the same mathematics in another order of batches. "
+        "RecTools' SASRec has its defaults (d = 256, 2 blocks, 4 heads, batch 128, a row a user, softmax of all items) "
+        "and L = 50.\n\n" + "\n".join(sections)
     )
+
+
+def in_new_process(name: str, options: argparse.Namespace, source: dict[str, str], threads: int) -> Any:
+    """What ``child`` finds, on so many threads."""
+    command = [sys.executable, __file__, f"--child={name}", f"--dataset={options.dataset}"]
+    command += [f"--limit={options.limit}", f"--data_path={source['data_path']}", *["--epoch"] * options.epoch]
+    if CONTESTANTS[name].get("rectools"):
+        file = Path(source["data_path"]) / source["dataset"] / f"{source['dataset']}.inter"
+        limit = 0 if options.epoch else options.limit
+        given = (file, limit, LEVELS[options.dataset][-1], PATIENCE)
+        command = [options.rectools_python, str(RECTOOLS), *map(str, given)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    return found[0][0] if options.epoch and isinstance(found, list) else found
+
+
+def child(name: str, options: argparse.Namespace, source: dict[str, str]) -> Any:
+    """The curve of a contestant, or the seconds of one epoch where it goes by the epochs of another."""
+    case = CONTESTANTS[name]
+    if "epochs_of" in case:
+        return padded_epoch(case, source, options.dataset)
+    if options.epoch:
+        return one_epoch(case, source, options.dataset)
+    return train(case, source, options.dataset, options.limit)
 
 
 def main() -> None:
     parser = common.arguments(__doc__ or "")
     parser.add_argument("--dataset", default="amazon-beauty", choices=LEVELS)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--limit", type=float, default=2400, help="seconds of training for each contestant")
+    parser.add_argument("--threads", type=int, nargs="+", default=[2, 1], help="the first is trained with")
+    parser.add_argument("--limit", type=float, default=1200, help="seconds of training for each contestant")
     parser.add_argument("--only", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
     parser.add_argument("--rectools_python", default=sys.executable, help="interpreter of RecTools' environment")
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--epoch", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     source = {"dataset": options.dataset, "data_path": options.data_path or "dataset/"}
     if common.TINY:
         source, options.limit = common.data_set(None), 0.0
     if options.child:
-        print(json.dumps(train(CONTESTANTS[options.child], source, options.dataset, options.limit)))
+        print(json.dumps(child(options.child, options, source)))
         return
-    kept = json.loads(RUNS.read_text()) if RUNS.is_file() else {}
+    kept = json.loads(RUNS.read_text())["runs"] if RUNS.is_file() else {}
+    of_dataset = kept.setdefault(options.dataset, {})
     for threads in options.threads:
+        runs, options.epoch = of_dataset.setdefault(str(threads), {}), threads != options.threads[0]
         for name in options.only:
-            key = f"{name}, {threads}"
-            if key in kept.get(options.dataset, {}):
+            if name in runs:
                 continue
-            command = [sys.executable, __file__, f"--child={name}", f"--dataset={options.dataset}"]
-            command += [f"--limit={options.limit}", f"--data_path={source['data_path']}"]
-            if CONTESTANTS[name].get("rectools"):
-                file = Path(source["data_path"]) / source["dataset"] / f"{source['dataset']}.inter"
-                level = LEVELS[options.dataset][-1]
-                command = [options.rectools_python, str(RECTOOLS), str(file), str(options.limit), str(level)]
-            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-            if common.TINY:
-                curve = train(CONTESTANTS[name], source, options.dataset, options.limit)
-            else:
-                done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-                curve = json.loads(done.stdout.splitlines()[-1])
-            kept.setdefault(options.dataset, {})[key] = {"curve": curve, "machine": common.machine()}
-            RUNS.write_text(json.dumps(kept, indent=1) + "\n")
-    runs = {key: run for key, run in kept[options.dataset].items()}
-    rival = f"RecBole SASRec, as RecBole trains it, {options.threads[0]}"
-    common.publish("time_to_quality", "Time to quality", {"runs": kept}, page(runs, options.dataset, rival))
+            found = child(name, options, source) if common.TINY else in_new_process(name, options, source, threads)
+            run: dict[str, Any] = {"curve": found}
+            if not isinstance(found, list):
+                trained = of_dataset[str(options.threads[0])][CONTESTANTS[name].get("epochs_of", name)]["curve"]
+                curve = [[found * (epoch + 1), quality] for epoch, (_, quality) in enumerate(trained)]
+                run = {"curve": curve, "seconds_of_an_epoch": found}
+            runs[name] = {**run, "machine": common.machine(threads)}
+            RUNS.write_text(json.dumps({"runs": kept}, indent=1) + "\n")
+    common.publish("time_to_quality", "Time to quality", {"runs": kept}, page(kept))
 
 
 if __name__ == "__main__":

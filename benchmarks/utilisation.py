@@ -11,7 +11,13 @@ from inference import oracle_scores
 from torch.utils.flop_counter import FlopCounterMode
 from training import oracle_loss
 
+from recbole_diffurec.config import layers
+
 MATRIX = 256 if common.TINY else 2048  # side of the square product that measures the machine
+PAPER = "the paper's sizes"
+# Model and setting: the paper's network at the public code's batch, or a recipe that ships.
+TRAININGS = (("DiffuRec", PAPER), ("DiffuRecSys", PAPER), ("DiffuRecSys", "best/amazon-beauty"),
+             ("CausalRec", "best/amazon-beauty-CausalRec"))  # fmt: skip
 
 
 def machine_rate(dtype: torch.dtype, device: torch.device) -> float:
@@ -37,9 +43,10 @@ def main() -> None:
     source = common.data_set(options.data_path)
     results, sections = {}, []
     rows = []
-    for model in ("DiffuRecSys",) if common.TINY else ("DiffuRec", "DiffuRecSys"):
+    for model, setting in TRAININGS[1:2] if common.TINY else TRAININGS:
         for amp in (False,) if common.TINY else (False, True):
-            network, trainer, data = common.model_on(model, source, **common.SETTING, enable_amp=amp)
+            parameters = common.SETTING if setting == PAPER else {**layers.experiment(setting), "show_progress": False}
+            network, trainer, data = common.model_on(model, source, **{**parameters, "enable_amp": amp})
             taken = common.batches(data.loaders[0], 4, trainer.device)
             step = common.training_step(network, trainer, network.calculate_loss, amp)
             with FlopCounterMode(display=False) as counter:
@@ -48,11 +55,12 @@ def main() -> None:
             flops = counter.get_total_flops()
             best = min(common.seconds(lambda: [step(batch) for batch in taken]) for _ in range(options.rounds))
             peak = machine_rate(torch.bfloat16 if amp else torch.float32, trainer.device)
-            name = f"{model}{', bf16' * amp}"
-            results[name] = {"flops": flops, "seconds": best, "machine_flops_per_second": peak}
+            name = ", ".join([model, *[setting] * (setting != PAPER), *["bf16"] * amp])
+            samples = sum(len(batch) for batch in taken)
+            results[name] = {"samples": samples, "flops": flops, "seconds": best, "machine_flops_per_second": peak}
             achieved = flops / best
             rows.append((name, f"{achieved / 1e9:,.0f}", f"{peak / 1e9:,.0f}", f"{100 * achieved / peak:.0f}%"))
-            if model == "DiffuRecSys":
+            if (model, setting) == ("DiffuRecSys", PAPER):
                 shares = {"training step": profile(lambda: step(taken[0]), 4)}
                 network.eval()
                 users = common.user_batch(data.loaders[2], trainer.device)
@@ -70,7 +78,7 @@ def main() -> None:
                     lines = [(op, f"{100 * share:.1f}%") for op, share in top]
                     sections.append(f"## {name}: {what}\n\n" + common.table(("operation", "share of the time"), lines))
     body = (
-        f"Data: {source['dataset']}; {common.sizes()}; best of {options.rounds} passes over four "
+        f"Data: {source['dataset']}; {common.sizes()}, or a recipe's; best of {options.rounds} passes over four "
         f"batches. Counted are the matrix products that are carried out, those of padding inside slabs included; the "
         f"machine's rate is that of a product of {MATRIX} x {MATRIX} matrices in the same precision. What is not "
         "matrix products is in the profiles below.\n\n"
