@@ -57,9 +57,9 @@ def repeat_histories(source: dict[str, str], users: int, path: Path) -> None:
     chosen = np.random.default_rng(0).integers(len(groups), size=users)
     lengths = [len(groups[i][0]) for i in chosen]
     columns = {
-        "user": np.repeat(np.arange(users), lengths),
-        "item": np.concatenate([groups[i][0] for i in chosen]),
-        "time": np.concatenate([groups[i][1] for i in chosen]),
+        "user_id": np.repeat(np.arange(users), lengths),
+        "item_id": np.concatenate([groups[i][0] for i in chosen]),
+        "timestamp": np.concatenate([groups[i][1] for i in chosen]),
     }
     pd.DataFrame(columns).to_parquet(path, index=False)
 

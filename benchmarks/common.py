@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -199,13 +200,9 @@ def publish(name: str, title: str, results: Mapping[str, Any], body: str, script
     about = machine()
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps({**about, **results}, indent=1) + "\n")
-    command = " ".join(
-        [
-            "python",
-            f"benchmarks/{script or name}.py",
-            *(Path(a).name for a in sys.argv[1:] if not a.startswith("--data_path")),
-        ]
-    )
+    places = ("--data_path", "--rectools_python")  # of this machine alone
+    given = [Path(a).name if os.path.isabs(a) else a for a in sys.argv[1:] if not a.startswith(places)]
+    command = shlex.join(["python", f"benchmarks/{script or name}.py", *given])
     page = (
         f"# {title}\n\n{about['date']}, {about['processor']}, torch {about['torch']}, Python {about['python']}. "
         f"Made by `{command}`; figures in `{name}.json`.\n\n{body}\n"
