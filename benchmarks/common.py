@@ -181,7 +181,8 @@ def machine(threads: int | None = None) -> dict[str, Any]:
         flags = next((line for line in lines if line.startswith("Flags")), "").split()
         instructions = torch.backends.cpu.get_cpu_capability() + (", bf16" if "avx512_bf16" in flags else "")
         name = names[0] if names else platform.processor()
-        processor = f"{name} ({instructions}), {threads or torch.get_num_threads()} threads"
+        n = threads or torch.get_num_threads()
+        processor = f"{name} ({instructions}), {n} thread{'s' * (n > 1)}"
     return {
         "date": date.today().isoformat(),
         "processor": processor,
