@@ -45,13 +45,9 @@ def draw(path: Path, rows: int) -> None:
             out.write_table(pa.table([*ids, dates], schema=schema))
 
 
-def interactions(source: dict[str, str]) -> Path:
-    return Path(source["data_path"]) / source["dataset"] / f"{source['dataset']}.inter"
-
-
 def repeat_histories(source: dict[str, str], users: int, path: Path) -> None:
     """The histories of a data set, of users drawn with replacement, as a table of ``users`` users."""
-    frame = pd.read_csv(interactions(source), sep="\t", usecols=[0, 1, 2], dtype={1: str})
+    frame = pd.read_csv(common.interactions(source), sep="\t", usecols=[0, 1, 2], dtype={1: str})
     frame.columns = ["user", "item", "time"]
     groups = [(part["item"].to_numpy(), part["time"].to_numpy()) for _, part in frame.groupby("user")]
     chosen = np.random.default_rng(0).integers(len(groups), size=users)
@@ -93,7 +89,7 @@ def main() -> None:
             path.unlink()
         histories = Path(folder) / "histories.parquet"
         repeat_histories(source, options.users, histories)
-        test_users = pd.read_csv(interactions(source), sep="\t", usecols=[0]).iloc[:, 0].nunique()
+        test_users = pd.read_csv(common.interactions(source), sep="\t", usecols=[0]).iloc[:, 0].nunique()
         for model, parameters in MODELS.items():
             more = {"epochs": 1, "show_progress": False, "checkpoint_dir": folder, **parameters}
             checkpoint = run(model, **source, **more)["checkpoint"]

@@ -87,6 +87,11 @@ def data_set(data_path: str | None) -> dict[str, str]:
     return {"dataset": generated_like_beauty(folder), "data_path": str(folder)}
 
 
+def interactions(source: Mapping[str, str]) -> Path:
+    """The file of a data set's interactions."""
+    return Path(source["data_path"]) / source["dataset"] / f"{source['dataset']}.inter"
+
+
 def prepare(model: str, source: Mapping[str, str], **parameters: Any) -> tuple[RunConfig, PreparedData]:
     config = RunConfig(model, source["dataset"], {"data_path": source["data_path"], **parameters})
     return config, PreparedData(config)

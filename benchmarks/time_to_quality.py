@@ -22,7 +22,13 @@ RECTOOLS = Path(__file__).with_name("rectools_sasrec.py")
 RUNS = common.RESULTS / "time_to_quality.json"
 LEVELS = {"amazon-beauty": (0.055, 0.065, 0.070), "ml-1m": (0.12, 0.14, 0.16)}
 PATIENCE = 5  # epochs without a better validation, after which a contestant has reached its best
-FOREVER = {"epochs": 1000, "stopping_step": 1000, "mask_seen": True, "show_progress": False, "checkpoint_minutes": None}
+UNTIL_ITS_BEST = {
+    "epochs": 1000,
+    "stopping_step": PATIENCE - 1,
+    "mask_seen": True,
+    "show_progress": False,
+    "checkpoint_minutes": None,
+}
 
 # RecBole's SASRec with the size of CausalRec and of RecTools' defaults (d = 256, 2 blocks, L = 50), and the dropout
 # and the learning rate that suit it best (RESULTS.md).
@@ -71,7 +77,7 @@ def prepared(case: dict[str, Any], source: dict[str, str], dataset: str, folder:
     from recbole_diffurec.training.prepare import PreparedData
 
     name = case.get("experiment", "").format(dataset=dataset)
-    values = {**(layers.experiment(name) if name else {}), **case.get("parameters", {}), **FOREVER}
+    values = {**(layers.experiment(name) if name else {}), **case.get("parameters", {}), **UNTIL_ITS_BEST}
     values |= {"hidden_size": 16, "inner_size": 16} if common.TINY else {}
     values |= {"data_path": source["data_path"], "checkpoint_dir": folder}
     return PreparedData(RunConfig(case["model"], source["dataset"], values))
@@ -91,8 +97,7 @@ def train(case: dict[str, Any], source: dict[str, str], dataset: str, limit: flo
         def on_validation(epoch: dict[str, Any]) -> None:
             curve.append([trainer.train_seconds, float(epoch["valid_result"]["ndcg@10"])])
             print(*curve[-1], file=sys.stderr, flush=True)
-            best = max(range(len(curve)), key=lambda i: curve[i][1])
-            if curve[-1][0] > limit or curve[-1][1] >= LEVELS[dataset][-1] or len(curve) - 1 - best >= PATIENCE:
+            if curve[-1][0] > limit or curve[-1][1] >= LEVELS[dataset][-1]:
                 raise Enough
 
         with contextlib.suppress(Enough):
@@ -185,9 +190,8 @@ def in_new_process(name: str, options: argparse.Namespace, source: dict[str, str
     command = [sys.executable, __file__, f"--child={name}", f"--dataset={options.dataset}"]
     command += [f"--limit={options.limit}", f"--data_path={source['data_path']}", *["--epoch"] * options.epoch]
     if CONTESTANTS[name].get("rectools"):
-        file = Path(source["data_path"]) / source["dataset"] / f"{source['dataset']}.inter"
         limit = 0 if options.epoch else options.limit
-        given = (file, limit, LEVELS[options.dataset][-1], PATIENCE)
+        given = (common.interactions(source), limit, LEVELS[options.dataset][-1], PATIENCE)
         command = [options.rectools_python, str(RECTOOLS), *map(str, given)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
