@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_diffurec.layers.item_softmax import LogitBias
+from recbole_diffurec.layers.unit_rows import unit_rows
 
 # Scores are tens of units apart and Adam moves a parameter by about the learning rate a step; without the factor the
 # bias would need thousands of steps.
@@ -66,7 +67,7 @@ class ItemScores:
             int [n], whose vectors [n, d]; all of them by default.
         """
         vectors = self.item_embedding.weight if items is None else self.item_embedding(items)
-        return vectors if self.cosine_temperature is None else F.normalize(vectors, dim=-1)
+        return vectors if self.cosine_temperature is None else unit_rows(vectors)
 
     def query(self, x: Tensor) -> Tensor:
         """What is scored against ``vectors``, [..., d]: x, or with ``cosine_temperature`` x / (|x| tau)."""

@@ -41,7 +41,8 @@ ROOMS = {
     ),
     "diffusion": Room("absorbing noise process samplers schedules step_samplers"),
     "layers": Room(
-        "adaptive attention blocks contrast device dropout encoder item_softmax linear ragged recurrent step_embedding",
+        "adaptive attention blocks contrast device dropout encoder item_softmax linear ragged recurrent step_embedding "
+        "unit_rows",
     ),
     "data": Room(
         "atomic augment columns delimited formats histories interactions items output prepare rows sniff sources "
