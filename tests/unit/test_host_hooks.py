@@ -124,6 +124,7 @@ trainer.trainer.PretrainTrainer
     save_pretrained_model(self, epoch, saved_model_file)
 trainer.trainer.Trainer
     __init__(self, config, model)
+    _build_optimizer(self, **kwargs)
     _full_sort_batch_eval(self, batched_data)
     _neg_sample_batch_eval(self, batched_data)
     _save_checkpoint(self, epoch, verbose=True, **kwargs)
