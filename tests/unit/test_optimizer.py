@@ -39,7 +39,7 @@ def test_steps_are_those_of_recboles_optimizer(learner):
 
 
 def test_a_state_of_single_operations_is_gone_on_with_as_it_was():
-    """What a training of an earlier version left keeps its own arithmetic, to the last bit."""
+    """The steps of Adam that an earlier version began keep their arithmetic, to the last bit."""
     torch.manual_seed(0)
     own, host = optimizers(torch.nn.Linear(9, 7), "adam")
     for step in range(6):
