@@ -204,6 +204,7 @@ def main() -> int:
     parser.add_argument("--dataset", nargs="+", default=[], help="train on these, one after the other")
     parser.add_argument("--data_path", default="dataset/")
     parser.add_argument("--only", nargs="+", help="rows of the plan, by name")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of the plan, such as those that no other process trains")
     parser.add_argument("--hours", type=float, default=1e6, help="interrupt what is running then")
     parser.add_argument("--work", type=Path, default=Path("trainings"), help="folder of checkpoints, states and logs")
     options = parser.parse_args()
@@ -216,7 +217,9 @@ def main() -> int:
     end = time.monotonic() + 3600 * options.hours
     for dataset in options.dataset:
         for training in plan(dataset):
-            if training.path.is_file() or (options.only and training.name not in options.only):
+            if training.path.is_file() or training.name not in (options.only or [training.name]):
+                continue
+            if training.seed not in (options.seeds or [training.seed]):
                 continue
             if time.monotonic() >= end:
                 return failed
