@@ -23,7 +23,10 @@ import torch
 import recbole_diffurec  # noqa: F401  mends RecBole
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.loaders import dataset_of, subset_loader
+from recbole_diffurec.runtime import allocator
 from recbole_diffurec.training.prepare import PreparedData, build
+
+allocator.keep_freed_memory()  # as the command line does, for rivals in the same process too
 
 ROOT = Path(__file__).resolve().parents[1]
 # Sizes at which a script ends within seconds, to see that it works; its figures say nothing.
