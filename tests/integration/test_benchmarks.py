@@ -37,6 +37,25 @@ def test_the_page_of_the_next_items_together_is_written(tmp_path):
     assert "| joint, 1 step |" in (tmp_path / "joint_ml-100k.md").read_text()
 
 
+@pytest.mark.slow
+def test_draws_are_compared_after_equal_seconds_and_go_on_where_they_were(tmp_path):
+    environment = {**os.environ, "BENCHMARKS_RESULTS": str(tmp_path), "BENCHMARKS_TINY": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "benchmarks/draws.py"), "--dataset=ml-100k", "--users=10", "--seconds=1"]
+
+    def made(*more: str) -> dict:
+        done = subprocess.run([*command, *more], env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads((tmp_path / "draws.json").read_text())
+
+    timed = made("--only_time")
+    assert len(timed["epoch_seconds"]) == 4 and not timed["runs"] and not (tmp_path / "draws.md").exists()
+    trained = made()
+    assert trained["epoch_seconds"] == timed["epoch_seconds"] and list(trained["runs"]) == list(timed["epoch_seconds"])
+    for name, run in trained["runs"].items():
+        assert run["epochs"] == max(1, round(1 / timed["epoch_seconds"][name])) and run["spread"] > 0
+    assert made()["runs"] == trained["runs"]  # not one of them again
+
+
 def test_the_tables_of_results_are_those_of_what_is_kept():
     page = "import trainings; assert trainings.page() == trainings.PAGE.read_text(encoding='utf-8')"
     command = [sys.executable, "-c", page]
