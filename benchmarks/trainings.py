@@ -27,13 +27,18 @@ from pathlib import Path
 from typing import Any
 
 import common
+import numpy as np
 import yaml
+from scipy.stats import ttest_rel
+
+from recbole_diffurec.experiments import stats
 
 PLAN = Path(os.environ.get("BENCHMARKS_TRAININGS") or Path(__file__).with_name("trainings.yaml"))
 STORE = common.RESULTS / "trainings"
 PAGE = common.ROOT / "RESULTS.md"
 METRICS = ("hit@5", "hit@10", "hit@20", "ndcg@5", "ndcg@10", "ndcg@20")
 FIRST_SEED = 2020
+OF_THE_PAGE = ("name", "model", "seeds", "datasets", "against")  # what a row has that is no parameter
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def plan(dataset: str) -> Iterator[Training]:
     for place in range(max((row["seeds"] for row in rows), default=0)):
         for row in rows:
             if place < row["seeds"]:
-                rest = {k: v for k, v in row.items() if k not in ("name", "model", "seeds", "datasets")}
+                rest = {k: v for k, v in row.items() if k not in OF_THE_PAGE}
                 rest = {k: v.format(dataset=dataset) if isinstance(v, str) else v for k, v in rest.items()}
                 yield Training(dataset, row["name"], row["model"], FIRST_SEED + place, rest)
 
@@ -144,7 +149,7 @@ def finished(dataset: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def tables(dataset: str) -> str:
-    """Markdown of what is published and what was trained, unmasked and masked, and of what it cost."""
+    """Markdown of what is published and what was trained, unmasked and masked, of what it cost, and of what differs."""
     published = _plan_file()["published"].get(dataset, [])
     runs = finished(dataset)
     parts = []
@@ -160,7 +165,8 @@ def tables(dataset: str) -> str:
         ]
         header = ("model", "from", "seeds", *(m.replace("hit", "HR").replace("ndcg", "NDCG") for m in METRICS))
         parts.append(f"Test figures, {protocol}:\n\n{common.table(header, rows)}")
-    costs = [
+    costs = [(row["name"], "", f"{row['seconds']:,}", "", row["from"], "") for row in published if "seconds" in row]
+    costs += [
         (
             name,
             f"{statistics.mean(run['best_epoch'] + 1 for run in of_row):.0f}",
@@ -172,7 +178,46 @@ def tables(dataset: str) -> str:
         for name, of_row in runs.items()
     ]
     header = ("model", "best epoch", "seconds to it", "validation NDCG@10", "machine", "command")
-    return "\n\n".join([*parts, f"Cost, a mean over the seeds:\n\n{common.table(header, costs)}"])
+    parts.append(f"Cost, a mean over the seeds:\n\n{common.table(header, costs)}")
+    return "\n\n".join([*parts, *_significance(published, runs)])
+
+
+def _significance(published: list[dict[str, Any]], runs: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """The paper's Table 4, what it is a test of, and the same of what was trained, beside a test over seeds."""
+    rows = []
+    reference = next((row for row in published if row["name"] == "DiffuRec"), None)
+    for row in published:
+        if reference and "p" in row:
+            over_figures = f"{_over_figures(row['figures'], reference['figures']):.4f}"
+            rows.append((row["name"], "DiffuRec", row["from"], f"{row['p']:.4f}", over_figures, *[""] * 5))
+    for row in _plan_file()["trained"]:
+        own, other = ({run["seed"]: run for run in runs.get(row.get(key, ""), [])} for key in ("name", "against"))
+        if seeds := sorted(own.keys() & other.keys()):
+            means = [
+                [statistics.mean(of[seed]["unmasked"][m] for seed in seeds) for m in METRICS] for of in (own, other)
+            ]
+            over_seeds = [
+                stats.seed_test(*(np.array([of[seed][protocol][metric] for seed in seeds]) for of in (own, other)))
+                for protocol in ("unmasked", "masked")
+                for metric in ("hit@10", "ndcg@10")
+            ]
+            cells = ["" if np.isnan(p) else f"{p:.4f}" for p in over_seeds]
+            rows.append(
+                (row["name"], row["against"], "here", "", f"{_over_figures(*means):.4f}", str(len(seeds)), *cells)
+            )
+    if not rows:
+        return []
+    header = ("model", "against", "from", "p, printed", "p over six figures", "seeds", "p over seeds, HR@10", "NDCG@10")
+    about = (
+        "Significance. The paper's Table 4 is a two-sided paired t-test over the six figures of a data set, not over "
+        "seeds: from its rounded means it comes out as the second p, with V1 and V2 interchanged. Beside it the same "
+        "test of what was trained here, and p of a paired t-test over seeds, that the model is better:"
+    )
+    return [f"{about}\n\n{common.table((*header, 'HR@10, masked', 'NDCG@10, masked'), rows)}"]
+
+
+def _over_figures(model: list[float], other: list[float]) -> float:
+    return float(ttest_rel(model, other).pvalue)
 
 
 def _figure(value: float) -> str:

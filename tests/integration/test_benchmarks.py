@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 from conftest import ROOT, TINY, flags
 
 
@@ -61,6 +63,48 @@ def test_the_tables_of_results_are_those_of_what_is_kept():
     command = [sys.executable, "-c", page]
     done = subprocess.run(command, cwd=ROOT / "benchmarks", capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"run python benchmarks/trainings.py --page\n{done.stderr[-3000:]}"
+
+
+def test_what_was_trained_is_tested_over_figures_and_over_seeds(tmp_path):
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    metrics = ["hit@5", "hit@10", "hit@20", "ndcg@5", "ndcg@10", "ndcg@20"]
+    rows = [
+        {"name": "A", "model": "DiffuRecSys", "seeds": 3, "against": "B"},
+        {"name": "B", "model": "DiffuRec", "seeds": 3},
+    ]
+    (tmp_path / "plan.yaml").write_text(json.dumps({"published": {}, "trained": rows}))
+    folder = tmp_path / "trainings/ml-100k"
+    folder.mkdir(parents=True)
+    figures = {name: {seed: dict(zip(metrics, rng.random(6))) for seed in (2020, 2021, 2022)} for name in "AB"}
+    rest = {"best_epoch": 1, "seconds_to_best": 2.0, "valid": {"ndcg@10": 0.1}, "command": "recbole-diffurec run"}
+    for name, of in figures.items():
+        for seed in sorted(of)[name == "B" :]:  # the first seed of B is not there yet
+            run = {"seed": seed, "unmasked": of[seed], "masked": of[seed], **rest}
+            run["machine"] = {"processor": "one", "date": "today"}
+            (folder / f"{name.lower()}-{seed}.json").write_text(json.dumps(run))
+    places = {"BENCHMARKS_RESULTS": str(tmp_path), "BENCHMARKS_TRAININGS": str(tmp_path / "plan.yaml")}
+    done = subprocess.run(
+        [sys.executable, "-c", "import trainings; print(trainings.tables('ml-100k'))"],
+        env={**os.environ, **places}, cwd=ROOT / "benchmarks", capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    a, b = (np.array([[figures[name][seed][m] for m in metrics] for seed in (2021, 2022)]) for name in "AB")
+    over_figures = stats.ttest_rel(a.mean(axis=0), b.mean(axis=0)).pvalue
+    over_seeds = [stats.ttest_rel(a[:, m], b[:, m], alternative="greater").pvalue for m in (1, 4)]
+    ps = " | ".join(f"{p:.4f}" for p in (*over_seeds, *over_seeds))
+    assert f"| A | B | here |  | {over_figures:.4f} | 2 | {ps} |" in done.stdout
+
+
+def test_the_printed_significance_is_that_of_six_figures():
+    published = yaml.safe_load((ROOT / "benchmarks/trainings.yaml").read_text())["published"]
+    for rows in published.values():
+        of = {row["name"]: row for row in rows if "p" in row or row["name"] == "DiffuRec"}
+        diffurec, v1, v2 = (np.array(of[name]["figures"]) for name in ("DiffuRec", "V1", "V2 = DiffuRecSys"))
+        ttest = pytest.importorskip("scipy.stats").ttest_rel
+        # Each of the two is the other's, to what rounding of the means leaves open.
+        assert ttest(v1, diffurec).pvalue == pytest.approx(of["V2 = DiffuRecSys"]["p"], abs=2e-4)
+        assert ttest(v2, diffurec).pvalue == pytest.approx(of["V1"]["p"], abs=3e-4)
 
 
 @pytest.mark.slow
