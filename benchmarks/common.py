@@ -209,7 +209,7 @@ def publish(name: str, title: str, results: Mapping[str, Any], body: str, script
     about = machine()
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps({**about, **results}, indent=1) + "\n")
-    places = ("--data_path", "--rectools_python")  # of this machine alone
+    places = ("--data_path", "--rectools_python", "--work")  # of this machine alone
     given = [Path(a).name if os.path.isabs(a) else a for a in sys.argv[1:] if not a.startswith(places)]
     command = shlex.join(["python", f"benchmarks/{script or name}.py", *given])
     page = (
