@@ -103,7 +103,8 @@ def page(audits: Audits, dataset: str) -> str:
     return "\n\n".join(
         [
             f"{dataset}, {' or '.join(f'{n:,}' for n in users)} test users, all items ranked. NDCG@10, and how it "
-            "changes, with the 95 % interval over users.",
+            "changes, with the 95 % interval over users. The same users for every model, by one draw; what the models "
+            "reach over all of them is in RESULTS.md.",
             common.table(("model", "as trained", *LINES.values()), rows),
             f"![audits](audits_{dataset}.png)",
             "Verdicts, by the rule that each audit states:",
@@ -134,7 +135,7 @@ def draw(audits: Audits, stem: Path) -> None:
                     of["mean"], place, xerr=[[of["mean"] - of["low"]], [of["high"] - of["mean"]]], fmt="o", color="C0"
                 )
         axis.axvline(0, color="gray", linewidth=0.8)
-        axis.set_title(f"{name}\n{lines['as_trained']['ndcg']:.4f}", fontsize=9)
+        axis.set_title(f"{name.replace('`', '')}\n{lines['as_trained']['ndcg']:.4f}", fontsize=9)
         axis.tick_params(labelsize=7)
         axis.locator_params(axis="x", nbins=4)
     axes[0, 0].set_yticks(range(len(LINES)), list(reversed(LINES.values())))
