@@ -19,9 +19,6 @@ from diversity import test_users
 
 from recbole_diffurec import Recommender, evaluate, run
 from recbole_diffurec.config import layers
-from recbole_diffurec.host.config import RunConfig
-from recbole_diffurec.host.loaders import dataset_of
-from recbole_diffurec.training.prepare import PreparedData, build
 
 STORE = common.RESULTS / "draws.json"
 WIDTHS, DRAWS = ((16,) if common.TINY else (64, 128)), (1, 4)
@@ -43,10 +40,8 @@ def parameters(setting: dict[str, Any], width: int, draws: int, given: argparse.
 
 
 def seconds_of_an_epoch(model: str, dataset: str, values: dict[str, Any]) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        data = PreparedData(RunConfig(model, dataset, {**values, "checkpoint_dir": folder}))
-        _, trainer = build(data.config, dataset_of(data.loaders[0]))
-        return trainer.time_epoch(data.loaders[0])
+    _, trainer, data = common.model_on(model, {"dataset": dataset}, **values)
+    return trainer.time_epoch(data.loaders[0])
 
 
 def trained(model: str, dataset: str, values: dict[str, Any], epochs: int, users: int) -> dict[str, Any]:
