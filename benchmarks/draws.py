@@ -40,7 +40,7 @@ def parameters(setting: dict[str, Any], width: int, draws: int, given: argparse.
 
 
 def seconds_of_an_epoch(model: str, dataset: str, values: dict[str, Any]) -> float:
-    _, trainer, data = common.model_on(model, {"dataset": dataset}, **values)
+    _, trainer, data = common.model_on(model, {"dataset": dataset, "data_path": values["data_path"]}, **values)
     return trainer.time_epoch(data.loaders[0])
 
 
