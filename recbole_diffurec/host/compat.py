@@ -42,6 +42,7 @@ def apply() -> None:
     HOOKS.install()
     for name in NUMPY_READERS:
         HOOKS.when_imported(name, numpy_aliases)
+    HOOKS.when_imported("recbole.evaluator.metrics", sklearn_on_demand)
     HOOKS.when_imported("recbole.config.configurator", no_numpy_aliases)
     HOOKS.when_imported("recbole.quick_start.quick_start", without_ray)
     HOOKS.when_imported("recbole.trainer.hyper_tuning", random_state)
@@ -224,6 +225,33 @@ def without_ray(module: ModuleType) -> Iterator[None]:
             sys.modules.update(before)
     else:
         yield
+
+
+@contextlib.contextmanager
+def sklearn_on_demand(module: ModuleType) -> Iterator[None]:
+    """RecBole's metrics without scikit-learn until one is computed that needs it: its import takes a second or two.
+
+    metrics.py:29 imports three functions of ``sklearn.metrics``, for AUC, MAE and RMSE alone. Each is imported here
+    when it is first called. Can go when RecBole imports them where they are used.
+    """
+    name = "sklearn.metrics"
+    if name in sys.modules:
+        yield
+        return
+    stand_in = ModuleType(name)
+    for function in ("auc", "mean_absolute_error", "mean_squared_error"):
+        setattr(stand_in, function, functools.partial(_of_sklearn, function))
+    sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+def _of_sklearn(function: str, *arguments: Any, **named: Any) -> Any:
+    from sklearn import metrics
+
+    return getattr(metrics, function)(*arguments, **named)
 
 
 @contextlib.contextmanager

@@ -411,3 +411,21 @@ def test_recboles_own_deprecations_are_left_out_wherever_its_mistakes_are_explai
             for module in ("recbole.trainer.trainer", "of.the.user"):
                 warnings.warn_explicit("old", FutureWarning, "file.py", 1, module)
     assert [str(warning.filename) for warning in seen] == ["file.py"]
+
+
+# scikit-learn
+
+
+def test_recboles_metrics_import_scikit_learn_when_one_of_them_is_computed(tmp_path: Path) -> None:
+    code = "import sys, recbole_diffurec.training.run, numpy; from recbole.evaluator import metrics; "
+    code += "assert not {'sklearn', 'sklearn.metrics', 'scipy.stats'} & sys.modules.keys(); "
+    code += "assert metrics.MAE.metric_info(None, numpy.array([1.0, 2.0]), numpy.array([1.5, 4.0])) == 1.25; "
+    code += "assert metrics.sk_auc([0, 0.5, 1], [0, 1, 1]) == 0.75; "
+    code += "from sklearn.metrics import auc; assert auc is sys.modules['sklearn.metrics'].auc"
+    in_a_process(code, tmp_path)
+
+
+def test_scikit_learn_that_is_imported_already_is_taken_as_it_is(tmp_path: Path) -> None:
+    code = "from sklearn.metrics import auc; import recbole_diffurec; from recbole.evaluator import metrics; "
+    code += "assert metrics.sk_auc is auc"
+    in_a_process(code, tmp_path)
