@@ -7,7 +7,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Sequence, cast
+from typing import Any, Collection, Iterator, Mapping, Sequence, cast
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from recbole_diffurec.host.loaders import FirstBatches, dataset_of, subset_loade
 from recbole_diffurec.runtime import files, visible
 from recbole_diffurec.training.own_data import data_set_of
 from recbole_diffurec.training.prepare import DatasetCache, build, prepare_data
-from recbole_diffurec.training.report import explained, metric_name
+from recbole_diffurec.training.report import LOGS, explained, metric_name
 from recbole_diffurec.training.run import train_or_resume
 
 logger = logging.getLogger("recbole_diffurec")
@@ -103,10 +103,13 @@ def compare(
     settings = layers.settings(experiment, config_files, parameters, many_runs=True)
     files.make_folder(output_dir, "output_dir")
     output_dir = Path(output_dir)
-    jobs = _jobs(models, datasets, seeds, settings, output_dir)
+    given = {**layers.settings(None, config_files), **parameters}.keys() - GRID_KEYS
+    jobs = _jobs(models, datasets, seeds, settings, output_dir, given)
     baseline = _baseline(baseline or settings.get("baseline"), jobs)
     store = RunStore(output_dir / "runs")
     missing = [job for job in jobs if job not in store]
+    if missing and not how.dry_run:
+        files.make_folder(LOGS, "the folder for logs")  # of every run; asked before anything takes time
     shared = DatasetCache()
     durations = {job: store.result(job)["seconds"] for job in jobs if job not in missing}
     bounds = estimate(missing, durations, shared)
@@ -137,6 +140,7 @@ def _jobs(
     seeds: int | Sequence[int] | None,
     settings: Mapping[str, Any],
     output_dir: Path,
+    given: Collection[str],
 ) -> list[Job]:
     """The runs of a comparison: what is given, or else what the settings say, or else the defaults."""
     for name in ("models", "datasets"):
@@ -148,7 +152,7 @@ def _jobs(
     seeds = settings.get("seeds", 1) if seeds is None else seeds
     common = {name: value for name, value in settings.items() if name not in GRID_KEYS}
     common = {"checkpoint_dir": str((output_dir / "checkpoints").resolve()), **common}
-    return plan(models, datasets, _seed_list(seeds, common.get("seed", 2020)), common)
+    return plan(models, datasets, _seed_list(seeds, common.get("seed", 2020)), common, given)
 
 
 def _baseline(name: str | None, jobs: Sequence[Job]) -> str | None:
@@ -285,9 +289,11 @@ def estimate(jobs: Sequence[Job], durations: Mapping[Job, float], datasets: Data
     seconds: dict[Job, float] = {}
     known: dict[tuple[str, str], float] = {}
     reasons: dict[str, str] = {}
+    n_different = len({(job.entry.label, job.dataset) for job in jobs})
     for job in jobs:
         same = (job.entry.label, job.dataset)
         if same not in known:
+            logger.info("estimating %d/%d: %s on %s, a few batches", len(known) + 1, n_different, *same)
             try:
                 with explained(f"trying out model '{job.entry.model}' on data set '{job.dataset}'"):
                     known[same] = _like(job, durations) or _probe(job, datasets)

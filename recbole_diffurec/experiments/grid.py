@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Any, Mapping, Sequence
+from typing import Any, Collection, Mapping, Sequence
 
 from recbole_diffurec.config import layers
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue
+from recbole_diffurec.host.checks import check_needs
 from recbole_diffurec.host.config import RunConfig, known_parameters
 from recbole_diffurec.runtime import files
 
@@ -21,6 +22,7 @@ class Entry:
     label: str
     model: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    written: frozenset[str] = frozenset()  # the names among them that the label itself gives a value
 
     @classmethod
     def parse(cls, text: str) -> Entry:
@@ -36,14 +38,15 @@ class Entry:
         name, _, parts = text.partition("@")
         spec, fixed = catalogue.named(name)
         catalogue.model_class(spec.name)
-        parameters = dict(fixed)
+        parameters, written = dict(fixed), set()
         for part in filter(None, parts.split("+")):
             key, equals, value = part.partition("=")
             if equals:
                 parameters[key] = layers.parse_value(key, value)
+                written.add(key)
             else:
                 parameters.update(layers.read_yaml(part) if os.path.isfile(part) else layers.experiment(part))
-        return cls(text, spec.name, parameters)
+        return cls(text, spec.name, parameters, frozenset(written))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +78,11 @@ def split_list(text: str) -> list[str]:
 
 
 def plan(
-    models: Sequence[str], datasets: Sequence[str], seeds: Sequence[int], parameters: Mapping[str, Any]
+    models: Sequence[str],
+    datasets: Sequence[str],
+    seeds: Sequence[int],
+    parameters: Mapping[str, Any],
+    given: Collection[str] = (),
 ) -> list[Job]:
     """All runs, seed by seed, so that a comparison that is cut short has every model.
 
@@ -85,11 +92,13 @@ def plan(
         Entries as ``Entry.parse`` takes them.
     parameters : Mapping of str to object
         Parameters of every run; weaker than an entry's own. One that a model does not have is left out for that model.
+    given : Collection of str, optional
+        The names among them that must act in some run.
 
     Raises
     ------
     UserError
-        An entry is wrong or given twice, no model has a parameter, or a value is wrong.
+        An entry is wrong or given twice, no model has a parameter, a value is wrong, or one acts nowhere.
     """
     entries = [Entry.parse(text) for text in models]
     named: dict[str, Sequence[Any]] = {"models": models, "dataset": datasets, "seeds": seeds}
@@ -99,7 +108,7 @@ def plan(
         twice = next((value for value in listed if list(listed).count(value) > 1), None)
         if twice is not None:
             raise UserError(f"{what} names '{twice}' twice: leave one out")
-    jobs = []
+    jobs, configs = [], []
     for dataset in datasets:
         for seed in seeds:
             for entry in entries:
@@ -107,7 +116,13 @@ def plan(
                 values = {**known, **entry.parameters, "seed": seed}
                 config = RunConfig(entry.model, dataset, values)
                 _check_protocol(config, entry)
+                check_needs(entry.written, config, config.internal_config_dict)
                 jobs.append(Job(entry, dataset, seed, config.key(), values))
+                configs.append((config, known.keys() - entry.parameters.keys()))
+    for name in given:
+        readers = [config for config, common in configs if name in common]
+        if readers and all(config.unmet_need(name) for config in readers):
+            check_needs([name], readers[0], readers[0].internal_config_dict)
     return jobs
 
 

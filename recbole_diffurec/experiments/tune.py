@@ -23,6 +23,7 @@ from recbole_diffurec.experiments.search_folder import refuse_foreign, same_sear
 from recbole_diffurec.experiments.search_options import SearchOptions
 from recbole_diffurec.experiments.space import Dimension, draw_different, read_space, size_of
 from recbole_diffurec.experiments.trials import BUDGET, SCORE, TrialTable
+from recbole_diffurec.host.checks import check_needs
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.runtime import files, visible
 from recbole_diffurec.training.own_data import data_set_of
@@ -90,6 +91,10 @@ def tune(
     fixed.pop("dataset", None)
     space = read_space(params_file, config["model"])
     _check_space(config, space, fixed, params_file, options.search)
+    searched = {dimension.name for dimension in space}
+    given = {**layers.settings(None, config_files), **parameters}.keys() - {"model", "dataset"}
+    alone = [name for name in given if not ((need := config.unmet_need(name)) and need.parameter in searched)]
+    check_needs(alone, config, config.internal_config_dict)
     # Trials have working directories of their own.
     fixed["data_path"] = os.path.abspath(fixed.get("data_path", config.plain()["data_path"]))
     config = RunConfig(model, dataset, fixed)
@@ -231,7 +236,8 @@ class _Search:
             raise _nothing_found(table, None if in_time else budget)
         top = done.iloc[int((table.sign * done["score"]).to_numpy().argmax())]
         found = {dimension.name: _parameter(top[dimension.name], dimension) for dimension in self.space}
-        best = {**{name: value for name, value in self.fixed.items() if name not in NOT_IN_RESULT}, **found}
+        chosen = self._acting({**self.fixed, **found})
+        best = {name: value for name, value in chosen.items() if name not in NOT_IN_RESULT}
         text = _best_yaml(self.model, self.dataset, best, top, table.metric)
         files.write_text(self.output_dir / "best.yaml", text)
         _draw(done, self.space, table.metric, self.output_dir)
@@ -241,9 +247,14 @@ class _Search:
             logger.info(
                 "time_budget %g is over: %d of %d trials ended; --resume runs the others", budget, ended, self.planned
             )
-        return {"best": best, "valid_score": float(top["score"]), "trials": rows, "final": self._final(found)}
+        return {"best": best, "valid_score": float(top["score"]), "trials": rows, "final": self._final(chosen)}
 
-    def _final(self, found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _acting(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Without what a trial drew, or an experiment says, for another value of a third parameter."""
+        config = RunConfig(self.model, self.dataset, values)
+        return {name: value for name, value in values.items() if config.unmet_need(name) is None}
+
+    def _final(self, chosen: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The results of the best configuration, for each seed."""
         first = self.config["seed"]
         return [
@@ -251,7 +262,7 @@ class _Search:
                 self.model,
                 self.dataset,
                 result_file=self.output_dir / f"final-{seed}.json",
-                **{"checkpoint_dir": str(self.output_dir / "checkpoints"), **self.fixed, **found, "seed": seed},
+                **{"checkpoint_dir": str(self.output_dir / "checkpoints"), **chosen, "seed": seed},
             )
             for seed in range(first, first + self.options.final_seeds)
         ]
@@ -304,12 +315,19 @@ def _check_space(
 ) -> None:
     """Try the ends of every range, so that a bad one is refused before anything starts."""
     model, dataset = config["model"], config["dataset"]
+    searched = {dimension.name for dimension in space}
     for dimension in space:
         where = f"params_file '{params_file}' line {dimension.line}"
         if dimension.name in fixed:
             raise UserError(f"{where}: '{dimension.name}' is given a fixed value too: leave one out")
         if dimension.name in ("epochs", "eval_step", "valid_metric", "seed"):
             raise UserError(f"{where}: '{dimension.name}' must be the same for all trials: give it as a parameter")
+        need = config.unmet_need(dimension.name)
+        if need is not None and need.parameter not in searched:
+            raise UserError(
+                f"{where}: '{dimension.name}' would have no effect with {need.parameter} "
+                f"{config[need.parameter]!r}: give {need.remedy} as well, or take the line out"
+            )
         if search == "grid" and dimension.kind != "choice":
             raise UserError(f"{where}: grid search needs choices, got {dimension.kind}: use --search=random")
         try:

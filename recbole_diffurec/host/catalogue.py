@@ -29,6 +29,8 @@ ALL_POSITIONS = frozenset({"GRU4Rec", "SASRec"})
 # What ``loss_type`` stands for, and the models that add something to it, such as a penalty or a contrast.
 LOSSES = {"CE": "cross-entropy", "BPR": "BPR"}
 MORE_LOSS = frozenset({"Caser", "FEARec", "FOSSIL", "GCSAN", "HGN", "NextItNet", "RepeatNet", "SHAN", "SINE"})
+# Of their own parameters, those that nothing reads once a model is trained.
+OF_TRAINING = frozenset({"hidden_dropout_prob", "attn_dropout_prob", "dropout_prob", "initializer_range"})
 # What others cannot do, and why.
 CANNOT = {"BERT4Rec": {"sequences": "its attention sees what comes after a position"}}
 
@@ -58,6 +60,7 @@ def _host_spec(name: str) -> ModelSpec:
         name,
         trims_padding=name in TRIMS_PADDING,
         all_positions=name in ALL_POSITIONS,
+        of_training=OF_TRAINING,
         cannot=CANNOT.get(name, {}),
         loss="" if name in MORE_LOSS else lambda values: LOSSES.get(values.get("loss_type", ""), ""),
     )

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from recbole.evaluator import metric_types
 from recbole.utils import EvaluatorType, ModelType
 
+from recbole_diffurec.config import layers
 from recbole_diffurec.config.protocol import PARTS, Protocol
 from recbole_diffurec.config.rules import INTERVALS, Rule, nearest
 from recbole_diffurec.data.columns import id_text
@@ -34,6 +36,7 @@ READING_POWERS = ("LightGCN", "SimpleX")  # of RecBole's models, those whose los
 OF_TRAINING = frozenset(
     {"epochs", "train_batch_size", "learner", "learning_rate", "weight_decay", "clip_grad_norm", "stopping_step"}
     | {"eval_step", "loss_decimal_place", "lr_decay_step", "lr_decay_gamma", "ema_decay"}
+    | {"rows", "batch_by_length", "train_neg_sample_args", "checkpoint_minutes"}
 )
 OF_EVALUATION = frozenset({"topk", "metrics", "valid_metric", "metric_decimal_place", "mask_seen", "tail_ratio"})
 _INSTEAD = {"topk": "give k", "mask_seen": "give exclude_seen"}
@@ -103,10 +106,48 @@ def check_effect(given: Mapping[str, Any], defaults: Mapping[str, Any], model: s
             raise UserError(f"{name} would have no effect ({reason}), got {given[name]!r}: leave it out")
 
 
+def check_needs(given: Iterable[str], config: Any, usual: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` for a parameter that cannot act because of what another one is.
+
+    Parameters
+    ----------
+    given : Iterable of str
+        The names that the user gave.
+    config : RunConfig
+        With these and all others.
+    usual : Mapping of str to object
+        What parameters are otherwise; to say that does no harm.
+    """
+    for name in sorted(given):
+        need = config.unmet_need(name)
+        if need is not None and config[name] != usual.get(name):
+            raise UserError(
+                f"{name} would have no effect with {need.parameter} {config[need.parameter]!r}, got {config[name]!r}: "
+                f"give {need.remedy} as well, or leave {name} out"
+            )
+
+
+def check_given(config: Any, parameters: Mapping[str, Any], config_files: Sequence[str | Path]) -> None:
+    """``check_needs`` of a run: of its parameters, and of its files as far as parameters do not overrule them.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Of the run.
+    parameters : Mapping of str to object
+        Given beside the files.
+    config_files : Sequence of (str or Path)
+        YAML files.
+    """
+    in_files = layers.settings(None, config_files).keys() & config.final_config_dict.keys()
+    overruled = {name for name in in_files if (need := config.unmet_need(name)) and need.parameter in parameters}
+    check_needs({*parameters, *(in_files - overruled)}, config, config.internal_config_dict)
+
+
 def check_effect_after(
     given: Mapping[str, Any], config: Any, trained: Mapping[str, Any], names: frozenset[str] = OF_TRAINING
 ) -> None:
-    """Raise ``UserError`` for a parameter that is not read any more where a trained model is used.
+    """Raise ``UserError`` for a parameter that is not read any more, or cannot act, where a trained model is used.
 
     Parameters
     ----------
@@ -119,14 +160,16 @@ def check_effect_after(
     names : frozenset of str
         What is not read there: ``OF_TRAINING``, and for lists ``OF_EVALUATION``.
     """
-    for name in sorted(names & given.keys()):
-        before = trained.get(name, config.internal_config_dict.get(name))
-        if config[name] != before:
-            raise _without_effect(name, given[name], before)
+    of_training = OF_TRAINING | config.spec.of_training
+    before = {**config.internal_config_dict, **trained}
+    for name in sorted((names | of_training) & given.keys()):
+        if config[name] != before.get(name):
+            raise _without_effect(name, given[name], before.get(name), name in of_training)
+    check_needs(given, config, before)
 
 
-def _without_effect(name: str, value: Any, before: Any) -> UserError:
-    part = "training" if name in OF_TRAINING else "evaluation"
+def _without_effect(name: str, value: Any, before: Any, of_training: bool) -> UserError:
+    part = "training" if of_training else "evaluation"
     return UserError(
         f"{name} would have no effect, because {part} alone reads it (trained with {before!r}, got {value!r}): "
         f"{_INSTEAD.get(name, 'leave it out')}"
@@ -151,7 +194,7 @@ def effect_first(given: Mapping[str, Any], trained: Mapping[str, Any]) -> Iterat
     except UserError:
         for name in sorted(OF_EVALUATION & given.keys() & trained.keys()):
             if trained[name] not in (given[name], [given[name]]):
-                raise _without_effect(name, given[name], trained[name]) from None
+                raise _without_effect(name, given[name], trained[name], of_training=False) from None
         raise
 
 

@@ -28,6 +28,7 @@ from recbole.utils.argument_list import (
 )
 
 from recbole_diffurec.config import layers
+from recbole_diffurec.config.needs import NEEDS, Need, unmet
 from recbole_diffurec.config.rules import COUNT, INTERVALS, NOT_IN_RESULT, RULES, Rule, as_number, meaning, nearest
 from recbole_diffurec.data.sources import check_name
 from recbole_diffurec.errors import UserError
@@ -294,6 +295,10 @@ class RunConfig(Config):
         if self["benchmark_filename"] is None and part not in self.protocol.parts:
             split = self["eval_args"]["split"]
             raise UserError(f"the split {split} has no {part} part, and {reason}: give one that has")
+
+    def unmet_need(self, name: str) -> Need | None:
+        """What keeps a parameter from acting, or None where it acts."""
+        return unmet(name, self.final_config_dict, {**NEEDS, **self.spec.needs})
 
     def data_files(self) -> list[Path]:
         """The files of the data set that there are."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from recbole_diffurec.config.needs import Need
 from recbole_diffurec.config.rules import COUNT, Rule
 from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.linear import Linear
@@ -300,6 +301,8 @@ ACVAE_SPEC = ModelSpec(
         "kl_anneal_steps": Rule("int", 0),
         "contrast_weight": Rule("number", 0),
     },
+    needs={"kl_anneal_steps": (Need("kl_weight", bool, "--kl_weight=0.05"),)},
+    of_training=sequential.OF_TRAINING | {"kl_weight", "kl_anneal_steps", "contrast_weight"},
     trims_padding=True,
     for_inference=sequential.FOR_INFERENCE,
     cannot={

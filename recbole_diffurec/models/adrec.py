@@ -27,7 +27,7 @@ from recbole_diffurec.layers.step_embedding import StepEmbedding
 from recbole_diffurec.models.denoiser import Denoiser, NetworkDenoiser
 from recbole_diffurec.models.diffurec import DiffuRecFamily
 from recbole_diffurec.models.diffurec_program import NoiseProgram
-from recbole_diffurec.models.diffurec_rules import FAMILY_RULES, check_family
+from recbole_diffurec.models.diffurec_rules import FAMILY_NEEDS, FAMILY_OF_TRAINING, FAMILY_RULES, check_family
 from recbole_diffurec.models.objectives import SquaredErrorObjective
 from recbole_diffurec.models.spec import ModelSpec
 
@@ -299,6 +299,8 @@ ADREC = ModelSpec(
         "pretrain_epochs": Rule("int", 0),
         "warmup_epochs": Rule("int", 0),
     },
+    needs=FAMILY_NEEDS,
+    of_training=FAMILY_OF_TRAINING | {"mse_weight", "pretrain_epochs", "warmup_epochs"},
     check=check,
     trims_padding=True,
     all_positions=True,

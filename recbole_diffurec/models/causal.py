@@ -82,6 +82,7 @@ CAUSALREC = ModelSpec(
     CausalRec,
     "causal Transformer without diffusion, SASRec with the parts of DiffuRec's family (after Kang, McAuley 2018)",
     rules={**sequential.RULES, "positions": Rule("str", choices=POSITIONS)},
+    of_training=sequential.OF_TRAINING,
     trims_padding=True,
     all_positions=True,
     loss="cross-entropy",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recbole_diffurec.config.needs import Need
 from recbole_diffurec.config.rules import Rule
 from recbole_diffurec.data import augment
 from recbole_diffurec.data.rows import ROW
@@ -92,6 +93,8 @@ class CL4SRec(ContrastiveModel):
         return torch.stack([cropped, masked, reordered])[operator, rows], torch.where(operator == 0, kept, lengths)
 
 
+_OF_CONTRAST = ("tau", "sim", "crop_rate", "mask_rate", "reorder_rate", "different_operators")
+
 CL4SREC = ModelSpec(
     "CL4SRec",
     CL4SRec,
@@ -103,6 +106,8 @@ CL4SREC = ModelSpec(
         "reorder_rate": Rule("number", 0, 1),
         "different_operators": Rule("bool"),
     },
+    needs=dict.fromkeys(_OF_CONTRAST, (Need("lmd", bool, "--lmd=0.1"),)),
+    of_training=sequential.OF_TRAINING | {"lmd", *_OF_CONTRAST},
     trims_padding=True,
     loss="cross-entropy and a contrast",
     cannot={"sequences": "its contrast is between whole histories"},

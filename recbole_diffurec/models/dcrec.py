@@ -16,6 +16,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recbole_diffurec.config.needs import Need
 from recbole_diffurec.config.rules import COUNT, Rule
 from recbole_diffurec.diffusion import schedules
 from recbole_diffurec.diffusion.noise import Draws
@@ -29,7 +30,13 @@ from recbole_diffurec.layers.step_embedding import StepEmbedding
 from recbole_diffurec.models.denoiser import Denoiser, NetworkDenoiser
 from recbole_diffurec.models.diffurec import DiffuRecFamily
 from recbole_diffurec.models.diffurec_program import NoiseProgram
-from recbole_diffurec.models.diffurec_rules import DRAWS_RULES, FAMILY_RULES, check_family
+from recbole_diffurec.models.diffurec_rules import (
+    DRAWS_RULES,
+    FAMILY_NEEDS,
+    FAMILY_OF_TRAINING,
+    FAMILY_RULES,
+    check_family,
+)
 from recbole_diffurec.models.objectives import ClassifyingAndNear, Objective
 from recbole_diffurec.models.spec import ModelSpec
 
@@ -228,6 +235,7 @@ def check(values: Mapping[str, Any]) -> None:
 
 # Of the family's parameters those that act here: the noise enters at full strength, and positions always.
 _NOT_HERE = {"lambda_uncertainty", "offset_noise", "offset_scale", "compile", "noise_schedule"}
+_SIGNAL = Need("noise_schedule", lambda schedule: schedule == "signal", "--noise_schedule=signal")
 
 DCREC = ModelSpec(
     "DCRec",
@@ -244,6 +252,12 @@ DCREC = ModelSpec(
         "cross_entropy_floor": Rule("number", 0, 1, open_low=True),
         "cross_entropy_decay": Rule("int", 1, optional=True),
     },
+    needs={
+        **FAMILY_NEEDS,
+        **dict.fromkeys(("signal_high", "signal_low"), (_SIGNAL,)),
+        "cross_entropy_floor": (Need("cross_entropy_decay", bool, "--cross_entropy_decay=150"),),
+    },
+    of_training=FAMILY_OF_TRAINING | {"cross_entropy_weight", "cross_entropy_floor", "cross_entropy_decay"},
     check=check,
     method=True,
     trims_padding=True,

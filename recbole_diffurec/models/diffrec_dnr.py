@@ -25,7 +25,7 @@ from recbole_diffurec.layers.step_embedding import SinusoidalSteps
 from recbole_diffurec.models.denoiser import Denoiser
 from recbole_diffurec.models.diffurec import DiffuRecFamily
 from recbole_diffurec.models.diffurec_program import NoiseProgram
-from recbole_diffurec.models.diffurec_rules import FAMILY_RULES, check_family
+from recbole_diffurec.models.diffurec_rules import FAMILY_NEEDS, FAMILY_OF_TRAINING, FAMILY_RULES, check_family
 from recbole_diffurec.models.objectives import SquaredErrorObjective
 from recbole_diffurec.models.scores import ItemScores, OutputScores
 from recbole_diffurec.models.spec import ModelSpec
@@ -225,6 +225,8 @@ DIFFREC_DNR = ModelSpec(
         "initial_variance": Rule("number", 0),
         "rec_on": Rule("str", choices=["noised", "predicted"]),
     },
+    needs=FAMILY_NEEDS,
+    of_training=FAMILY_OF_TRAINING | {"initial_variance", "rec_on"},
     check=check_family,
     trims_padding=True,
     loss="cross-entropy and squared errors",

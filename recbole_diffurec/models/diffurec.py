@@ -28,11 +28,11 @@ from recbole_diffurec.layers.device import device_type
 from recbole_diffurec.layers.item_softmax import SampledCrossEntropy, full_cross_entropy
 from recbole_diffurec.layers.ragged import RaggedBatch
 from recbole_diffurec.layers.step_embedding import StepEmbedding
+from recbole_diffurec.models import diffurec_rules as rules
 from recbole_diffurec.models.approximator import Approximator
 from recbole_diffurec.models.base import Program
 from recbole_diffurec.models.denoiser import Denoiser, UncertainDenoiser
 from recbole_diffurec.models.diffurec_program import DiffuRecProgram
-from recbole_diffurec.models.diffurec_rules import FAMILY_RULES, OBJECTIVE_RULES, check_family, loss_of
 from recbole_diffurec.models.interventions import Audited, ChangedDenoiser, NoDiffusion
 from recbole_diffurec.models.objectives import Objective, cross_entropy_objective
 from recbole_diffurec.models.scores import ItemScores
@@ -366,13 +366,15 @@ class DiffuRecSys(DiffuRecFamily):
 
 
 _FAMILY: dict[str, Any] = {
-    "rules": {**FAMILY_RULES, **OBJECTIVE_RULES},
-    "check": check_family,
+    "rules": {**rules.FAMILY_RULES, **rules.OBJECTIVE_RULES},
+    "needs": rules.FAMILY_NEEDS,
+    "of_training": rules.FAMILY_OF_TRAINING,
+    "check": rules.check_family,
     "method": True,
     "trims_padding": True,
     # Sampled softmax is a matter of training, and wants the training data's counts.
     "for_inference": {"sampled_softmax": None},
-    "loss": loss_of,
+    "loss": rules.loss_of,
     "cannot": {"sequences": "a pass has one noised target, which every position of the history sees"},
 }
 

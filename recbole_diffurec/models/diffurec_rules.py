@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from recbole_diffurec.config.needs import Need
 from recbole_diffurec.config.rules import COUNT, Rule
 from recbole_diffurec.diffusion import schedules
 from recbole_diffurec.diffusion.samplers import SAMPLERS
 from recbole_diffurec.diffusion.step_samplers import STEP_SAMPLERS
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.layers.blocks import ACTIVATIONS
+from recbole_diffurec.models.sequential import OF_TRAINING
 
 MOST_DRAWS = 1000  # the seeds of keyed noise have room for somewhat more
 FAMILY_RULES = {
@@ -40,6 +42,26 @@ FAMILY_RULES = {
 # Of the models of the family whose objective is the cross-entropy.
 DRAWS_RULES = {"draws": Rule("int", 1, MOST_DRAWS)}
 OBJECTIVE_RULES = {**DRAWS_RULES, "squared_error_weight": Rule("number", 0)}
+
+_CHAIN = (
+    Need("noised_target", bool, "--noised_target=True"),
+    Need("reverse_start", lambda start: start == "noise", "--reverse_start=noise"),
+)
+# What parameters of the family need to act: without the noised target, or from the last item, inference is one step.
+FAMILY_NEEDS = {
+    **dict.fromkeys(("sampling_steps", "valid_sampling_steps", "sampler"), _CHAIN),
+    "ddim_eta": (*_CHAIN, Need("sampler", lambda sampler: sampler == "ddim", "--sampler=ddim")),
+    **dict.fromkeys(
+        ("noise_schedule", "lambda_uncertainty", "offset_noise", "reverse_start", "ensemble_seeds", "draws"), _CHAIN[:1]
+    ),
+    "offset_scale": (*_CHAIN[:1], Need("offset_noise", bool, "--offset_noise=True")),
+    "noise_seed": (*_CHAIN[:1], Need("ensemble_seeds", lambda seeds: not seeds, "--ensemble_seeds=")),
+}
+# Of which nothing is read once a model is trained.
+FAMILY_OF_TRAINING = OF_TRAINING | {
+    *("embedding_dropout_prob", "init", "keyed_noise", "step_sampler", "offset_noise", "offset_scale"),
+    *("valid_sampling_steps", "draws", "squared_error_weight"),
+}
 
 
 def check_family(values: Mapping[str, Any]) -> None:

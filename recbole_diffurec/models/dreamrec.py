@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recbole_diffurec.config.needs import Need
 from recbole_diffurec.config.rules import PROBABILITY, Rule
 from recbole_diffurec.data.rows import ROW
 from recbole_diffurec.diffusion.noise import Draws
@@ -31,7 +32,7 @@ from recbole_diffurec.layers.step_embedding import StepEmbedding
 from recbole_diffurec.models.denoiser import Denoiser, GuidedDenoiser, NetworkDenoiser
 from recbole_diffurec.models.diffurec import DiffuRecFamily
 from recbole_diffurec.models.diffurec_program import NoiseProgram
-from recbole_diffurec.models.diffurec_rules import FAMILY_RULES, check_family
+from recbole_diffurec.models.diffurec_rules import FAMILY_NEEDS, FAMILY_OF_TRAINING, FAMILY_RULES, check_family
 from recbole_diffurec.models.spec import ModelSpec
 from recbole_diffurec.runtime.gathering import from_other_ranks
 
@@ -263,6 +264,9 @@ DREAMREC = ModelSpec(
         "preference_scale": Rule("number", 0, open_low=True),
         "consistency_weight": Rule("number", 0),
     },
+    needs={**FAMILY_NEEDS, "preference_scale": (Need("preference_weight", bool, "--preference_weight=0.6"),)},
+    of_training=FAMILY_OF_TRAINING
+    | {"history_drop_prob", "error", "preference_weight", "preference_scale", "consistency_weight"},
     check=check,
     trims_padding=True,
     variants={

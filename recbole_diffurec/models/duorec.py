@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from recbole_diffurec.config.needs import Need
 from recbole_diffurec.config.rules import Rule
 from recbole_diffurec.data.rows import ROW, RowHistories, SameTarget
 from recbole_diffurec.models import contrastive, sequential
@@ -83,6 +84,11 @@ DUOREC = ModelSpec(
     DuoRec,
     "SASRec with a contrast between histories of the same next item (Qiu, Huang, Yin, Wang 2022)",
     rules={**contrastive.RULES, "lmd_sem": Rule("number", 0), "contrast": Rule("str", choices=CONTRASTS)},
+    needs={
+        "lmd": (Need("contrast", lambda contrast: contrast in ("un", "us"), "--contrast=us"),),
+        "lmd_sem": (Need("contrast", lambda contrast: contrast != "un", "--contrast=us_x"),),
+    },
+    of_training=sequential.OF_TRAINING | {"contrast", "lmd", "lmd_sem", "tau", "sim"},
     trims_padding=True,
     loss="cross-entropy and a contrast",
     cannot={"sequences": "its contrast is between whole histories"},

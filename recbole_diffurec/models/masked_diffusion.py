@@ -382,6 +382,7 @@ MASKED_DIFFREC = ModelSpec(
         "all_masked_share": Rule("number", 0, 1),
         "history_drop_prob": PROBABILITY,
     },
+    of_training=sequential.OF_TRAINING | {"all_masked_share", "history_drop_prob"},
     check=check,
     method=True,
     loss="cross-entropy of masked slots",

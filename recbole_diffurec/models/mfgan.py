@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from recbole.utils import InputType
 from torch import Tensor, nn
 
+from recbole_diffurec.config.needs import Need
 from recbole_diffurec.config.rules import COUNT, PROBABILITY, Rule
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.layers.attention import MultiHeadAttention
@@ -380,6 +381,12 @@ MFGAN_SPEC = ModelSpec(
         "pretrain_epochs": Rule("int", 0),
         "n_generated": COUNT,
     },
+    needs=dict.fromkeys(
+        ("discriminator_dropout_prob", "popularity_classes", "category_field", "pretrain_epochs", "n_generated"),
+        (Need("n_discriminator_layers", bool, "--n_discriminator_layers=1"),),
+    ),
+    of_training=sequential.OF_TRAINING
+    | {"discriminator_dropout_prob", "loss_type", "pretrain_epochs", "n_generated", "train_neg_sample_args"},
     check=check,
     trims_padding=True,
     for_inference={**sequential.FOR_INFERENCE, "n_discriminator_layers": 0},

@@ -33,6 +33,12 @@ RULES = {
     "repeat_bias": Rule("bool"),
 }
 
+# Of the parameters that models share, those that nothing reads once a model is trained.
+OF_TRAINING = frozenset(
+    {"hidden_dropout_prob", "attn_dropout_prob", "initializer_range", "gradient_checkpointing"}
+    | {"sampled_softmax", "negative_distribution"}
+)
+
 # Sampled softmax is a matter of training, and wants the training data's counts.
 FOR_INFERENCE = {"sampled_softmax": None}
 

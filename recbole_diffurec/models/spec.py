@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_diffurec.config import layers
+from recbole_diffurec.config.needs import Needs
 from recbole_diffurec.config.rules import Rule
 from recbole_diffurec.errors import UserError
 
@@ -63,6 +64,10 @@ class ModelSpec:
         The default is ``properties/model/NAME.yaml``.
     rules : Mapping of str to Rule
         What its own parameters may be.
+    needs : Mapping of str to sequence of Need
+        Of its own parameters, those that act only where another one has a certain value; otherwise they are refused.
+    of_training : frozenset of str
+        Its own parameters that nothing reads once it is trained, so that a use of its checkpoint refuses them.
     check : callable or None
         Called with the parameters; raises ``UserError`` where values do not fit together.
     method : bool
@@ -93,6 +98,8 @@ class ModelSpec:
     summary: str = ""
     defaults: Path | str | None = None
     rules: Mapping[str, Rule] = field(default_factory=dict)
+    needs: Needs = field(default_factory=dict)
+    of_training: frozenset[str] = frozenset()
     check: Callable[[Mapping[str, Any]], None] | None = None
     method: bool = False
     trims_padding: bool = False

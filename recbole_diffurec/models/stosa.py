@@ -371,6 +371,7 @@ STOSA_SPEC = ModelSpec(
         "loss_type": Rule("str", choices=["BPR", "CE"]),
         "pvn_weight": Rule("number", 0),
     },
+    of_training=sequential.OF_TRAINING | {"loss_type", "pvn_weight"},
     check=check,
     trims_padding=True,
     loss=lambda values: "cross-entropy" if values["loss_type"] == "CE" else "BPR and a distance of the positive",

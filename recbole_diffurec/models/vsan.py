@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recbole_diffurec.config.needs import Need
 from recbole_diffurec.config.rules import COUNT, Rule
 from recbole_diffurec.layers.dropout import Dropout
 from recbole_diffurec.layers.encoder import TransformerEncoder
@@ -158,6 +159,8 @@ VSAN_SPEC = ModelSpec(
         "kl_weight": Rule("number", 0),
         "kl_anneal_steps": Rule("int", 0),
     },
+    needs={"kl_anneal_steps": (Need("kl_weight", bool, "--kl_weight=0.2"),)},
+    of_training=sequential.OF_TRAINING | {"kl_weight", "kl_anneal_steps"},
     trims_padding=True,
     loss="cross-entropy and a divergence",
     for_inference=sequential.FOR_INFERENCE,

@@ -24,6 +24,7 @@ from recbole_diffurec.version import __version__
 
 # How metrics are called in tables, where RecBole calls them otherwise.
 METRIC_NAMES = {"hit": "HR", "ndcg": "NDCG"}
+LOGS = "log"  # the folder of all log files, where a command is given
 
 
 def metric_name(key: str) -> str:
@@ -135,7 +136,7 @@ def log_file(config: RunConfig, name: str | None = None, required: bool = True) 
     if distributed.rank() > 0:
         yield os.devnull
         return
-    folder = os.path.join("log", config["model"])
+    folder = os.path.join(LOGS, config["model"])
     try:
         files.make_folder(folder, "the folder for logs")
     except UserError:

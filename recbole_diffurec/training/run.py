@@ -12,6 +12,7 @@ from recbole.utils import init_seed
 
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat
+from recbole_diffurec.host.checks import check_given
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.devices import say_of_gpus
 from recbole_diffurec.host.loaders import dataset_of, share_evaluation, share_training
@@ -86,6 +87,7 @@ def run(
     """
     dataset = data_set_of(dataset, parameters, config_files, experiment, data)
     config = RunConfig(model, dataset, parameters, config_files, experiment)
+    check_given(config, parameters, config_files)
     path = files.check_writable(result_file, "result_file", (*config_files, *config.data_files()))
     with distributed.process_group(config["device"]):
         # Asked by all processes before any of them can write a state.

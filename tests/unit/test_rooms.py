@@ -49,7 +49,7 @@ ROOMS = {
         "tables times",
         imports="errors runtime",
     ),
-    "config": Room("described layers protocol rules", imports="errors"),
+    "config": Room("described layers needs protocol rules", imports="errors"),
     "models": Room(
         "acvae adrec approximator base causal cl4srec contrastive dcrec denoiser diffrec_dnr diffurec "
         "diffurec_program diffurec_rules dreamrec duorec ensemble interventions last_attention masked_diffusion "
