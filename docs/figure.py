@@ -69,7 +69,7 @@ def rows(heading: str, wanted: list[tuple[str, str | None, str | None]]) -> list
     masked = ""
     for line in filter(None, section.splitlines()):
         if not line.startswith("|"):
-            header, masked = [], ", masked" if line.endswith("masked:") else ""
+            header, masked = [], ", masked" if line.endswith(" masked:") else ""
             continue
         row = [cell.strip() for cell in line.split("|")[1:-1]]
         header = header or [cell + masked if cell.startswith("NDCG") else cell for cell in row]
