@@ -38,6 +38,8 @@ from recbole_diffurec.training.run import TrainedRun, train_or_resume
 logger = logging.getLogger("recbole_diffurec")
 
 LONGEST_LIST = 10
+# Of what training alone reads otherwise: the passes with dropout.
+_ALSO_READ = frozenset({"hidden_dropout_prob", "attn_dropout_prob", "embedding_dropout_prob"})
 # What the audit of a comparison's runs is content with.
 FEW_USERS, FEW_SAMPLES = 500, 3
 
@@ -139,7 +141,7 @@ def audit(
         A file is no checkpoint of a diffusion model, an argument is wrong, or the data is not what it was trained on.
     """
     extent, folder = Extent(users, samples, sample_seed), Path(output_dir)
-    members = open_members([checkpoint_file, *more], parameters)
+    members = open_members([checkpoint_file, *more], parameters, _ALSO_READ)
     _refuse_others(members[0])
     files.make_folder(str(folder), "output_dir")
     read = checkpoint_file, *more, *members[0].config.data_files()
@@ -149,7 +151,7 @@ def audit(
     twin, no_twin = None, "it was not asked for (--train_twin)"
     if train_twin:
         twin, no_twin = _twin(members[0], parameters, folder)
-    members += open_members([twin], parameters) if twin else []
+    members += [Member.open(twin, parameters)] if twin else []  # in which some of them do not act
     with opened(members, parameters) as found, explained(f"auditing model '{members[0].state['model']}'", found.log):
         result = _audited(found, extent, no_twin)
     return _delivered(result, path, folder)

@@ -7,7 +7,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Collection, Iterator, Mapping, Sequence, cast
+from typing import Any, Iterator, Mapping, Sequence, cast
 
 import numpy as np
 
@@ -103,22 +103,19 @@ def compare(
     settings = layers.settings(experiment, config_files, parameters, many_runs=True)
     files.make_folder(output_dir, "output_dir")
     output_dir = Path(output_dir)
-    given = {**layers.settings(None, config_files), **parameters}.keys() - GRID_KEYS
-    jobs = _jobs(models, datasets, seeds, settings, output_dir, given)
+    jobs = _jobs(models, datasets, seeds, settings, output_dir, {*layers.settings(None, config_files), *parameters})
     baseline = _baseline(baseline or settings.get("baseline"), jobs)
     store = RunStore(output_dir / "runs")
     missing = [job for job in jobs if job not in store]
-    if missing and not how.dry_run:
-        files.make_folder(LOGS, "the folder for logs")  # of every run; asked before anything takes time
     shared = DatasetCache()
     durations = {job: store.result(job)["seconds"] for job in jobs if job not in missing}
-    bounds = estimate(missing, durations, shared)
+    bounds = estimate(missing, durations, shared, how.dry_run)
     logger.info("%s", describe_cost(jobs, missing, bounds, how.parallel))
     if how.dry_run:
         return None
     failures = _run_all(missing, store, shared, _Clock(durations, bounds, how.parallel), how)
-    finished = _finished(jobs, store, failures)
-    return write_outputs(tables.Results(finished, store, baseline), output_dir, failures, command)
+    results = tables.Results(_finished(jobs, store, failures), store, baseline)
+    return write_outputs(results, output_dir, failures, command)
 
 
 def _made_of_tables(
@@ -140,7 +137,7 @@ def _jobs(
     seeds: int | Sequence[int] | None,
     settings: Mapping[str, Any],
     output_dir: Path,
-    given: Collection[str],
+    given: set[str],
 ) -> list[Job]:
     """The runs of a comparison: what is given, or else what the settings say, or else the defaults."""
     for name in ("models", "datasets"):
@@ -152,7 +149,7 @@ def _jobs(
     seeds = settings.get("seeds", 1) if seeds is None else seeds
     common = {name: value for name, value in settings.items() if name not in GRID_KEYS}
     common = {"checkpoint_dir": str((output_dir / "checkpoints").resolve()), **common}
-    return plan(models, datasets, _seed_list(seeds, common.get("seed", 2020)), common, given)
+    return plan(models, datasets, _seed_list(seeds, common.get("seed", 2020)), common, given & common.keys())
 
 
 def _baseline(name: str | None, jobs: Sequence[Job]) -> str | None:
@@ -276,7 +273,9 @@ def _like(job: Job, durations: Mapping[Job, float]) -> float | None:
 # Cost
 
 
-def estimate(jobs: Sequence[Job], durations: Mapping[Job, float], datasets: DatasetCache) -> dict[Job, float]:
+def estimate(
+    jobs: Sequence[Job], durations: Mapping[Job, float], datasets: DatasetCache, dry_run: bool = True
+) -> dict[Job, float]:
     """At most how many seconds each run takes, from a few of its own batches; early stopping makes it less.
 
     Runs whose like has finished take as long as that did. Runs that cannot be started are left out.
@@ -284,8 +283,10 @@ def estimate(jobs: Sequence[Job], durations: Mapping[Job, float], datasets: Data
     Raises
     ------
     UserError
-        None of them can be started.
+        None of them can be started, or without ``dry_run`` there can be no folder for their logs.
     """
+    if jobs and not dry_run:
+        files.make_folder(LOGS, "the folder for logs")
     seconds: dict[Job, float] = {}
     known: dict[tuple[str, str], float] = {}
     reasons: dict[str, str] = {}

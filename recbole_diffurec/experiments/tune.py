@@ -91,10 +91,7 @@ def tune(
     fixed.pop("dataset", None)
     space = read_space(params_file, config["model"])
     _check_space(config, space, fixed, params_file, options.search)
-    searched = {dimension.name for dimension in space}
-    given = {**layers.settings(None, config_files), **parameters}.keys() - {"model", "dataset"}
-    alone = [name for name in given if not ((need := config.unmet_need(name)) and need.parameter in searched)]
-    check_needs(alone, config, config.internal_config_dict)
+    _check_needs_of(config, {*layers.settings(None, config_files), *parameters}, space)
     # Trials have working directories of their own.
     fixed["data_path"] = os.path.abspath(fixed.get("data_path", config.plain()["data_path"]))
     config = RunConfig(model, dataset, fixed)
@@ -339,6 +336,13 @@ def _check_space(
                 RunConfig(model, dataset, {**fixed, dimension.name: value})
             except UserError as error:
                 raise UserError(f"{where}: {error}") from None
+
+
+def _check_needs_of(config: RunConfig, given: set[str], space: Sequence[Dimension]) -> None:
+    """``check_needs`` of what is the same for all trials, but where that which keeps it from acting is searched."""
+    searched = {dimension.name for dimension in space}
+    alone = [name for name in given if not ((need := config.unmet_need(name)) and need.parameter in searched)]
+    check_needs(alone, config, config.internal_config_dict)
 
 
 def _best_yaml(model: str, dataset: str, best: Mapping[str, Any], trial: Any, metric: str) -> str:

@@ -36,7 +36,7 @@ READING_POWERS = ("LightGCN", "SimpleX")  # of RecBole's models, those whose los
 OF_TRAINING = frozenset(
     {"epochs", "train_batch_size", "learner", "learning_rate", "weight_decay", "clip_grad_norm", "stopping_step"}
     | {"eval_step", "loss_decimal_place", "lr_decay_step", "lr_decay_gamma", "ema_decay"}
-    | {"rows", "batch_by_length", "train_neg_sample_args", "checkpoint_minutes"}
+    | {"rows", "batch_by_length", "train_neg_sample_args"}
 )
 OF_EVALUATION = frozenset({"topk", "metrics", "valid_metric", "metric_decimal_place", "mask_seen", "tail_ratio"})
 _INSTEAD = {"topk": "give k", "mask_seen": "give exclude_seen"}

@@ -103,7 +103,9 @@ class Opened:
     log: str
 
 
-def open_members(paths: Sequence[str | Path], parameters: Mapping[str, Any]) -> list[Member]:
+def open_members(
+    paths: Sequence[str | Path], parameters: Mapping[str, Any], also_read: frozenset[str] = frozenset()
+) -> list[Member]:
     """Checkpoints of one data set, read, before any data is.
 
     Parameters
@@ -112,6 +114,8 @@ def open_members(paths: Sequence[str | Path], parameters: Mapping[str, Any]) -> 
         The files.
     parameters : Mapping of str to object
         What to change, for every checkpoint.
+    also_read : frozenset of str, optional
+        Parameters of training that act in this use of the checkpoints.
 
     Raises
     ------
@@ -120,6 +124,9 @@ def open_members(paths: Sequence[str | Path], parameters: Mapping[str, Any]) -> 
     """
     trackers.refuse(parameters)
     members = [Member.open(path, parameters) for path in paths]
+    given = {name: value for name, value in parameters.items() if name not in also_read}
+    for member in members:
+        check_effect_after(given, member.config, member.state["config"])
     for other in members[1:]:
         _check_fits_together(members[0], other)
     members[0].config.refuse_without("test", "there is nothing to test on")
@@ -167,7 +174,6 @@ class Member:
         state = open_model(path)
         say_of_gpus(parameters)
         config = RunConfig(state["model"], state["dataset"], {**state["config"], **parameters})
-        check_effect_after(parameters, config, state["config"])
         # A test leaves nothing behind, wherever it is called and whatever its checkpoint says.
         folder = os.path.dirname(os.path.abspath(path))
         nothing = {"checkpoint_dir": folder, "save_dataset": False, "save_dataloaders": False}

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import flags
 
-from recbole_diffurec import audit, cli, evaluate
+from recbole_diffurec import UserError, audit, cli, evaluate
 from recbole_diffurec.experiments import audit as module
 from recbole_diffurec.training.evaluate import open_members
 from recbole_diffurec.training.trainer import PluginTrainer
@@ -59,6 +59,15 @@ def test_the_whole_test_set_gives_the_figures_of_the_run(trained, workdir, capsy
     assert found.lines.loc[ensemble["label"], "NDCG@10"] == ensemble["ndcg"] and found.result["checkpoints"] == list(
         map(str, files)
     )
+
+
+def test_the_dropout_of_an_audits_passes_may_be_given_which_training_alone_reads_elsewhere(trained, workdir):
+    few = {"users": 60, "samples": 2, "gpu_id": "", "show_progress": False}
+    probabilities = [audit(trained["DiffuRec"], hidden_dropout_prob=p, **few).result["lines"] for p in (0.1, 0.6)]
+    first, second = (next(line for line in lines if line["name"] == "mc_dropout") for lines in probabilities)
+    assert first["metrics"] != second["metrics"]
+    with pytest.raises(UserError, match="hidden_dropout_prob would have no effect, because training alone reads it"):
+        evaluate(trained["DiffuRec"], hidden_dropout_prob=0.6)
 
 
 @pytest.mark.parametrize(
