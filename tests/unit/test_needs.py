@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,6 +71,12 @@ def scores(name: str, parameters: Mapping[str, Any], weights: Mapping[str, Any] 
         return model.state_dict(), model.full_sort_predict(batch)
 
 
+@functools.cache
+def as_trained(name: str, base: str):
+    """The weights and scores of a model; most of its parameters are tried on the same."""
+    return scores(name, json.loads(base))
+
+
 OWN = [
     (name, parameter)
     for name, spec in ALL.items()
@@ -90,7 +98,7 @@ def test_a_parameter_changes_what_a_trained_model_answers_or_is_of_training(name
     base = {key: value for key, value in base.items() if key in spec.default_values()} | spec.for_inference
     base |= {} if of_training else remedies(spec, parameter)
     usual = base.get(parameter, spec.default_values()[parameter])
-    weights, before = scores(name, base)
+    weights, before = as_trained(name, json.dumps(base))
     try:
         _, after = scores(name, {**base, parameter: another(spec, parameter, usual)}, weights)
     except (UserError, RuntimeError) as error:  # refused already: what does not fit together, or other weights
