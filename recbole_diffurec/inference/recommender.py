@@ -87,9 +87,11 @@ class Recommender(NextLists, SimilarItems, Shareable):
         trackers.refuse(parameters)
         spec = catalogue.find(state["model"])
         inference = {name: value for name, value in spec.for_inference.items() if name in state["config"]}
-        with checks.effect_first(parameters, state["config"]):
-            config = RunConfig(state["model"], state["dataset"], {**state["config"], **inference, **parameters})
-        checks.check_effect_after(parameters, config, state["config"], checks.OF_TRAINING | checks.OF_EVALUATION)
+        # What training had, said again, is no wish to have it in inference.
+        given = {name: v for name, v in parameters.items() if name not in inference or v != state["config"][name]}
+        with checks.effect_first(given, state["config"]):
+            config = RunConfig(state["model"], state["dataset"], {**state["config"], **inference, **given})
+        checks.check_effect_after(given, config, state["config"], checks.OF_TRAINING | checks.OF_EVALUATION)
         if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
             raise UserError(f"model '{state['model']}' in '{path}' reads no histories: give a sequential model")
         spec.refuse("recommend", "recommend from a checkpoint alone")

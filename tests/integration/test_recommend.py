@@ -67,6 +67,14 @@ def test_what_lists_do_not_read_is_refused(path, given, remedy):
             recbole_diffurec.evaluate(path, **given)
 
 
+def test_the_sampled_softmax_of_training_may_be_said_again(workdir):
+    small = {"hidden_size": 16, "n_layers": 1, "MAX_ITEM_LIST_LENGTH": 10, "gpu_id": "", "show_progress": False}
+    trained = run("CausalRec", "ml-100k", epochs=1, sampled_softmax=64, **small)["checkpoint"]
+    assert len(Recommender.load(trained, sampled_softmax=64).recommend(HISTORIES[:1], k=3)) == 3
+    with pytest.raises(UserError, match=r"^sampled_softmax would have no effect, .*trained with 64, got 32"):
+        Recommender.load(trained, sampled_softmax=32)
+
+
 def test_what_a_model_was_trained_with_may_be_said_again(path):
     trained = Recommender.load(path).config
     same = {name: trained[name] for name in ("epochs", "learning_rate", "topk", "metrics", "mask_seen")}
