@@ -8,6 +8,7 @@ itself (all_masked_share 1), and the same with one slot, which is a plain classi
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -56,8 +57,13 @@ class HeldOut:
         return (slice(start, start + BATCH) for start in range(0, len(self.histories), BATCH))
 
 
-def split(dataset: str, parameters: dict[str, Any], k: int, folder: Path) -> dict[str, tuple[list[str], list[str]]]:
-    """Write the data set without the futures under its own name in ``folder``; {user: (history, future)} in ids."""
+def split(
+    dataset: str, parameters: dict[str, Any], k: int, recent: int | None, folder: Path
+) -> dict[str, tuple[list[str], list[str]]]:
+    """Write the data set without the futures under its own name in ``folder``; {user: (history, future)} in ids.
+
+    What is written of each user are the ``recent`` last items, or all.
+    """
     held_out: dict[str, tuple[list[str], list[str]]] = {}
     users, items = [], []
     for names, sequences in training_histories(RunConfig(MODEL, dataset, parameters)):
@@ -65,6 +71,7 @@ def split(dataset: str, parameters: dict[str, Any], k: int, folder: Path) -> dic
             if len(sequence) >= k + LEAST_HISTORY:
                 held_out[name] = sequence[:-k], sequence[-k:]
                 sequence = sequence[:-k]
+            sequence = sequence[-recent:] if recent else sequence
             users += [name] * len(sequence)
             items += sequence
     common.write_atomic(folder, dataset, np.array(users), np.array(items), 1e9 + np.arange(len(users)))
@@ -83,16 +90,21 @@ def in_numbers(held_out: dict[str, tuple[list[str], list[str]]], items: Sequence
 
 
 def train(dataset: str, folder: Path, seed: int, parameters: dict[str, Any]) -> dict[str, str]:
-    """Checkpoints of the networks, each of its best epoch in validation."""
+    """Checkpoints of the networks, each of its best epoch in validation; one that lies there already is not trained."""
     off = {f"{kind}_inter_num_interval": "[0,inf)" for kind in ("user", "item")}  # the data is filtered already
     protocol = {"split": {"LS": "valid_only"}, "group_by": "user", "order": "TO", "mode": "full"}
     fields = {"USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp"}
     fixed = {**off, **fields, "data_path": str(folder), "eval_args": protocol, "expected_counts": None, "seed": seed}
     fixed["checkpoint_dir"] = str(folder / "saved")
-    return {
-        name: run(MODEL, dataset, **{**parameters, **fixed, **differing})["checkpoint"]
-        for name, differing in NETWORKS.items()
-    }
+    checkpoints = {}
+    for name, differing in NETWORKS.items():
+        values, trained = {**parameters, **fixed, **differing}, folder / f"{name}-{seed}.json"
+        found = json.loads(trained.read_text()) if trained.is_file() else {}
+        if found.get("parameters") != values:
+            found = {"parameters": values, "checkpoint": run(MODEL, dataset, **values)["checkpoint"]}
+            trained.write_text(json.dumps(found) + "\n")
+        checkpoints[name] = found["checkpoint"]
+    return checkpoints
 
 
 # What is asked of the networks
@@ -324,23 +336,26 @@ def main() -> None:
     parser.add_argument(
         "--exclude_seen", action="store_true", help="no list, and no ranking, has an item of the history"
     )
+    parser.add_argument("--recent", type=int, help="train on so many last items of each history; on all if left out")
+    parser.add_argument("--work", type=Path, help="keep the networks in this folder, and go on from those that it has")
     given, rest = parser.parse_known_args()
     parameters, k = {"show_progress": False, **parse_parameters(rest)}, given.slots
     found, data = [], None
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        held_out = split(given.dataset, parameters, k, folder)
+        folder = given.work.absolute() / f"{given.dataset}-{given.recent or 'all'}" if given.work else Path(name)
+        held_out = split(given.dataset, parameters, k, given.recent, folder)
         for seed in range(2020, 2020 + given.seeds):
             checkpoints = train(given.dataset, folder, seed, {**parameters, "n_slots": k})
             data = in_numbers(held_out, list(Recommender.load(checkpoints["joint"]).items), given.users)
             found.append(figures_of(checkpoints, data, given.samples, given.exclude_seen))
     assert data is not None
     mean = mean_over_seeds(found)
+    shortened = f" The networks learn from the last {given.recent} items of each history alone." if given.recent else ""
     about = (
         f"{given.dataset}: the last {k} items of {len(data.histories):,} users, who have {LEAST_HISTORY} or more "
-        f"before them; {data.unknown:,} others, of whose futures training lacks an item, are left out. {given.seeds} "
-        f"seeds, {given.samples} samples. Training and validation see no future; each network is that of its best "
-        f"epoch in validation, by NDCG of the next item."
+        f"before them; {data.unknown:,} others, of whose futures training lacks an item, are left out.{shortened} "
+        f"{given.seeds} seeds, {given.samples} samples. Training and validation see no future; each network is that "
+        f"of its best epoch in validation, by NDCG of the next item."
     )
     results = {
         table: {row: {column: float(users.mean()) for column, users in of.items()} for row, of in rows.items()}

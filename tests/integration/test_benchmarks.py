@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,19 @@ def test_the_page_of_the_next_items_together_is_written(tmp_path):
     environment = {**os.environ, "BENCHMARKS_RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
     sizes = ["--slots=2", "--samples=2", "--users=20", *flags({**TINY, "user_inter_num_interval": "[5,30]"})]
     command = [sys.executable, str(ROOT / "benchmarks/joint.py"), "--dataset=ml-100k", "--exclude_seen", *sizes]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads((tmp_path / "joint_ml-100k.json").read_text())
+    command += ["--recent=10", "--work=kept"]
+
+    def made() -> dict:
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads((tmp_path / "joint_ml-100k.json").read_text())
+
+    found = made()
+    networks = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("kept/ml-100k-10/saved/*.pth")}
+    assert len(networks) == 3 and made() == found  # of the networks that are there
+    assert networks == {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("kept/ml-100k-10/saved/*.pth")}
+    written = (tmp_path / "kept/ml-100k-10/ml-100k/ml-100k.inter").read_text().splitlines()[1:]
+    assert max(Counter(line.split("\t")[0] for line in written).values()) == 10
     assert len(found["nll"]) == 4 and len(found["lists"]) == 7 and len(found["next"]) == 3
     # Hardly trained, every one of a few hundred items is about as likely.
     assert all(3 < row["nll"] < 8 for row in found["nll"].values())
