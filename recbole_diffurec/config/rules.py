@@ -177,7 +177,7 @@ RULES: dict[str, Rule] = {
     "embedding_dropout_prob": PROBABILITY,
     "use_position": Rule("bool"),
     "cross_attention": Rule("bool"),
-    "init": Rule("str", choices=["xavier_normal", "normal"]),
+    "init": Rule("str", choices=["xavier_normal", "normal", "pytorch"]),
     "initializer_range": Rule("number", 0, open_low=True),
     "worker": Rule("int", 0, 256),  # processes for each loader
     "state": Rule("str", choices=[*_LEVELS, *map(str.upper, _LEVELS)], optional=True),

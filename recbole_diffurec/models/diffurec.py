@@ -136,6 +136,8 @@ class DiffuRecFamily(Audited):
 
     def _initialise(self, init: str, std: float) -> None:
         """Draw all weight matrices, the item table included, from one family; zero biases and the padding row."""
+        if init == "pytorch":  # as they are: vectors from N(0, 1), layers by their width, as in the papers' public codes
+            return
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 if init == "xavier_normal":

@@ -336,7 +336,7 @@ def test_second_model_or_data_set_is_refused(name: str, used: str, other: str, t
         ("step_sampler", "Uniform", "one of uniform, loss_aware"),
         ("reverse_start", "zero", "one of noise, last_item"),
         ("hidden_act", "swish", "one of gelu, gelu_erf, relu, silu, tanh"),
-        ("init", "zeros", "one of xavier_normal, normal"),
+        ("init", "zeros", "one of xavier_normal, normal, pytorch"),
         ("learner", "lion", "one of adam, adamw, sgd, adagrad, rmsprop"),
     ],
 )

@@ -257,8 +257,13 @@ def test_initialisation():
     expected = (2.0 / (2001 + 64)) ** 0.5
     assert xavier.item_embedding.weight[1:].std().item() == pytest.approx(expected, rel=0.05)
     assert normal.item_embedding.weight[1:].std().item() == pytest.approx(0.05, rel=0.05)
-    for model in (xavier, normal):
+    pytorch = make_model(n_items=2001, hidden_size=64, init="pytorch")
+    assert pytorch.item_embedding.weight[1:].std().item() == pytest.approx(1, rel=0.05)
+    query = pytorch.approximator.blocks[0].attention.query
+    assert 0.9 / 8 < query.weight.abs().max().item() <= 1 / 8 and query.bias.any()  # uniform, by a width of 64
+    for model in (xavier, normal, pytorch):
         assert not model.item_embedding.weight[0].any()
+    for model in (xavier, normal):
         assert not model.approximator.blocks[0].attention.query.bias.any()
 
 
