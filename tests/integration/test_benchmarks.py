@@ -69,6 +69,18 @@ def test_draws_are_compared_after_equal_seconds_and_go_on_where_they_were(tmp_pa
     assert made()["runs"] == trained["runs"]  # not one of them again
 
 
+def test_one_step_is_ranked_by_its_estimate_and_by_its_state(tmp_path, trained):
+    environment = {**os.environ, "BENCHMARKS_RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "benchmarks/one_step.py"), str(trained["DiffuRec"]), "--users=50"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "one_step.json").read_text())
+    shared = {line["name"]: line["overlap"] for line in found["lines"]}
+    assert found["users"] == 50 and list(shared) == ["all_steps", "one_step", "factor_0", "state", "state_mean"]
+    # At lambda = .001 all estimates are much the same; the state is x_T, which is noise, but for little.
+    assert min(shared["one_step"], shared["factor_0"]) > 0.9 > 0.3 > max(shared["state"], shared["state_mean"])
+
+
 def test_the_tables_of_results_are_those_of_what_is_kept():
     page = "import trainings; assert trainings.page() == trainings.PAGE.read_text(encoding='utf-8')"
     command = [sys.executable, "-c", page]
