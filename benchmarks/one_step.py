@@ -83,7 +83,8 @@ def main() -> None:
         lines = compare_lines(*bench.measure_lines(forms(network.eval())))
         users, dataset, masked = int(bench.user_of_row.max()) + 1, config["dataset"], config["mask_seen"]
     about = (
-        f"{given.name} on {dataset}, {users:,} test users, all items ranked, {'seen ones' if masked else 'none'} masked. "
+        f"{given.name} on {dataset}, {users:,} test users, all items ranked, "
+        f"{'those of the history' if masked else 'none'} masked. "
         f"Changes and shared lists are against {lines[0]['label']}."
     )
     common.publish(

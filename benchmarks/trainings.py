@@ -88,13 +88,13 @@ def train(training: Training, data_path: str, work: Path, seconds: float) -> boo
     place = [f"--data_path={data_path}"]
     tool = [sys.executable, "-m", "recbole_diffurec"]
     own = ["--resume", f"--checkpoint_dir={folder}", f"--result_file={folder / 'run.json'}", "--show_progress=False"]
-    ended = _ends([*tool, "run", *training.arguments(), *place, *own], folder, seconds)
+    ended = ends([*tool, "run", *training.arguments(), *place, *own], folder, seconds)
     if not ended:
         return ended
     result = json.loads((folder / "run.json").read_text())
     masked = folder / "masked.json"
     other = f"--mask_seen={not result['config'].get('mask_seen', False)}"
-    if not _ends([*tool, "evaluate", result["checkpoint"], *place, other, f"--result_file={masked}"], folder, None):
+    if not ends([*tool, "evaluate", result["checkpoint"], *place, other, f"--result_file={masked}"], folder, None):
         return None
     tested = {"unmasked": result["test_result"], "masked": json.loads(masked.read_text())["test_result"]}
     if result["config"].get("mask_seen"):
@@ -115,7 +115,7 @@ def train(training: Training, data_path: str, work: Path, seconds: float) -> boo
     return True
 
 
-def _ends(command: list[str], folder: Path, seconds: float | None) -> bool | None:
+def ends(command: list[str], folder: Path, seconds: float | None) -> bool | None:
     """Whether a command ended before ``seconds``, when it is interrupted and keeps its state; None where it failed."""
     with (folder / "log.txt").open("a") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -239,7 +239,7 @@ def page() -> str:
     return text
 
 
-def _terminated(*_: Any) -> None:
+def terminated(*_: Any) -> None:
     raise SystemExit(128 + signal.SIGTERM)
 
 
@@ -257,7 +257,7 @@ def main() -> int:
     if options.page:
         PAGE.write_text(page(), encoding="utf-8")
         return 0
-    signal.signal(signal.SIGTERM, _terminated)  # which would leave a training behind
+    signal.signal(signal.SIGTERM, terminated)  # which would leave a training behind
     failed = 0
     end = time.monotonic() + 3600 * options.hours
     for dataset in options.dataset:

@@ -185,3 +185,33 @@ def test_trainings_are_kept_one_by_one_and_go_on_where_they_were(tmp_path):
     assert trained("--work=again") == ["sasrec-tiny-2020.json", "sasrec-tiny-2021.json"]
     assert (tmp_path / "trainings/ml-100k/sasrec-tiny-2021.json").stat().st_mtime_ns == before
     assert json.loads(first.read_text())["unmasked"] == found["unmasked"]
+
+
+@pytest.mark.slow
+def test_searches_are_made_once_and_leave_recipes(tmp_path):
+    pytest.importorskip("ray", reason="a search needs ray")
+    budget = {"num_trials": 2, "max_epochs": 2, "grace_epochs": 1, "time_budget": 600}
+    tiny = {"train_batch_size": 64, "user_inter_num_interval": "[5,30]"}
+    plan = {"budget": budget, "common": tiny, "models": {"VSAN": {"MAX_ITEM_LIST_LENGTH": 5}, "DuoRec": {}}}
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+    environment = {**os.environ, "BENCHMARKS_RESULTS": str(tmp_path), "BENCHMARKS_TINY": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "benchmarks/searches.py"), "--dataset=ml-100k", "--only=VSAN", "--work=w"]
+
+    def made() -> Path:
+        done = subprocess.run(
+            [*command, "--plan=plan.yaml"], env=environment, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return tmp_path / "search/ml-100k_VSAN.csv"
+
+    trials = made().read_text().splitlines()
+    assert len(trials) == 3 and not (tmp_path / "search/ml-100k_DuoRec.csv").exists()
+    recipe = (tmp_path / "search/ml-100k-VSAN.yaml").read_text()
+    scores = [float(line.split(",")[3]) for line in trials[1:]]
+    assert f"NDCG@10 {max(scores):.4f} there" in recipe and "recbole-diffurec tune --model=VSAN" in recipe
+    values = yaml.safe_load(recipe)
+    assert values["MAX_ITEM_LIST_LENGTH"] == 5 and {"kl_weight", "learning_rate"} < values.keys()
+    assert str(tmp_path) not in recipe and "data_path" not in recipe
+    assert all("# (" in line for line in recipe.splitlines() if not line.startswith("#"))
+    before = (tmp_path / "search/ml-100k_VSAN.csv").stat().st_mtime_ns
+    assert made().stat().st_mtime_ns == before
