@@ -150,13 +150,15 @@ def main() -> int:
     parser.add_argument("--data_path", default="dataset/")
     parser.add_argument("--work", type=Path, default=Path("trainings"), help="the folder of trainings.py")
     parser.add_argument("--users", type=int, default=5000)
+    parser.add_argument("--only", nargs="+", help="audit these rows of the plan; the page is of all that are kept")
     parser.add_argument("--train_twin", action="store_true", help="train each model's twin, which takes as long again")
     options = parser.parse_args()
     audits: Audits = {}
     for training in trainings.plan(options.dataset):
         first = training.name not in audits and training.path.is_file()
         diffuses = issubclass(catalogue.find(training.model).model_class, DiffusionRecommender)
-        if first and diffuses and audit(training, options):
+        asked = training.name in (options.only or [training.name]) or _path(training).is_file()
+        if first and diffuses and asked and audit(training, options):
             audits[training.name] = json.loads(_path(training).read_text())
     if not audits:
         print("nothing is trained that can be audited: run benchmarks/trainings.py", file=sys.stderr)
