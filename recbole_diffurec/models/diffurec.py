@@ -136,7 +136,7 @@ class DiffuRecFamily(Audited):
 
     def _initialise(self, init: str, std: float) -> None:
         """Draw all weight matrices, the item table included, from one family; zero biases and the padding row."""
-        if init == "pytorch":  # as they are: vectors from N(0, 1), layers by their width, as in the papers' public codes
+        if init == "pytorch":  # as they are: vectors from N(0, 1), as in the public codes, layers by their width
             return
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
