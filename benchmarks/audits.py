@@ -97,7 +97,8 @@ def page(audits: Audits, dataset: str) -> str:
         )  # fmt: skip
         taken = [line for name, line in lines.items() if name.startswith(("ddpm_", "ddim_", "one_step"))]
         cells = ", ".join(f"{line['label']}: {line['ndcg']:.4f} ({line['ms_per_user']:.2g} ms)" for line in taken)
-        steps.append(f"- **{name}**: {cells}.")
+        where = f"{found['machine']['processor']}, {found['machine']['date']}"
+        steps.append(f"- **{name}** ({where}): {cells}.")
         verdicts.append(f"- **{name}**: {found['verdict']['sentence']}")
     users = sorted({found["users"] for found in audits.values()})
     return "\n\n".join(
@@ -107,7 +108,8 @@ def page(audits: Audits, dataset: str) -> str:
             "reach over all of them is in RESULTS.md.",
             common.table(("model", "as trained", *LINES.values()), rows),
             f"![audits](audits_{dataset}.png)",
-            "Verdicts, by the rule that each audit states:",
+            "Verdicts, by the rule that each audit states, about the ranking of the next item. MaskedDiffRec makes it "
+            "in one pass; what its steps are worth for several items together is asked by `joint.py`.",
             "\n".join(verdicts),
             "Samples under different noise: how many of the top 10 items two of them share, how far they lie from "
             "their mean, whether those of users whose target ranks low lie farther apart (Spearman's rho, p), and "
