@@ -125,10 +125,12 @@ def page(audits: Audits, dataset: str) -> str:
 
 
 def draw(audits: Audits, stem: Path) -> None:
-    figure, axes = plt.subplots(
-        1, len(audits), figsize=(2.2 + 2.2 * len(audits), 3), sharey=True, squeeze=False, layout="constrained"
-    )
-    for axis, (name, found) in zip(axes[0], audits.items()):
+    columns, rows = min(4, len(audits)), -(-len(audits) // 4)
+    size = (1.8 + 2.4 * columns, 0.4 + 2.7 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(audits) :]:
+        axis.axis("off")
+    for axis, (name, found) in zip(axes.flat, audits.items()):
         lines = _measured(found)
         for place, line in enumerate(reversed(LINES)):
             if "difference" in lines.get(line, {}):
@@ -137,7 +139,9 @@ def draw(audits: Audits, stem: Path) -> None:
                     of["mean"], place, xerr=[[of["mean"] - of["low"]], [of["high"] - of["mean"]]], fmt="o", color="C0"
                 )
         axis.axvline(0, color="gray", linewidth=0.8)
-        axis.set_title(f"{name.replace('`', '')}\n{lines['as_trained']['ndcg']:.4f}", fontsize=9)
+        axis.set_title(
+            f"{name.replace('`', '').replace(', ', chr(10), 1)}\n{lines['as_trained']['ndcg']:.4f}", fontsize=9
+        )
         axis.tick_params(labelsize=7)
         axis.locator_params(axis="x", nbins=4)
     axes[0, 0].set_yticks(range(len(LINES)), list(reversed(LINES.values())))
