@@ -98,10 +98,11 @@ def train(dataset: str, folder: Path, seed: int, parameters: dict[str, Any]) -> 
     fixed["checkpoint_dir"] = str(folder / "saved")
     checkpoints = {}
     for name, differing in NETWORKS.items():
-        values, trained = {**parameters, **fixed, **differing}, folder / f"{name}-{seed}.json"
+        # Of a classifier too by the parameters as given, since the data without the futures depends on them.
+        asked, trained = {"parameters": parameters, "differing": differing}, folder / f"{name}-{seed}.json"
         found = json.loads(trained.read_text()) if trained.is_file() else {}
-        if found.get("parameters") != values:
-            found = {"parameters": values, "checkpoint": run(MODEL, dataset, **values)["checkpoint"]}
+        if {key: found.get(key) for key in asked} != asked:
+            found = {**asked, "checkpoint": run(MODEL, dataset, **{**parameters, **fixed, **differing})["checkpoint"]}
             trained.write_text(json.dumps(found) + "\n")
         checkpoints[name] = found["checkpoint"]
     return checkpoints

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
-import re
 import shlex
 import signal
 import sys
@@ -24,6 +23,7 @@ import common
 import trainings
 import yaml
 
+from recbole_diffurec.config import described
 from recbole_diffurec.config.layers import properties_dir
 
 PLAN = Path(__file__).with_name("searches.yaml")
@@ -78,11 +78,9 @@ def text_of_recipe(dataset: str, model: str, tuning: Path, made_by: str) -> str:
         f"{best['epochs']} epochs; benchmarks/results/search/{kept(dataset, model).name}.",
         made_by,
     ]
-    comments = {}
-    for file in ("overall", f"model/{model}"):
-        for line in (properties_dir() / f"{file}.yaml").read_text().splitlines():
-            if found := re.match(r"(\w+):.*?#\s*(\(.*)", line):
-                comments[found[1]] = found[2].split(";")[0]
+    files = [properties_dir() / "overall.yaml", properties_dir() / f"model/{model}.yaml"]
+    sections = (section for file in files if file.is_file() for section in described.read(file)[1])
+    comments = {p.name: f"({p.kind}) {p.meaning.split(';')[0]}" for section in sections for p in section.parameters}
     lines = [
         f"{f'{name}: {_yaml(value)}':<33} # {comments.get(name, '')}".rstrip(" #")
         for name, value in chosen.items()

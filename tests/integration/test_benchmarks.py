@@ -41,6 +41,9 @@ def test_the_page_of_the_next_items_together_is_written(tmp_path):
     networks = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("kept/ml-100k-10/saved/*.pth")}
     assert len(networks) == 3 and made() == found  # of the networks that are there
     assert networks == {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("kept/ml-100k-10/saved/*.pth")}
+    command += ["--slots=3"]  # of which another future is held out, from the classifier as well
+    made()
+    assert len(list(tmp_path.glob("kept/ml-100k-10/saved/*.pth"))) == 6
     written = (tmp_path / "kept/ml-100k-10/ml-100k/ml-100k.inter").read_text().splitlines()[1:]
     assert max(Counter(line.split("\t")[0] for line in written).values()) == 10
     assert len(found["nll"]) == 4 and len(found["lists"]) == 7 and len(found["next"]) == 3
