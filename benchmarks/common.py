@@ -116,6 +116,12 @@ def batches(loader: Any, n: int, device: torch.device) -> list[Any]:
     return taken
 
 
+def typical(batches: list[Any], n: int) -> list[Any]:
+    """``n`` of the batches, evenly spaced by what they hold: batches of like length differ much in it."""
+    ordered = sorted(batches, key=lambda batch: int(batch["item_length"].sum()))
+    return [ordered[int((i + 0.5) * len(ordered) / n)] for i in range(min(n, len(ordered)))]
+
+
 def user_batch(loader: Any, device: torch.device) -> Any:
     """A full batch of an evaluation loader, of users evenly spaced over all: the loader itself goes by length."""
     return batches(subset_loader(loader, loader.batch_sampler.batch_size), 1, device)[0]
@@ -209,7 +215,7 @@ def publish(name: str, title: str, results: Mapping[str, Any], body: str, script
     about = machine()
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps({**about, **results}, indent=1) + "\n")
-    places = ("--data_path", "--rectools_python", "--work")  # of this machine alone
+    places = ("--data_path", "--rectools_python", "--work", "--code")  # of this machine alone
     given = [Path(a).name if os.path.isabs(a) else a for a in sys.argv[1:] if not a.startswith(places)]
     command = shlex.join(["python", f"benchmarks/{script or name}.py", *given])
     page = (

@@ -96,12 +96,15 @@ def main() -> None:
 
         contestants[name] = (sum(len(batch) for batch in batches), steps)
 
+    def of_an_epoch(loader: Any, device: torch.device) -> list[Any]:
+        return common.typical(common.batches(loader, len(loader), device), options.batches)
+
     network, trainer, data = common.model_on("SASRec", source, **SASREC, batch_by_length=True)
-    grouped = common.batches(data.loaders[0], options.batches, trainer.device)
+    grouped = of_an_epoch(data.loaders[0], trainer.device)
     contestant(BASELINE, network, trainer, network.calculate_loss, grouped)
     for name, (model, parameters, _) in FAMILY.items():
         network, trainer, data = common.model_on(model, source, **parameters)
-        taken = common.batches(data.loaders[0], options.batches, trainer.device)
+        taken = of_an_epoch(data.loaders[0], trainer.device)
         contestant(name, network, trainer, network.calculate_loss, taken)
         if name in PADDED:
             rival, its_trainer, _ = common.model_on("SASRec", source, **parameters)
@@ -139,7 +142,7 @@ def report(dataset: str, rates: dict[str, dict[str, Any]], options: Any) -> None
         f"{rates[BASELINE]['median']:,.0f} samples/s; *asked for* is its rate over the operations that a sample takes "
         f"beside it. DuoRec and CL4SRec are to be 5 times as fast as the same mathematics on padded rows. One step is "
         f"loss, gradients and the optimizer's. Medians of {options.rounds} interleaved rounds of {options.batches} "
-        f"batches.\n\n" + common.table(header, rows)
+        f"batches of an epoch, evenly spaced by the items that they hold.\n\n" + common.table(header, rows)
     )
     results = {"dataset": dataset, "baseline": BASELINE, "asked": {n: 1 / f for n, (_, _, f) in FAMILY.items()}}
     common.publish("family", "Training speed of the family", {**results, "rates": rates}, body)

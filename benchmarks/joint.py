@@ -355,8 +355,8 @@ def main() -> None:
     about = (
         f"{given.dataset}: the last {k} items of {len(data.histories):,} users, who have {LEAST_HISTORY} or more "
         f"before them; {data.unknown:,} others, of whose futures training lacks an item, are left out.{shortened} "
-        f"{given.seeds} seeds, {given.samples} samples. Training and validation see no future; each network is that "
-        f"of its best epoch in validation, by NDCG of the next item."
+        f"{given.seeds} seed{'s' * (given.seeds > 1)}, {given.samples} samples. Training and validation see "
+        "no future; each network is that of its best epoch in validation, by NDCG of the next item."
     )
     results = {
         table: {row: {column: float(users.mean()) for column, users in of.items()} for row, of in rows.items()}

@@ -1,17 +1,21 @@
 """What is left of DiffuRec when its reverse process is cut to one step, by what is ranked after it.
 
-    python benchmarks/one_step.py CHECKPOINT --data_path=DIR
+    python benchmarks/one_step.py CHECKPOINT --data_path=DIR --code=DIR
 
 RCCD (2026) reports half of the accuracy for it. After one of T steps two vectors can be ranked: the estimate of the
-target x_0 that the network made of the noise, and the state x_{T-1}, most of which still is noise.
+target x_0 that the network made of the noise, and the state x_{T-1}, most of which still is noise. With ``--code``, a
+clone of the authors' https://github.com/WHUIR/DiffuRec, their inference is asked with the same weights.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import common
+import torch
+from authors_code import AuthorsCode
 from torch import Tensor
 
 from recbole_diffurec.diffusion.samplers import DDPMSampler, Denoise, Noise
@@ -55,6 +59,15 @@ def forms(network: DiffuRecFamily) -> list[Line]:
     ]
 
 
+def forms_of_the_authors(code: AuthorsCode) -> list[Line]:
+    """The same by the code of the paper's authors, which draws other noise."""
+    return [
+        Line("authors_all_steps", "the authors' code, all steps", lambda: code.scores(code.all_steps)),
+        Line("authors_one_step", "the same, told of 1 step", lambda: code.scores(code.one_step)),
+        Line("authors_state", "the same, left after its first step", lambda: code.scores(code.first_state)),
+    ]
+
+
 def page(lines: list[dict[str, Any]], about: str) -> str:
     rows = []
     for line in lines:
@@ -73,6 +86,7 @@ def main() -> None:
     parser.add_argument("checkpoint", help="of a training of DiffuRec or DiffuRecSys")
     parser.add_argument("--data_path", default="dataset/")
     parser.add_argument("--users", type=int, help="test users, drawn with seed 2020; all if left out")
+    parser.add_argument("--code", type=Path, help="a clone of the authors' code; left out if there is none")
     parser.add_argument("--name", default="DiffuRec", help="of the training, for the page")
     given = parser.parse_args()
     parameters = {"data_path": given.data_path}
@@ -80,7 +94,11 @@ def main() -> None:
         (network, trainer), config = found.built[0], found.members[0].config
         loader, _ = sample_users(found.data.loaders[2], config["USER_ID_FIELD"], given.users, 2020)
         bench = Bench(trainer, loader, 10)
-        lines = compare_lines(*bench.measure_lines(forms(network.eval())))
+        asked = forms(network.eval())
+        if given.code is not None:
+            torch.manual_seed(config["seed"])
+            asked += forms_of_the_authors(AuthorsCode(given.code, network, config))
+        lines = compare_lines(*bench.measure_lines(asked))
         users, dataset, masked = int(bench.user_of_row.max()) + 1, config["dataset"], config["mask_seen"]
     about = (
         f"{given.name} on {dataset}, {users:,} test users, all items ranked, "

@@ -33,12 +33,6 @@ def step_on(network: Any, trainer: Any, batches: list[Any]) -> Callable[[], None
     return steps
 
 
-def typical(batches: list[Any], n: int) -> list[Any]:
-    """``n`` of the batches, evenly spaced by what they hold: batches of like length differ much in it."""
-    ordered = sorted(batches, key=lambda batch: int(batch["item_length"].sum()))
-    return [ordered[int((i + 0.5) * len(ordered) / n)] for i in range(min(n, len(ordered)))]
-
-
 def rates(source: dict[str, str], length: int, rounds: int) -> tuple[dict[str, dict[str, Any]], int]:
     """Targets a second by model and rows, and the targets of an epoch."""
     contestants, targets = {}, 0
@@ -50,7 +44,7 @@ def rates(source: dict[str, str], length: int, rounds: int) -> tuple[dict[str, d
             network, trainer, data = common.model_on(model, source, **values, show_progress=False)
             if rows == "prefixes":
                 targets = len(common.dataset_of(data.loaders[0]).inter_feat)
-            taken = typical(common.batches(data.loaders[0], 1 if common.TINY else 64, trainer.device), n_batches)
+            taken = common.typical(common.batches(data.loaders[0], 1 if common.TINY else 64, trainer.device), n_batches)
             contestants[f"{model}, {rows}"] = (sum(map(len, taken)), step_on(network, trainer, taken))
     return common.interleaved(contestants, rounds), targets
 

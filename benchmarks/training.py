@@ -59,7 +59,7 @@ def main() -> None:
     trimmed = common.batches(data.loaders[0], 4, device)
     contestant("RecBole SASRec, our batches", network, trainer, network.calculate_loss, trimmed, n_batches=2)
     _, _, grouped = common.model_on("SASRec", source, **common.SASREC, batch_by_length=True)
-    grouped = common.batches(grouped.loaders[0], 16, device)
+    grouped = common.typical(common.batches(grouped.loaders[0], 256, device), 16)
     contestant("RecBole SASRec, batch_by_length", network, trainer, network.calculate_loss, grouped, n_batches=16)
     for model in ("DiffuRec", "DiffuRecSys"):
         for amp in (False, True):

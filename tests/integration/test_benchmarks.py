@@ -81,6 +81,10 @@ def test_one_step_is_ranked_by_its_estimate_and_by_its_state(tmp_path, trained):
     shared = {line["name"]: line["overlap"] for line in found["lines"]}
     assert found["users"] == 50 and list(shared) == ["all_steps", "one_step", "factor_0", "state", "state_mean"]
     # At lambda = .001 all estimates are much the same; the state is x_T, which is noise, but for little.
+    missing = subprocess.run(
+        [*command, "--code=nowhere"], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert missing.returncode == 1 and "'nowhere' has no 'src/model.py': git clone" in missing.stderr
     assert min(shared["one_step"], shared["factor_0"]) > 0.9 > 0.3 > max(shared["state"], shared["state_mean"])
 
 
@@ -218,3 +222,44 @@ def test_searches_are_made_once_and_leave_recipes(tmp_path):
     assert all("# (" in line for line in recipe.splitlines() if not line.startswith("#"))
     before = (tmp_path / "search/ml-100k_VSAN.csv").stat().st_mtime_ns
     assert made().stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_models_are_tuned_for_each_protocol_and_the_page_ranks_them(tmp_path):
+    pytest.importorskip("ray", reason="a search needs ray")
+    plan = yaml.safe_load((ROOT / "benchmarks/protocols.yaml").read_text())
+    asked = yaml.safe_load(plan["protocols"]["temporal"]["eval_args"])
+    assert asked == yaml.safe_load((ROOT / "properties/experiment/temporal.yaml").read_text())["eval_args"]
+    plan["budget"] = {"num_trials": 1, "max_epochs": 1, "grace_epochs": 1, "time_budget": 600}
+    plan |= {"final_seeds": 2, "datasets": ["ml-100k"]}
+    plan["common"] |= {"user_inter_num_interval": "[5,30]", "epochs": 1}
+    for model in plan["models"].values():
+        model["values"].pop("epochs")
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+    environment = {**os.environ, "BENCHMARKS_RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks/protocols.py"),
+        "--plan=plan.yaml",
+        "--only",
+        "SASRec",
+        "DiffuRec",
+    ]
+
+    def made() -> set[Path]:
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return {path for path in tmp_path.glob("protocols/ml-100k/*.json")}
+
+    before = {path: path.stat().st_mtime_ns for path in made()}
+    assert len(before) == 4 and {path: path.stat().st_mtime_ns for path in made()} == before
+    for path in before:
+        found = json.loads(path.read_text())
+        assert len(found["trials"]) == 1 and [final["seed"] for final in found["finals"]] == [2020, 2021]
+        assert found["best"]["repeat_bias"] is True
+    written = (tmp_path / "protocols.md").read_text()
+    rows = [line for line in written.splitlines() if line.startswith(("| SASRec", "| DiffuRec |"))]
+    assert len(rows) == 2 and str(tmp_path) not in written
+    assert all(
+        {cell[-4:-1] for row in rows for cell in [row.split("|")[column]]} <= {"(1)", "(2)"} for column in (2, 3, 4, 5)
+    )
