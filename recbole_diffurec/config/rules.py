@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import math
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -47,9 +46,16 @@ def meaning(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+# Numbers other than 0 are of such a size: what float32 is squared and multiplied with must not leave its range.
+LEAST, MOST = 1e-30, 1e9
+
+
 @dataclass(frozen=True)
 class Rule:
-    """What one parameter may be: a kind, a closed or half-open interval, or a list of choices."""
+    """What one parameter may be: a kind, a closed or half-open interval, or a list of choices.
+
+    Numbers lie between ``LEAST`` and ``MOST`` in size, or are 0.
+    """
 
     kind: str  # int, number, bool, str, list, names (a list of text), dict
     low: float = -math.inf
@@ -77,7 +83,8 @@ class Rule:
                 return cls(kind, optional=kind == "dict" or (kind in ("list", "str") and not own))
         return None
 
-    def describe(self) -> str:
+    def describe(self, value: Any = None) -> str:
+        """What it may be, in words; of a number ``value`` that is too large or too small also how large it may be."""
         if self.choices and self.kind == "bool":
             text = f"True, False or {' or '.join(self.choices)}"
         elif self.choices:
@@ -92,6 +99,11 @@ class Rule:
         else:
             kinds = {"bool": "True or False", "str": "text", "list": "a list", "dict": "a mapping"}
             text = kinds.get(self.kind, "a list of names")
+        if self.kind == "number" and isinstance(value, (int, float)) and not isinstance(value, bool):
+            if MOST < abs(value) < math.inf:
+                text += f", at most {MOST:g} in size"
+            elif 0 < abs(value) < LEAST:
+                text += f", 0 or at least {LEAST:g} in size"
         return text + (" (or empty)" if self.optional else "")
 
     def accepts(self, value: Any) -> bool:
@@ -100,7 +112,7 @@ class Rule:
         if self.kind in ("int", "number"):
             if isinstance(value, bool) or not isinstance(value, int if self.kind == "int" else (int, float)):
                 return False
-            if not (abs(value) <= sys.float_info.max or self.kind == "int"):  # nor is NaN
+            if self.kind == "number" and not (value == 0 or LEAST <= abs(value) <= MOST):  # nor is NaN
                 return False
             above = value > self.low if self.open_low else value >= self.low
             below = value < self.high if self.open_high else value <= self.high
@@ -111,11 +123,6 @@ class Rule:
             return isinstance(value, list) and all(isinstance(name, str) for name in value)
         expected = {"bool": bool, "str": str, "list": list, "dict": dict}[self.kind]
         return isinstance(value, expected) and (self.kind == "bool" or self.choices is None or value in self.choices)
-
-
-def as_number(value: float) -> float:
-    """A number as PyTorch takes it, which has no integer of more than 64 bits."""
-    return value if abs(value) < 2**63 else float(value)
 
 
 # What many parameters are.

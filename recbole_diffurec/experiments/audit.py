@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,11 +143,7 @@ def audit(
     extent, folder = Extent(users, samples, sample_seed), Path(output_dir)
     members = open_members([checkpoint_file, *more], parameters, _ALSO_READ)
     _refuse_others(members[0])
-    files.make_folder(str(folder), "output_dir")
-    read = checkpoint_file, *more, *members[0].config.data_files()
-    for ending in ("html", "json", "png", "svg"):
-        files.check_writable(folder / f"audit.{ending}", "a file in output_dir,", read)
-    path = files.check_writable(result_file, "result_file", read)
+    path = _check_output(folder, result_file, [checkpoint_file, *more, *members[0].config.data_files()])
     twin, no_twin = None, "it was not asked for (--train_twin)"
     if train_twin:
         twin, no_twin = _twin(members[0], parameters, folder)
@@ -155,6 +151,18 @@ def audit(
     with opened(members, parameters) as found, explained(f"auditing model '{members[0].state['model']}'", found.log):
         result = _audited(found, extent, no_twin)
     return _delivered(result, path, folder)
+
+
+def _check_output(folder: Path, result_file: str | Path | None, read: Sequence[str | Path]) -> Path | None:
+    """Refuse a folder and a file that could not be written, or would be what is read or written besides."""
+    files.make_folder(str(folder), "output_dir")
+    for ending in ("html", "json", "png", "svg"):
+        files.check_writable(folder / f"audit.{ending}", "a file in output_dir,", read)
+    path = files.check_writable(result_file, "result_file", read)
+    own = {os.path.realpath(folder / name) for name in ("audit.html", "audit.png", "audit.svg", "twin.json")}
+    if path is not None and os.path.realpath(path) in own:
+        raise UserError(f"result_file '{path}' is a file that output_dir gets: give another name, such as result.json")
+    return path
 
 
 def _delivered(result: dict[str, Any], path: Path | None, folder: Path) -> Audit:

@@ -18,6 +18,7 @@ from recbole_diffurec.experiments import calibration
 from recbole_diffurec.experiments.audit_bench import Bench, Line, Measured, Score, mean_by, overlap
 from recbole_diffurec.models.base import DiffusionRecommender, NotApplicable
 from recbole_diffurec.models.ensemble import Ensemble
+from recbole_diffurec.models.scores import log_mean_softmax
 
 AS_TRAINED = "as_trained"
 SAMPLERS = {"ddpm": "DDPM", "ddim": "DDIM"}
@@ -96,7 +97,7 @@ def _with_dropout(network: Any, batch: Any, passes: int) -> Tensor:
         if isinstance(module, _BatchNorm):
             module.eval()  # its statistics are no dropout, and would change
     try:
-        return _mean_probabilities(network.full_sort_predict(batch) for _ in range(passes))
+        return log_mean_softmax(network.full_sort_predict(batch) for _ in range(passes))
     finally:
         network.eval()
 
@@ -155,14 +156,6 @@ def _steps(n: int) -> str:
     return f"{n} step" if n == 1 else f"{n} steps"
 
 
-def _mean_probabilities(scores: Iterator[Tensor]) -> Tensor:
-    """The mean softmax of several scores [B, I], as logarithms, so that its softmax is itself."""
-    total, n = torch.softmax(next(scores), dim=-1), 1
-    for own in scores:
-        total, n = total + torch.softmax(own, dim=-1), n + 1
-    return (total / n).log()
-
-
 # Samples
 
 
@@ -201,7 +194,7 @@ class Samples:
 
         def score(interaction: Any) -> Tensor:
             item_seq = interaction[self.network.ITEM_SEQ]
-            return _mean_probabilities(self.network.logits(x_0, item_seq) for x_0 in next(batches))
+            return log_mean_softmax(self.network.logits(x_0, item_seq) for x_0 in next(batches))
 
         found = self.bench.measure(score, probabilities=True)
         seconds = found.ms_per_user + sum(sample.ms_per_user for sample in self.each)

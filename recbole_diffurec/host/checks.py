@@ -176,6 +176,23 @@ def _without_effect(name: str, value: Any, before: Any, of_training: bool) -> Us
     )
 
 
+def check_effect_in_rankings(given: Iterable[str], config: Any) -> None:
+    """Raise ``UserError`` for a parameter that only what draws lists or samples reads, where items are ranked.
+
+    Parameters
+    ----------
+    given : Iterable of str
+        The names that the user gave.
+    config : RunConfig
+        Of the model's use.
+    """
+    for name in sorted(config.spec.of_lists & set(given)):
+        raise UserError(
+            f"{name} would have no effect, because {config['model']} reads it where lists or samples are drawn, and "
+            f"ranks without it, got {config[name]!r}: leave it out, or recommend with --next or --samples"
+        )
+
+
 @contextlib.contextmanager
 def effect_first(given: Mapping[str, Any], trained: Mapping[str, Any]) -> Iterator[None]:
     """Where a configuration is refused, and has parameters of evaluation that lists do not read, tell of these.
@@ -216,7 +233,7 @@ def check_clipping(given: Mapping[str, Any] | None) -> None:
             raise UserError(f"clip_grad_norm has no '{name}': give it {', '.join(_OF_CLIPPING)}")
         largest = name == "norm_type" and value == math.inf  # the norm that is the largest entry
         if not (largest or rule.accepts(value)):
-            raise UserError(f"{name} in clip_grad_norm must be {rule.describe()}, got {value!r}")
+            raise UserError(f"{name} in clip_grad_norm must be {rule.describe(value)}, got {value!r}")
     if "max_norm" not in given:
         raise UserError("clip_grad_norm lacks max_norm: give such as --clip_grad_norm='{max_norm: 5}'")
 

@@ -29,7 +29,7 @@ from recbole.utils.argument_list import (
 
 from recbole_diffurec.config import layers
 from recbole_diffurec.config.needs import NEEDS, Need, unmet
-from recbole_diffurec.config.rules import COUNT, INTERVALS, NOT_IN_RESULT, RULES, Rule, as_number, meaning, nearest
+from recbole_diffurec.config.rules import COUNT, INTERVALS, NOT_IN_RESULT, RULES, Rule, meaning, nearest
 from recbole_diffurec.data.sources import check_name
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, checks, trackers
@@ -253,9 +253,7 @@ class RunConfig(Config):
         for name in sorted(checked):
             rule = rules.get(name) or Rule.of_default(self.internal_config_dict.get(name), name in own)
             if rule is not None and not rule.accepts(final[name]):
-                raise UserError(f"{name} must be {rule.describe()}, got {final[name]!r}")
-            if rule is not None and rule.kind == "number" and final[name] is not None:
-                final[name] = as_number(final[name])
+                raise UserError(f"{name} must be {rule.describe(final[name])}, got {final[name]!r}")
 
     def _check_values(self, final: dict[str, Any], given: Mapping[str, Any]) -> None:
         for name in ("user_inter_num_interval", "item_inter_num_interval"):

@@ -17,6 +17,7 @@ from recbole_diffurec.data.formats import standard_input
 from recbole_diffurec.data.histories import HistoryBatch
 from recbole_diffurec.data.output import check_output, writing
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.host.checks import check_effect_in_rankings
 from recbole_diffurec.inference.lists import ListOptions
 from recbole_diffurec.inference.recommender import Recommender
 from recbole_diffurec.runtime import files
@@ -80,11 +81,18 @@ def recommend(
     options = ListOptions(k, exclude_seen, None, samples, diversity)
     check_output(output, (checkpoint_file, None if str(input) == "-" else input, candidates, more.users))
     recommender = Recommender.load(checkpoint_file, **parameters)
-    if more.explain:
-        recommender.explain(pd.DataFrame({"user_id": [], "item_id": []}), [])  # refused before any work
+    _refuse(recommender, parameters, options, more)
     if candidates is not None:
         options = replace(options, candidates=_read_candidates(candidates, recommender))
     return _recommend_to(output, input, recommender, options, more)
+
+
+def _refuse(recommender: Recommender, parameters: dict[str, Any], options: ListOptions, more: More) -> None:
+    """Refuse what the model cannot do, and what would do nothing, before any work."""
+    if more.next is None and options.samples is None:
+        check_effect_in_rankings(parameters, recommender.config)
+    if more.explain:
+        recommender.explain(pd.DataFrame({"user_id": [], "item_id": []}), [])
 
 
 def _read_candidates(path: str | Path, recommender: Recommender) -> list[str]:
@@ -175,7 +183,7 @@ class More:
             kind = next(iter(self.named()))
             raise UserError(f"{kind} names a column of the input: give --input with it, or leave it out")
         if self.next is not None and diversity:
-            raise UserError("diversity spreads a list of single items: leave it out with --next, or raise --samples")
+            raise UserError("diversity spreads a list of single items: leave it out with --next")
 
 
 class _Users:

@@ -101,9 +101,10 @@ class NextLists:
             )
         n = network.n_slots if n is None else n
         if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= network.n_slots:
+            longer = isinstance(n, (int, np.integer)) and n > network.n_slots
             raise UserError(
                 f"next must be an integer from 1 to the {network.n_slots} slots that the model was trained with, got "
-                f"{n!r}: for longer lists train with a larger --n_slots"
+                f"{n!r}: " + ("for longer lists train with a larger --n_slots" if longer else "give one of these")
             )
         return int(n)
 
@@ -137,7 +138,14 @@ class NextLists:
         return self._table(numbers[None], np.full(1, np.nan), np.ones(len(self.items)), popular=True)
 
     def _most_probable(self, drawn: np.ndarray, probability: np.ndarray, k: int) -> pd.DataFrame:
-        """The k most probable of the different lists among those drawn, int [S, n], of probabilities [S]."""
+        """The k most probable of the different lists among those drawn, int [S, n], of probabilities [S].
+
+        Where fewer items are left than slots some stay empty, and their places in the list are those of the next. Of
+        one list that several ways of filling give, the most probable counts.
+        """
+        drawn = np.take_along_axis(drawn, np.argsort(drawn == 0, axis=1, kind="stable"), axis=1)
+        order = np.argsort(-probability, kind="stable")
+        drawn, probability = drawn[order], probability[order]
         frequency = np.bincount(drawn.ravel(), minlength=len(self.items)) / len(drawn)  # no list has an item twice
         different, first = np.unique(drawn, axis=0, return_index=True)
         best = np.argsort(-probability[first], kind="stable")[:k]

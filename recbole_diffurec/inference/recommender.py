@@ -33,6 +33,7 @@ from recbole_diffurec.inference.reasons import Reasons
 from recbole_diffurec.inference.sharing import Shareable, about_model
 from recbole_diffurec.inference.similar import SimilarItems
 from recbole_diffurec.models.base import DiffusionRecommender
+from recbole_diffurec.models.scores import check_numbers
 from recbole_diffurec.runtime.shared import open_model
 from recbole_diffurec.training.report import explained
 from recbole_diffurec.training.weights import load_weights, room_for
@@ -359,14 +360,14 @@ class Recommender(NextLists, SimilarItems, Shareable):
         """The lists of one batch, of which the rows ``known`` have items that the model knows."""
         k = min(int(options.k), len(self.items) - 1)
         if options.samples is None or batch is None:
-            scores = masked(None if batch is None else self.network.full_sort_predict(batch))
+            scores = masked(None if batch is None else check_numbers(self.network.full_sort_predict(batch)))
             values, items = (part.numpy() for part in scores.topk(k))
             extra: dict[str, np.ndarray] = {}
             if options.samples is not None:  # all of them would give the popular items
                 extra = {"frequency": np.ones(items.shape), "spread": np.zeros(items.shape)}
             return Lists(items, values, extra)
         item_seq = batch[self.network.ITEM_SEQ]
-        x_0 = torch.stack(self.network.reconstructions(batch, range(options.samples)))
+        x_0 = check_numbers(torch.stack(self.network.reconstructions(batch, range(options.samples))))
         own = np.stack([masked(self.network.logits(x, item_seq)).topk(k).indices.numpy() for x in x_0])
         centre = x_0.mean(dim=0)
         scores = masked(self.network.logits(centre, item_seq))

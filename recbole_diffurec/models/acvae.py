@@ -300,6 +300,7 @@ ACVAE_SPEC = ModelSpec(
         "kl_weight": Rule("number", 0),
         "kl_anneal_steps": Rule("int", 0),
         "contrast_weight": Rule("number", 0),
+        "train_batch_size": Rule("int", 2),  # the next row is a row's pair
     },
     needs={"kl_anneal_steps": (Need("kl_weight", bool, "--kl_weight=0.05"),)},
     of_training=sequential.OF_TRAINING | {"kl_weight", "kl_anneal_steps", "contrast_weight"},

@@ -235,6 +235,7 @@ def check(values: Mapping[str, Any]) -> None:
 
 # Of the family's parameters those that act here: the noise enters at full strength, and positions always.
 _NOT_HERE = {"lambda_uncertainty", "offset_noise", "offset_scale", "compile", "noise_schedule"}
+SIGNALS = 1e-6, 1e6  # beyond which steps hardly differ from noise, or from the target
 _SIGNAL = Need("noise_schedule", lambda schedule: schedule == "signal", "--noise_schedule=signal")
 
 DCREC = ModelSpec(
@@ -246,8 +247,8 @@ DCREC = ModelSpec(
         **DRAWS_RULES,
         "n_history_layers": COUNT,
         "noise_schedule": replace(FAMILY_RULES["noise_schedule"], choices=["signal", *schedules.SCHEDULES]),
-        "signal_high": Rule("number", 0, open_low=True),
-        "signal_low": Rule("number", 0, open_low=True),
+        "signal_high": Rule("number", *SIGNALS),
+        "signal_low": Rule("number", *SIGNALS),
         "cross_entropy_weight": Rule("number", 0, 1, open_low=True),
         "cross_entropy_floor": Rule("number", 0, 1, open_low=True),
         "cross_entropy_decay": Rule("int", 1, optional=True),

@@ -8,7 +8,6 @@ Shapes: B batch, L padded history length, N tokens, d hidden size, T diffusion s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +34,7 @@ from recbole_diffurec.models.denoiser import Denoiser, UncertainDenoiser
 from recbole_diffurec.models.diffurec_program import DiffuRecProgram
 from recbole_diffurec.models.interventions import Audited, ChangedDenoiser, NoDiffusion
 from recbole_diffurec.models.objectives import Objective, cross_entropy_objective
-from recbole_diffurec.models.scores import ItemScores
+from recbole_diffurec.models.scores import ItemScores, log_mean_softmax
 from recbole_diffurec.models.spec import ModelSpec
 
 # Tokens that go through the network at once in inference: enough to keep a processor busy, few enough for its memory.
@@ -246,19 +245,16 @@ class DiffuRecFamily(Audited):
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items, [B, I]; the padding row scores minus infinity.
 
-        Rounding, x_0 . E^T (Eq. 26); with ``ensemble_seeds`` the mean over the seeds of the softmax (Algorithm 3).
+        Rounding, x_0 . E^T (Eq. 26); with several ``ensemble_seeds`` log of their mean softmax (Algorithm 3).
         """
         reconstructions, bias = self.reconstructions(interaction), self.scores.bias(interaction[self.ITEM_SEQ])
-        if not self.is_ensemble:
-            return self.scores.logits(reconstructions[0], bias)
-        scores = torch.stack([self.scores.logits(x_0, bias).softmax(dim=-1) for x_0 in reconstructions]).mean(dim=0)
-        scores[:, 0] = -math.inf
-        return scores
+        scores = (self.scores.logits(x_0, bias) for x_0 in reconstructions)
+        return next(scores) if len(reconstructions) == 1 else log_mean_softmax(scores)
 
     def predict(self, interaction: Any) -> Tensor:
         """Scores of the given items, [B]; those of ``full_sort_predict``."""
         items = interaction[self.ITEM_ID]
-        if self.is_ensemble:
+        if len(self.inference_seeds) > 1:
             return self.full_sort_predict(interaction).gather(1, items.unsqueeze(1)).squeeze(1)
         (x_0,) = self.reconstructions(interaction)
         return self.scores.of_items(x_0, items, self.scores.bias(interaction[self.ITEM_SEQ]))

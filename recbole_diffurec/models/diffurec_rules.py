@@ -47,10 +47,12 @@ _CHAIN = (
     Need("noised_target", bool, "--noised_target=True"),
     Need("reverse_start", lambda start: start == "noise", "--reverse_start=noise"),
 )
+_SEVERAL = Need("sampling_steps", lambda steps: steps != 1, "--sampling_steps=2")  # of one, all samplers are the same
 # What parameters of the family need to act: without the noised target, or from the last item, inference is one step.
 FAMILY_NEEDS = {
-    **dict.fromkeys(("sampling_steps", "valid_sampling_steps", "sampler"), _CHAIN),
-    "ddim_eta": (*_CHAIN, Need("sampler", lambda sampler: sampler == "ddim", "--sampler=ddim")),
+    **dict.fromkeys(("sampling_steps", "valid_sampling_steps"), _CHAIN),
+    "sampler": (*_CHAIN, _SEVERAL),
+    "ddim_eta": (*_CHAIN, _SEVERAL, Need("sampler", lambda sampler: sampler == "ddim", "--sampler=ddim")),
     **dict.fromkeys(
         ("noise_schedule", "lambda_uncertainty", "offset_noise", "reverse_start", "ensemble_seeds", "draws"), _CHAIN[:1]
     ),

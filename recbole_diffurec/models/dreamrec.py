@@ -242,6 +242,11 @@ def check(values: Mapping[str, Any]) -> None:
             f"guidance {values['guidance']} compares with estimates without a history, which history_drop_prob 0 "
             f"trains none of: train with --history_drop_prob=0.1 or so"
         )
+    if values["preference_weight"] and values["train_batch_size"] == 1:
+        raise UserError(
+            f"preference_weight {values['preference_weight']} prefers a target to those of a batch's other rows, and "
+            f"train_batch_size 1 has none: give --train_batch_size=2 or more"
+        )
 
 
 # Of the family's parameters those that act here: nothing is classified, and the noise enters at full strength.
@@ -264,7 +269,14 @@ DREAMREC = ModelSpec(
         "preference_scale": Rule("number", 0, open_low=True),
         "consistency_weight": Rule("number", 0),
     },
-    needs={**FAMILY_NEEDS, "preference_scale": (Need("preference_weight", bool, "--preference_weight=0.6"),)},
+    needs={
+        **FAMILY_NEEDS,
+        "preference_scale": (Need("preference_weight", bool, "--preference_weight=0.6"),),
+        "consistency_weight": (
+            *FAMILY_NEEDS["noise_schedule"],
+            Need("diffusion_steps", lambda steps: steps > 1, "--diffusion_steps=500"),
+        ),
+    },
     of_training=FAMILY_OF_TRAINING
     | {"history_drop_prob", "error", "preference_weight", "preference_scale", "consistency_weight"},
     check=check,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any, Sequence
 
-import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
+
+from recbole_diffurec.models.scores import log_mean_softmax
 
 
 def ranks_all_items(network: AbstractRecommender) -> bool:
@@ -29,11 +30,11 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
-        """Mean probabilities, [B, I]; zero for the padding row."""
-        total: Any = 0
-        members: Any = self.members
-        for member in members:
-            scores = member.full_sort_predict(interaction).view(-1, member.n_items)
-            scores[:, 0] = -math.inf
-            total = total + torch.softmax(scores, dim=-1)
-        return total / len(self.members)
+        """Logarithms of the mean probabilities, [B, I]; minus infinity for the padding row."""
+        return log_mean_softmax(self._scores(member, interaction) for member in self.members)
+
+    @staticmethod
+    def _scores(member: Any, interaction: Any) -> Tensor:
+        scores = member.full_sort_predict(interaction).view(-1, member.n_items)
+        scores[:, 0] = -math.inf
+        return scores

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recbole_diffurec.config.rules import COUNT, PROBABILITY, Rule
+from recbole_diffurec.config.needs import Need
+from recbole_diffurec.config.rules import PROBABILITY, Rule
 from recbole_diffurec.data.rows import ROW, FollowingItems
 from recbole_diffurec.diffusion import absorbing
 from recbole_diffurec.diffusion.absorbing import MASK, Choose, Filled
@@ -29,12 +30,13 @@ from recbole_diffurec.layers.item_softmax import LogitBias
 from recbole_diffurec.layers.ragged import LedBatch, PaddedBatch, RaggedBatch
 from recbole_diffurec.models import sequential
 from recbole_diffurec.models.base import DiffusionRecommender, ListSampler, Program, SampledLists
-from recbole_diffurec.models.scores import ItemScores
+from recbole_diffurec.models.scores import ItemScores, check_numbers
 from recbole_diffurec.models.sequential import HistoryProgram, SequentialModel
 from recbole_diffurec.models.spec import ModelSpec
 
 # Log-probabilities of all items for all slots that exist at once while lists are drawn.
 SCORES_AT_ONCE = 2**25
+MOST_SLOTS = 1000
 
 
 class QueryScores(ItemScores):
@@ -301,7 +303,7 @@ class MaskedDiffRec(SequentialModel, DiffusionRecommender, ListSampler):
             if chosen is not None:
                 queries = queries.gather(1, chosen.unsqueeze(-1).expand(-1, -1, queries.shape[-1]))
             scores = self.logits(queries.flatten(0, 1), part.item_seq.repeat_interleave(queries.shape[1], dim=0))
-            return scores.log_softmax(dim=-1).view(*queries.shape[:2], -1)
+            return check_numbers(scores).log_softmax(dim=-1).view(*queries.shape[:2], -1)
 
         sizes = absorbing.group_sizes(n, self.steps)
         return absorbing.fill(masks, sizes, denoise, choose, self._priority(part, n, seed))
@@ -373,7 +375,7 @@ MASKED_DIFFREC = ModelSpec(
     "masked diffusion over the next k items, whose steps make their joint distribution (after Sahoo et al. 2024)",
     rules={
         **sequential.RULES,
-        "n_slots": COUNT,
+        "n_slots": Rule("int", 1, MOST_SLOTS),
         "sampling_steps": Rule("int", 1, optional=True),
         "fill_order": Rule("str", choices=absorbing.ORDERS),
         "sampling_temperature": Rule("number", 0),
@@ -382,7 +384,9 @@ MASKED_DIFFREC = ModelSpec(
         "all_masked_share": Rule("number", 0, 1),
         "history_drop_prob": PROBABILITY,
     },
+    needs=dict.fromkeys(("all_masked_share", "fill_order"), (Need("n_slots", lambda slots: slots > 1, "--n_slots=5"),)),
     of_training=sequential.OF_TRAINING | {"all_masked_share", "history_drop_prob"},
+    of_lists=frozenset({"sampling_steps", "fill_order", "sampling_temperature", "noise_seed"}),
     check=check,
     method=True,
     loss="cross-entropy of masked slots",

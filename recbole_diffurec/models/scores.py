@@ -6,11 +6,13 @@ Shapes: B batch, L padded history length, d hidden size, I items with padding ro
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recbole_diffurec.errors import UserError
 from recbole_diffurec.layers.item_softmax import LogitBias
 from recbole_diffurec.layers.unit_rows import unit_rows
 
@@ -34,6 +36,41 @@ def bias_by_age(values: Tensor, item_seq: Tensor, scale: float) -> LogitBias:
     length = (item_seq != 0).sum(dim=1, keepdim=True)
     age = (length - 1 - torch.arange(item_seq.shape[1], device=item_seq.device)).clamp(min=0)
     return LogitBias(item_seq, scale * values.index_select(0, age.flatten()).view(age.shape))
+
+
+def check_numbers(scores: Tensor) -> Tensor:
+    """Scores, or what they are made of, unless one is no number.
+
+    Raises
+    ------
+    UserError
+        One is: NaN would rank anywhere, or nowhere.
+    """
+    if scores.numel() and bool(scores.amax().isnan()):
+        raise UserError(
+            "scores are no numbers (nan), so that nothing can be ranked: a parameter such as guidance is too large for "
+            "the model, or its weights are: give a smaller one, or train again"
+        )
+    return scores
+
+
+def log_mean_softmax(scores: Iterable[Tensor]) -> Tensor:
+    """log of the mean of the softmax of several scores, [B, I]; its softmax is that mean.
+
+    The mean itself would be zero for all items but a few where scores lie far apart, and they would tie.
+
+    Parameters
+    ----------
+    scores : iterable of Tensor
+        [B, I] each, one or more.
+    """
+    total, n = None, 0
+    for own in scores:
+        of_one = own.log_softmax(dim=-1)
+        total, n = of_one if total is None else torch.logaddexp(total, of_one), n + 1
+    if total is None:
+        raise ValueError("there are no scores to average")
+    return total - math.log(n)
 
 
 class ItemScores:

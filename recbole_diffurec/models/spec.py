@@ -68,6 +68,8 @@ class ModelSpec:
         Of its own parameters, those that act only where another one has a certain value; otherwise they are refused.
     of_training : frozenset of str
         Its own parameters that nothing reads once it is trained, so that a use of its checkpoint refuses them.
+    of_lists : frozenset of str
+        Those that nothing reads but what draws: lists of several items, and samples. Rankings refuse them.
     check : callable or None
         Called with the parameters; raises ``UserError`` where values do not fit together.
     method : bool
@@ -100,6 +102,7 @@ class ModelSpec:
     rules: Mapping[str, Rule] = field(default_factory=dict)
     needs: Needs = field(default_factory=dict)
     of_training: frozenset[str] = frozenset()
+    of_lists: frozenset[str] = frozenset()
     check: Callable[[Mapping[str, Any]], None] | None = None
     method: bool = False
     trims_padding: bool = False

@@ -13,7 +13,7 @@ from recbole.utils import EvaluatorType, ModelType
 
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import compat, trackers
-from recbole_diffurec.host.checks import check_effect_after
+from recbole_diffurec.host.checks import check_effect_after, check_effect_in_rankings
 from recbole_diffurec.host.config import DATA_PARAMETERS, RunConfig
 from recbole_diffurec.host.devices import say_of_gpus
 from recbole_diffurec.host.fingerprint import differences
@@ -61,6 +61,8 @@ def evaluate(
         models do not fit together.
     """
     members = open_members([checkpoint_file, *more], parameters)
+    for member in members:
+        check_effect_in_rankings(parameters, member.config)
     read = checkpoint_file, *more, *members[0].config.data_files()
     path = files.check_writable(result_file, "result_file", read)
     with opened(members, parameters) as found:

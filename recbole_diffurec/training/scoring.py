@@ -23,6 +23,7 @@ from recbole_diffurec.host.candidates import SampledEvalLoader
 from recbole_diffurec.host.dataset import SequenceDataset
 from recbole_diffurec.host.loaders import dataset_of
 from recbole_diffurec.models.ensemble import ranks_all_items
+from recbole_diffurec.models.scores import check_numbers
 from recbole_diffurec.runtime import visible
 from recbole_diffurec.training.report import out_of_memory
 from recbole_diffurec.training.state import draws_of_its_own
@@ -109,6 +110,7 @@ class ScoringTrainer(Trainer):
             seen = dataset.seen_items(interaction)
         self._before_scores()
         scored = super()._full_sort_batch_eval((interaction, seen, positive_u, positive_i))
+        check_numbers(scored[1])
         return self._told(scored)
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
@@ -129,7 +131,7 @@ class ScoringTrainer(Trainer):
         size, found = self._evaluated.batch_sampler.batch_size, []
         for start in range(0, len(rows), size):
             part = rows[start : start + size].to(self.device)
-            scores = self.model.full_sort_predict(part).view(len(part), self.tot_item_num)
+            scores = check_numbers(self.model.full_sort_predict(part).view(len(part), self.tot_item_num))
             found.append(scores.gather(1, candidates[start : start + size]))
         return torch.cat(found)
 

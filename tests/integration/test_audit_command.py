@@ -81,6 +81,8 @@ def test_the_dropout_of_an_audits_passes_may_be_given_which_training_alone_reads
         (["{DiffuRec}", "--metrics=[RMSE]"], ""),
         (["{DiffuRec}", "--eval_args={{split: {{RS: [1, 0, 0]}}, group_by: user, order: TO, mode: full}}"], ""),
         (["{DiffuRec}", "--config_files=a.yaml"], "takes no --config_files"),
+        (["{DiffuRec}", "--output_dir=a", "--result_file=a/../a/audit.html"], "is a file that output_dir gets"),
+        (["{DiffuRec}", "--result_file=audit/twin.json"], "is a file that output_dir gets"),
     ],
 )
 def test_what_cannot_be_audited_is_refused_in_a_sentence(arguments, message, trained, workdir, capsys):

@@ -18,6 +18,7 @@ from recbole_diffurec import Recommender, UserError, cli
 from recbole_diffurec.data.rows import FollowingItems
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.loaders import dataset_of
+from recbole_diffurec.models.scores import ItemScores
 from recbole_diffurec.models.sequential import SequentialModel
 from recbole_diffurec.training.prepare import PreparedData, build
 
@@ -112,6 +113,43 @@ def test_seen_items_and_candidates_are_kept_to(recommender):
     assert table.groupby(["user_id", "list"]).size().loc[2].tolist() == [2] * 2  # of 100 and 258, in either order
 
 
+def test_places_of_a_list_that_has_too_few_items_to_choose_from_follow_each_other(path):
+    """Whichever slots stay empty, a list is known again, by the likelier of the ways in which it was filled."""
+    recommender = Recommender.load(path, fill_order="random")
+    for candidates, different in ((["258"], 1), (["100", "258"], 2)):
+        table = recommender.next_lists(HISTORIES[:1], n=3, samples=40, k=40, candidates=candidates)
+        lists = [of_list for _, of_list in table.groupby("list")]
+        assert len(lists) == different and all(one["rank"].tolist() == list(range(1, different + 1)) for one in lists)
+        assert len({tuple(one["item_id"]) for one in lists}) == different
+        probabilities = [one["probability"].iloc[0] for one in lists]
+        assert probabilities == sorted(probabilities, reverse=True)
+
+
+@pytest.mark.parametrize("asked", [[], ["--samples=3"], ["--next=2"]])
+def test_scores_that_are_no_numbers_are_refused_and_nothing_is_written(path, workdir, asked, monkeypatch, capsys):
+    """As of weights or a guidance too large; the rows would be missing, or in any order."""
+    monkeypatch.setattr(ItemScores, "query", lambda self, x: x * float("nan"))
+    Path("in.csv").write_text("user_id,items\n1,50 172\n")
+    Path("out.csv").write_text("kept\n")
+    assert cli.main(["recommend", str(path), "--input=in.csv", "--output=out.csv", *asked]) == 2
+    assert "scores are no numbers (nan), so that nothing can be ranked" in capsys.readouterr().err
+    assert Path("out.csv").read_text() == "kept\n"
+    if not asked:
+        assert cli.main(["evaluate", str(path)]) == 2
+        assert "scores are no numbers (nan)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["--sampling_steps=1", "--fill_order=random", "--sampling_temperature=0.5"])
+def test_what_lists_alone_read_is_refused_without_them(path, workdir, given, capsys):
+    Path("in.csv").write_text("user_id,items\n1,50 172\n")
+    command = ["recommend", str(path), "--input=in.csv", "--output=out.csv", given]
+    for refused in (command, ["evaluate", str(path), given]):
+        assert cli.main(refused) == 2
+        assert "leave it out, or recommend with --next or --samples" in capsys.readouterr().err
+    assert not Path("out.csv").exists()
+    assert cli.main([*command, "--samples=2"]) == 0 == cli.main([*command, "--next=2"])
+
+
 def test_lists_from_file_to_file(path, recommender, workdir, capsys):
     Path("in.jsonl").write_text(
         "".join(json.dumps({"user_id": f"u{i}", "items": items}) + "\n" for i, items in enumerate(HISTORIES[:3]))
@@ -127,7 +165,7 @@ def test_lists_from_file_to_file(path, recommender, workdir, capsys):
     ("arguments", "message"),
     [
         (["--next=4"], "next must be an integer from 1 to the 3 slots that the model was trained with, got 4"),
-        (["--next=0"], "next must be an integer from 1 to the 3 slots"),
+        (["--next=0"], "3 slots that the model was trained with, got 0: give one of these"),
         (["--next=2", "--samples=0"], "samples must be an integer of at least 1, got 0"),
         (["--next=2", "--diversity=0.5", "--samples=3"], "diversity spreads a list of single items"),
         (["--next=2", "--sampling_steps=4"], "sampling_steps must be from 1 to n_slots (3), got 4"),

@@ -358,7 +358,23 @@ def test_integer_too_large_for_a_float_is_an_ordinary_value() -> None:
     assert make(epochs=10**400)["epochs"] == 10**400
     assert "seed must be" in refusal(overrides={"seed": 10**400})
     assert "lambda_uncertainty must be" in refusal(overrides={"lambda_uncertainty": 10**400})
-    assert isinstance(make(lambda_uncertainty=10**30)["lambda_uncertainty"], float)  # torch has no such integers
+
+
+@pytest.mark.parametrize(
+    ("value", "allowed"),
+    [
+        (1e38, "a finite number of at least 0, at most 1e+09 in size"),
+        (10**30, "a finite number of at least 0, at most 1e+09 in size"),
+        (1e-38, "a finite number of at least 0, 0 or at least 1e-30 in size"),
+        (float("nan"), "a finite number of at least 0"),
+        (float("inf"), "a finite number of at least 0"),
+    ],
+)
+def test_a_number_is_one_that_the_models_can_reckon_with(value, allowed):
+    """Squared and multiplied in float32 it would end as infinity, or as no number, hours later."""
+    said = refusal(overrides={"lambda_uncertainty": value})
+    assert said == f"lambda_uncertainty must be {allowed}, got {value!r}"
+    assert make(lambda_uncertainty=1e9)["lambda_uncertainty"] == 1e9
 
 
 def test_processes_that_would_fill_the_machine_are_refused() -> None:

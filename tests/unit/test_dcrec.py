@@ -187,7 +187,8 @@ def test_the_state_reaches_the_estimate_until_it_is_taken_away():
     ("parameters", "message"),
     [
         ({"signal_low": 2.0}, "signal_low must be below signal_high \\(2.0\\), got 2.0"),
-        ({"signal_high": 0}, "signal_high must be a finite number above 0"),
+        ({"signal_high": 0}, "signal_high must be a number in \\[1e-06, 1000000.0\\], got 0"),
+        ({"signal_high": 1e7}, "signal_high must be a number in"),
         ({"cross_entropy_weight": 0.999}, "cross_entropy_weight and cross_entropy_floor must be 1 or less together"),
         ({"noise_schedule": "pw_lin", "diffusion_steps": 9, "sampling_steps": 3}, "pw_lin"),
         ({"noise_schedule": "signals"}, "one of signal, linear"),

@@ -234,7 +234,7 @@ def test_several_chains_are_scored_by_their_mean_softmax():
     batch, seeds = make_batch(LENGTHS), [4, 7, 9]
     with torch.no_grad():
         each = [model_of(noise_seed=seed).full_sort_predict(batch)[:, 1:].softmax(dim=1) for seed in seeds]
-        together = model_of(ensemble_seeds=seeds).full_sort_predict(batch)[:, 1:]
+        together = model_of(ensemble_seeds=seeds).full_sort_predict(batch)[:, 1:].exp()
     assert not torch.equal(each[0], each[1])
     torch.testing.assert_close(together, torch.stack(each).mean(dim=0))
 
@@ -284,6 +284,11 @@ def test_the_variants_are_the_losses_of_the_papers():
         (
             {"rows": "sequences"},
             "model 'DreamRec' cannot be trained with rows 'sequences', because a row has one noised",
+        ),
+        ({"guidance": 1e38}, "guidance must be a finite number of at least 0, at most 1e+09 in size, got 1e+38"),
+        (
+            {"preference_weight": 0.6, "train_batch_size": 1},
+            "preference_weight 0.6 prefers a target to those of a",
         ),
         ({"repeat_bias": True}, "unknown parameter 'repeat_bias' for model DreamRec:"),
     ],

@@ -18,6 +18,8 @@ from recbole_diffurec.layers import attention
 from recbole_diffurec.layers.item_softmax import SampledCrossEntropy
 from recbole_diffurec.layers.ragged import RaggedBatch
 from recbole_diffurec.models import diffurec
+from recbole_diffurec.models.ensemble import Ensemble
+from recbole_diffurec.models.scores import log_mean_softmax
 
 VARIANTS = {
     "DiffuRec": ("DiffuRec", {}),
@@ -204,8 +206,33 @@ def test_an_ensemble_averages_probabilities():
         model.load_state_dict(single[0].state_dict())
     with torch.no_grad():
         expected = sum(model.full_sort_predict(batch)[:, 1:].softmax(-1) for model in single) / 2
-        torch.testing.assert_close(ensemble.full_sort_predict(batch)[:, 1:], expected)
+        torch.testing.assert_close(ensemble.full_sort_predict(batch)[:, 1:].exp(), expected)
     torch.testing.assert_close(expected.sum(-1), torch.ones(3, dtype=torch.float64))
+
+
+def test_an_ensemble_ranks_what_is_far_behind():
+    """Their probabilities are zero in float32, where all items but a few would tie."""
+    far = torch.tensor([[1000.0, 500.0, 0.0, -700.0]])
+    together = log_mean_softmax([far, far.flip(1)])
+    assert together.argsort(descending=True).tolist() in (
+        [[0, 3, 1, 2]],
+        [[3, 0, 1, 2]],
+        [[0, 3, 2, 1]],
+        [[3, 0, 2, 1]],
+    )
+    torch.testing.assert_close(log_mean_softmax(iter([far, far])), far.log_softmax(-1))
+    with pytest.raises(ValueError, match="no scores"):
+        log_mean_softmax([])
+    batch, one = make_batch([4, 9, 1]), make_model(noise_seed=5).float()
+    of_one_seed = make_model(ensemble_seeds=[5]).float()
+    with torch.no_grad():
+        one.item_embedding.weight *= 1000
+        of_one_seed.load_state_dict(one.state_dict())
+        members = Ensemble([one, one]).full_sort_predict(batch)
+        scores = one.full_sort_predict(batch)
+        assert scores[:, 1:].softmax(-1).min() == 0  # these tie
+        assert torch.equal(of_one_seed.full_sort_predict(batch), scores)
+    assert torch.equal(members.argsort(stable=True), scores.argsort(stable=True))
 
 
 def test_one_sampling_step_is_one_denoising_from_noise():

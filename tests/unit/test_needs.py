@@ -131,6 +131,11 @@ IDLE = [
     ("CausalRec", {"lr_decay_gamma": 0.5}, "lr_decay_gamma would have no effect with lr_decay_step None, got 0.5"),
     ("SASRec", {"wandb_project": "mine"}, r"wandb_project would have no effect with log_to \[\], got 'mine'"),
     ("DCRec", {"signal_low": 0.1, "noise_schedule": "sqrt"}, "signal_low would have no effect with noise_schedule "),
+    ("DiffuRec", {"sampler": "ddim", "sampling_steps": 1}, "sampler would have no effect with sampling_steps 1, got '"),
+    ("ADRec", {"ddim_eta": 1, "sampling_steps": 1}, "ddim_eta would have no effect with sampling_steps 1, got 1"),
+    ("MaskedDiffRec", {"fill_order": "random", "n_slots": 1}, "fill_order would have no effect with n_slots 1, got 'r"),
+    ("MaskedDiffRec", {"all_masked_share": 0.5, "n_slots": 1}, "all_masked_share would have no effect with n_slots 1"),
+    ("DreamRec", {"consistency_weight": 0.5, "noised_target": False}, "consistency_weight would have no effect with n"),
     ("DreamRec", {"preference_scale": 2}, "preference_scale would have no effect with preference_weight 0.0, got 2"),
     ("DuoRec", {"lmd": 0.3}, "lmd would have no effect with contrast 'us_x', got 0.3: give --contrast=us as well"),
     ("DuoRec", {"lmd_sem": 0.3, "contrast": "un"}, "lmd_sem would have no effect with contrast 'un'"),
@@ -202,3 +207,11 @@ def test_a_use_of_a_checkpoint_refuses_what_cannot_act():
     config = RunConfig("DiffuRec", "ml-100k", {"gpu_id": "", "ddim_eta": 0.5})
     with pytest.raises(UserError, match=r"^ddim_eta would have no effect with sampler 'ddpm', got 0.5: give --"):
         checks.check_effect_after({"ddim_eta": 0.5}, config, RunConfig("DiffuRec", "ml-100k", {"gpu_id": ""}).plain())
+
+
+@pytest.mark.parametrize(("name", "value"), [("sampling_steps", 1), ("fill_order", "random"), ("noise_seed", 5)])
+def test_rankings_refuse_what_lists_alone_read(name: str, value: Any):
+    config = RunConfig("MaskedDiffRec", "ml-100k", {"gpu_id": "", name: value})
+    with pytest.raises(UserError, match=rf"^{name} would have no effect, because MaskedDiffRec reads it where lists"):
+        checks.check_effect_in_rankings({name: value}, config)
+    checks.check_effect_in_rankings({"guidance": 1.0}, config)
