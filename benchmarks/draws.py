@@ -75,6 +75,7 @@ def trained(model: str, dataset: str, values: dict[str, Any], epochs: int, users
         "best_epoch": result["best_epoch"],
         "train_seconds": result["train_seconds"],
         "valid": result["best_valid_result"]["ndcg@10"],
+        "valid_by_epoch": [round(epoch["valid_score"], 4) for epoch in result["history"]],
         **{
             f"{which}_{metric}": figures[metric]
             for which, figures in tested.items()
@@ -87,14 +88,17 @@ def trained(model: str, dataset: str, values: dict[str, Any], epochs: int, users
 
 
 def page(kept: dict[str, Any]) -> str:
-    rows = []
-    for name, found in kept["runs"].items():
-        figures = [f"{found[f'{which}_{metric}']:.4f}" for which in ("one", "mean") for metric in ("hit@10", "ndcg@10")]
+    runs, rows = kept["runs"], []
+    for name, found in runs.items():
+        network = name.rsplit(", ", 1)[0]
+        epochs = min(of["epochs"] for other, of in runs.items() if other.startswith(f"{network}, "))
+        after = f"{found['valid_by_epoch'][epochs - 1]:.4f} after {epochs}"
         cost = [f"{kept['epoch_seconds'][name]:.1f}", f"{found['best_epoch'] + 1} of {found['epochs']}"]
-        rows.append(
-            [name, *cost, f"{found['valid']:.4f}", *figures, f"{found['spread']:.1%}", f"{found['agreement']:.1%}"]
-        )
-    header = ["network", "s an epoch", "best epoch", "validation NDCG@10", "HR@10, one sample", "NDCG@10"]
+        figures = [f"{found[f'{which}_{metric}']:.4f}" for which in ("one", "mean") for metric in ("hit@10", "ndcg@10")]
+        differing = [f"{found[name]:.1%}" for name in ("spread", "agreement")]
+        rows.append([name, *cost, f"{found['valid']:.4f}", after, *figures, *differing])
+    header = ["network", "s an epoch", "best epoch", "validation NDCG@10", "and after as many epochs"]
+    header += ["HR@10, one sample", "NDCG@10"]
     header += ["HR@10, mean of four", "NDCG@10", "spread", "agreement"]
     about = (
         f"{kept['dataset']}, one seed, every network for {kept['seconds']:,.0f} s, counted in epochs that were "
