@@ -105,6 +105,13 @@ class AuthorsCode:
         finally:
             diffusion.num_timesteps = total
 
+    def first_estimate(self, vectors: Tensor, noise: Tensor, mask: Tensor) -> Tensor:
+        """What their network makes of noise at t = T - 1: one step as RCCD's public code takes it of DiffuRec."""
+        diffusion = self.model.diffu
+        t = torch.full((len(noise),), diffusion.num_timesteps - 1)
+        estimate, _ = diffusion.xstart_model(vectors, noise, diffusion._scale_timesteps(t), mask)
+        return estimate
+
     def first_state(self, vectors: Tensor, noise: Tensor, mask: Tensor) -> Tensor:
         """Their inference left after its first step, t = T - 1."""
         t = torch.full((len(noise),), self.model.diffu.num_timesteps - 1)

@@ -210,13 +210,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
 
 
+def _without_folder(argument: str) -> str:
+    """A path, or an option that has one, without the folders of this machine above it."""
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{Path(value).name}" if os.path.isabs(value) else argument
+
+
 def publish(name: str, title: str, results: Mapping[str, Any], body: str, script: str | None = None) -> None:
     """Write ``results/NAME.json`` and ``results/NAME.md``, and print the page; by default NAME is the script's."""
     about = machine()
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps({**about, **results}, indent=1) + "\n")
-    places = ("--data_path", "--rectools_python", "--work", "--code")  # of this machine alone
-    given = [Path(a).name if os.path.isabs(a) else a for a in sys.argv[1:] if not a.startswith(places)]
+    places = ("--data_path", "--rectools_python", "--work")  # of this machine alone
+    given = [_without_folder(a) for a in sys.argv[1:] if not a.startswith(places)]
     command = shlex.join(["python", f"benchmarks/{script or name}.py", *given])
     page = (
         f"# {title}\n\n{about['date']}, {about['processor']}, torch {about['torch']}, Python {about['python']}. "

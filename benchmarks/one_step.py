@@ -63,6 +63,7 @@ def forms_of_the_authors(code: AuthorsCode) -> list[Line]:
     """The same by the code of the paper's authors, which draws other noise."""
     return [
         Line("authors_all_steps", "the authors' code, all steps", lambda: code.scores(code.all_steps)),
+        Line("rccd", "the same, 1 step as RCCD takes it", lambda: code.scores(code.first_estimate)),
         Line("authors_one_step", "the same, told of 1 step", lambda: code.scores(code.one_step)),
         Line("authors_state", "the same, left after its first step", lambda: code.scores(code.first_state)),
     ]
