@@ -29,6 +29,7 @@ FAMILY: dict[str, tuple[str, dict[str, Any], float]] = {
     "VSAN": ("VSAN", {**PARAMETERS, "hidden_size": 64}, 1.05),
     "ACVAE": ("ACVAE", PARAMETERS, 3.6),
     "MFGAN": ("MFGAN", PARAMETERS, 1.0),
+    "MFGAN, batch_by_length": ("MFGAN", {**PARAMETERS, "batch_by_length": True}, 1.0),
 }
 # At least so many times as fast as on padded rows.
 PADDED = {"DuoRec": 5.0, "CL4SRec": 5.0}
