@@ -58,13 +58,13 @@ class AuthorsCode:
     """
 
     def __init__(self, folder: Path, network: Any, config: Any):
-        other = {name: config[name] for name, value in SAME.items() if config[name] != value}
-        if other:
-            raise SystemExit(f"their code has no such network: {other}, where it has {SAME}")
         if not (folder / "src/model.py").is_file():
             raise SystemExit(
                 f"'{folder}' has no 'src/model.py': git clone https://github.com/WHUIR/DiffuRec '{folder}'"
             )
+        other = {name: config[name] for name, value in SAME.items() if config[name] != value}
+        if other:
+            raise SystemExit(f"their code has no such network: {other}, where it has {SAME}")
         sys.path.insert(0, str(folder / "src"))
         theirs = importlib.import_module("model")
         arguments = SimpleNamespace(

@@ -134,6 +134,6 @@ def test_thirty_kills_at_random_moments(workdir):
 
 
 def test_a_loss_that_is_no_number_is_explained(workdir, capsys):
-    assert cli.main(flags({**OURS, "learning_rate": 1e30, "init": "normal", "initializer_range": 1e20})) == 2
+    assert cli.main(flags({**OURS, "learning_rate": 1e9, "init": "normal", "initializer_range": 1e9})) == 2
     error = capsys.readouterr().err
-    assert "the loss became" in error and "learning_rate 1e+30" in error and "no epoch had been validated yet" in error
+    assert "the loss became" in error and "learning_rate 1e+09" in error and "no epoch had been validated yet" in error

@@ -236,7 +236,7 @@ def test_guidance_is_linear_in_log_probabilities_and_leaves_training_alone():
         ({"sampling_steps": 6}, "sampling_steps must be from 1 to n_slots (5), got 6"),
         ({"guidance": 1.0, "history_drop_prob": 0.0}, "guidance 1.0 compares with scores without a history"),
         ({"fill_order": "any"}, "fill_order must be one of confident, random, left_to_right, got 'any'"),
-        ({"n_slots": 0}, "n_slots must be an integer of at least 1, got 0"),
+        ({"n_slots": 0}, "n_slots must be an integer in [1, 1000], got 0"),
         ({"all_masked_share": 1.5}, "all_masked_share must be a number in [0, 1], got 1.5"),
     ],
 )
