@@ -30,7 +30,7 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
-        """Logarithms of the mean probabilities, [B, I]; minus infinity for the padding row."""
+        """``log_mean_softmax`` of the members, [B, I]; minus infinity for the padding row."""
         return log_mean_softmax(self._scores(member, interaction) for member in self.members)
 
     @staticmethod

@@ -55,19 +55,22 @@ def check_numbers(scores: Tensor) -> Tensor:
 
 
 def log_mean_softmax(scores: Iterable[Tensor]) -> Tensor:
-    """log of the mean of the softmax of several scores, [B, I]; its softmax is that mean.
+    """log of the mean of the softmax of several scores, [B, I], and a number for each row: its softmax is that mean.
 
-    The mean itself would be zero for all items but a few where scores lie far apart, and they would tie.
+    The mean itself would be zero for all items but a few where scores lie far apart, and they would tie. The number is
+    the log of the first scores' sum of exponentials: without it the logarithm is a large number where a score is small,
+    and would round away what tells items far behind from each other.
 
     Parameters
     ----------
     scores : iterable of Tensor
         [B, I] each, one or more.
     """
-    total, n = None, 0
+    total, first, n = None, None, 0
     for own in scores:
-        of_one = own.log_softmax(dim=-1)
-        total, n = of_one if total is None else torch.logaddexp(total, of_one), n + 1
+        size = own.logsumexp(dim=-1, keepdim=True)
+        first = size if first is None else first
+        total, n = own if total is None else torch.logaddexp(total, own - (size - first)), n + 1
     if total is None:
         raise ValueError("there are no scores to average")
     return total - math.log(n)

@@ -234,7 +234,7 @@ def test_several_chains_are_scored_by_their_mean_softmax():
     batch, seeds = make_batch(LENGTHS), [4, 7, 9]
     with torch.no_grad():
         each = [model_of(noise_seed=seed).full_sort_predict(batch)[:, 1:].softmax(dim=1) for seed in seeds]
-        together = model_of(ensemble_seeds=seeds).full_sort_predict(batch)[:, 1:].exp()
+        together = model_of(ensemble_seeds=seeds).full_sort_predict(batch)[:, 1:].softmax(dim=1)
     assert not torch.equal(each[0], each[1])
     torch.testing.assert_close(together, torch.stack(each).mean(dim=0))
 

@@ -206,7 +206,7 @@ def test_an_ensemble_averages_probabilities():
         model.load_state_dict(single[0].state_dict())
     with torch.no_grad():
         expected = sum(model.full_sort_predict(batch)[:, 1:].softmax(-1) for model in single) / 2
-        torch.testing.assert_close(ensemble.full_sort_predict(batch)[:, 1:].exp(), expected)
+        torch.testing.assert_close(ensemble.full_sort_predict(batch)[:, 1:].softmax(-1), expected)
     torch.testing.assert_close(expected.sum(-1), torch.ones(3, dtype=torch.float64))
 
 
@@ -220,7 +220,11 @@ def test_an_ensemble_ranks_what_is_far_behind():
         [[0, 3, 2, 1]],
         [[3, 0, 2, 1]],
     )
-    torch.testing.assert_close(log_mean_softmax(iter([far, far])), far.log_softmax(-1))
+    torch.testing.assert_close(log_mean_softmax(iter([far, far])), far)
+    near = torch.tensor(
+        [[1000.0, 1e-6, 2e-6, 0.0]]
+    )  # whose logarithms would be one number, but for the first
+    assert log_mean_softmax([near, near]).argsort(descending=True).tolist() == [[0, 2, 1, 3]]
     with pytest.raises(ValueError, match="no scores"):
         log_mean_softmax([])
     batch, one = make_batch([4, 9, 1]), make_model(noise_seed=5).float()
