@@ -221,9 +221,7 @@ def test_an_ensemble_ranks_what_is_far_behind():
         [[3, 0, 2, 1]],
     )
     torch.testing.assert_close(log_mean_softmax(iter([far, far])), far)
-    near = torch.tensor(
-        [[1000.0, 1e-6, 2e-6, 0.0]]
-    )  # whose logarithms would be one number, but for the first
+    near = torch.tensor([[1000.0, 1e-6, 2e-6, 0.0]])  # whose logarithms would be one number, but for the first
     assert log_mean_softmax([near, near]).argsort(descending=True).tolist() == [[0, 2, 1, 3]]
     with pytest.raises(ValueError, match="no scores"):
         log_mean_softmax([])
