@@ -136,7 +136,7 @@ def draw(log_p: Tensor, temperature: float, uniform: Tensor) -> Tensor:
         float64 [B], in [0, 1).
     """
     best, likeliest = log_p.max(dim=1)
-    possible = best > -torch.inf
+    possible = best != -torch.inf  # what is no number is drawn, and makes the probability of its list none
     if temperature > 0:
         scores = (log_p - best.unsqueeze(1)).masked_fill(~possible.unsqueeze(1), 0.0)
         cumulative = (scores.double() / temperature).exp().cumsum(dim=1)

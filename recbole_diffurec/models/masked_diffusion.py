@@ -270,7 +270,7 @@ class MaskedDiffRec(SequentialModel, DiffusionRecommender, ListSampler):
                 filled = self._fill(part, masks, choose, seed)
                 items[place, part.rows] = filled.slots
                 log_probability[place, part.rows] = filled.log_probability
-        return SampledLists(items, log_probability)
+        return SampledLists(items, check_numbers(log_probability))
 
     def log_probability(self, interaction: Any, lists: Tensor) -> Tensor:
         """``ListSampler.log_probability``; of random orders that of the first seed."""
@@ -303,7 +303,7 @@ class MaskedDiffRec(SequentialModel, DiffusionRecommender, ListSampler):
             if chosen is not None:
                 queries = queries.gather(1, chosen.unsqueeze(-1).expand(-1, -1, queries.shape[-1]))
             scores = self.logits(queries.flatten(0, 1), part.item_seq.repeat_interleave(queries.shape[1], dim=0))
-            return check_numbers(scores).log_softmax(dim=-1).view(*queries.shape[:2], -1)
+            return scores.log_softmax(dim=-1).view(*queries.shape[:2], -1)
 
         sizes = absorbing.group_sizes(n, self.steps)
         return absorbing.fill(masks, sizes, denoise, choose, self._priority(part, n, seed))
