@@ -114,7 +114,8 @@ def _table(plan: dict[str, Any], found: dict[tuple[str, str], dict[str, Any]]) -
         return [final["test_result"][metric] for final in found[cell]["finals"]]
 
     rows = []
-    for model in plan["models"]:
+    tried = {model for _, model in found}
+    for model in (model for model in plan["models"] if model in tried):
         row = [model]
         for protocol in plan["protocols"]:
             rivals = [cell for cell in found if cell[0] == protocol]
@@ -129,7 +130,8 @@ def _table(plan: dict[str, Any], found: dict[tuple[str, str], dict[str, Any]]) -
         rows.append(row)
     names = {"hit@10": "HR@10", "ndcg@10": "NDCG@10"}
     header = ["model", *(f"{protocol}, {names[metric]}" for protocol in plan["protocols"] for metric in METRICS)]
-    return common.table(header, rows)
+    missing = [model for model in plan["models"] if model not in tried]
+    return common.table(header, rows) + (f"\n\nNot trained yet: {', '.join(missing)}." if missing else "")
 
 
 def _costs(found: dict[tuple[str, str], dict[str, Any]]) -> str:
