@@ -22,7 +22,7 @@ class SearchOptions:
     num_trials : int
         How many configurations; ``search="grid"`` tries all choices instead.
     max_epochs : int or None
-        Epochs of a trial; by default the parameter ``epochs``.
+        Epochs of a trial, and of the last runs; by default the parameter ``epochs``, which is refused beside it.
     search : str
         ``random``, ``grid``, or ``optuna`` (Bayesian, needs the extra ``tune``).
     scheduler : str

@@ -81,9 +81,7 @@ def tune(
     options = take_options(SearchOptions, parameters)
     options.require()
     dataset = data_set_of(dataset, parameters, config_files, experiment)
-    fixed = layers.settings(experiment, config_files, parameters)
-    if options.max_epochs is not None:
-        fixed["epochs"] = options.max_epochs
+    fixed = layers.settings(experiment, config_files, parameters) | _limit_of_epochs(options, parameters)
     config = RunConfig(model, dataset, fixed)
     config.refuse_without("validation", "a search judges by it")
     model = fixed.pop("model", model) or config["model"]  # a variant's own name
@@ -98,6 +96,18 @@ def tune(
     search = _Search(model, dataset, fixed, space, config, options, output_dir)
     search.claim_folder(resume)
     return search.conclude(search.go(resume))
+
+
+def _limit_of_epochs(options: SearchOptions, parameters: dict[str, Any]) -> dict[str, int]:
+    """What ``max_epochs`` sets, if it is given."""
+    if options.max_epochs is None:
+        return {}
+    if "epochs" in parameters:
+        raise UserError(
+            f"epochs ({parameters['epochs']}) and max_epochs ({options.max_epochs}) are the same limit, of every "
+            "trial and of the last runs: leave one of them out"
+        )
+    return {"epochs": options.max_epochs}
 
 
 @dataclass(frozen=True)

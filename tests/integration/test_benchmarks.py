@@ -232,9 +232,9 @@ def test_models_are_tuned_for_each_protocol_and_the_page_ranks_them(tmp_path):
     assert asked == yaml.safe_load((ROOT / "properties/experiment/temporal.yaml").read_text())["eval_args"]
     plan["budget"] = {"num_trials": 1, "max_epochs": 1, "grace_epochs": 1, "time_budget": 600}
     plan |= {"final_seeds": 2, "datasets": ["ml-100k"]}
-    plan["common"] |= {"user_inter_num_interval": "[5,30]", "epochs": 1}
+    plan["common"] |= {"user_inter_num_interval": "[5,30]"}
     for model in plan["models"].values():
-        model["values"].pop("epochs")
+        model["values"].pop("max_epochs", None)
     (tmp_path / "plan.yaml").write_text(json.dumps(plan))
     environment = {**os.environ, "BENCHMARKS_RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [

@@ -189,6 +189,13 @@ def test_a_time_budget_too_short_for_any_trial(workdir, capsys):
     assert "no trial was validated within time_budget 1: --resume with more of it resumes the search" in error
 
 
+def test_epochs_have_one_limit(workdir, capsys):
+    Path("space.test").write_text(SPACE)
+    assert cli.main(["tune", "--params_file=space.test", "--epochs=30", "--max_epochs=4", *FIXED]) == 2
+    assert "epochs (30) and max_epochs (4) are the same limit" in capsys.readouterr().err
+    assert not Path("tuning").exists()
+
+
 def test_a_time_budget_needs_the_main_thread(workdir):
     Path("space.test").write_text(SPACE)
     with ThreadPoolExecutor() as pool, pytest.raises(UserError, match="time_budget needs the main thread"):
