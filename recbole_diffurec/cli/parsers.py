@@ -199,7 +199,7 @@ def _tune() -> _Parser:
     command.add_argument("--params_file", required=True, metavar="FILE", help="the search space, such as hyper.test")
     command.add_argument("--output_dir", default="tuning", metavar="DIR", help="folder of all output")
     command.add_argument("--num_trials", type=int, default=20, metavar="N", help="configurations to try (20)")
-    command.add_argument("--max_epochs", type=int, metavar="N", help="epochs of trials and of the last runs, or --epochs")
+    command.add_argument("--max_epochs", type=int, metavar="N", help="epochs of trials and last runs, or --epochs")
     command.add_argument("--search", default="random", help="random (default), grid or optuna")
     command.add_argument(
         "--scheduler", default="asha", help="asha (default), hyperband or none: stops poor trials early"
