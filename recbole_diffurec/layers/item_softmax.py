@@ -13,15 +13,18 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_diffurec.layers.device import device_type
 
-# Logits that exist at once. On a CPU a chunk stays in the cache between the passes over it; on a GPU it is as large as
-# keeps the matrix products efficient.
-CHUNK_LOGITS = {"cpu": 2**20, "cuda": 2**26}
+# Logits that exist at once: on a CPU few enough for the cache, and enough for the matrix products to be efficient.
+CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**26}
 # Rows at least, because every chunk goes through the whole item table and its gradient.
 CHUNK_ROWS = 64
+# Items are scored in multiples of this many: products with rows of logits that begin at any address take up to twice as
+# long on a CPU, and a GPU does not use its matrix units for them.
+ITEMS_MULTIPLE = 16
 
 
 class LogitBias(NamedTuple):
@@ -61,7 +64,8 @@ class _FullCrossEntropy(torch.autograd.Function):
         added_scores: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         needs_grad = any(ctx.needs_input_grad)
-        k = x.shape[1]
+        k, n_items = x.shape[1], len(items)
+        items = F.pad(items, (0, 0, 0, -n_items % ITEMS_MULTIPLE))
         chunk = CHUNK_LOGITS.get(device_type(x), CHUNK_LOGITS["cuda"])
         n_rows = max(1, max(CHUNK_ROWS, chunk // len(items)) // k)
         losses = torch.empty(len(x), dtype=items.dtype, device=x.device)
@@ -71,25 +75,27 @@ class _FullCrossEntropy(torch.autograd.Function):
         for start in range(0, len(x), n_rows):
             rows = slice(start, start + n_rows)
             queries, own = x[rows].flatten(0, 1), _of_queries(target[rows].unsqueeze(1), k)
-            log_p = (queries @ items.T).to(items.dtype)
+            logits = (queries @ items.T).to(items.dtype)
             if added_items is not None and added_scores is not None:
-                log_p.scatter_add_(1, _of_queries(added_items[rows], k), _of_queries(added_scores[rows], k))
-            log_p[:, 0] = -math.inf
-            log_p = log_p.log_softmax(dim=-1)
-            by_row = log_p.gather(1, own).view(-1, k)
+                logits.scatter_add_(1, _of_queries(added_items[rows], k), _of_queries(added_scores[rows], k))
+            logits[:, 0] = logits[:, n_items:] = -math.inf
+            # A softmax in place, whose one exponential serves both the losses and their gradients.
+            highest, of_target = logits.amax(dim=-1, keepdim=True), logits.gather(1, own)
+            shares = logits.sub_(highest).exp_()
+            total = shares.sum(dim=-1, keepdim=True)
+            by_row = (of_target - highest - total.log()).view(-1, k)
             losses[rows] = -mean_over_queries(by_row)
             if grad_x is None or grad_items is None:
                 continue
             # d CE_bk / d logits = softmax - onehot(target); a row's K queries share its weight by what each says of it.
-            grad = log_p.exp_()
-            grad.scatter_add_(1, own, torch.full_like(own, -1, dtype=grad.dtype))
-            grad *= (weight[rows].unsqueeze(1) * by_row.softmax(dim=-1)).view(-1, 1)
+            of_query = (weight[rows].unsqueeze(1) * by_row.softmax(dim=-1)).view(-1, 1)
+            grad = shares.mul_(of_query / total).scatter_add_(1, own, -of_query)
             grad_x[rows] = (grad @ items).view_as(x[rows])
             grad_items += grad.T @ queries
             if grad_scores is not None and added_items is not None:
                 of_queries = grad.gather(1, _of_queries(added_items[rows], k))
                 grad_scores[rows] = of_queries.view(-1, k, of_queries.shape[1]).sum(dim=1)
-        ctx.save_for_backward(grad_x, grad_items, grad_scores)
+        ctx.save_for_backward(grad_x, None if grad_items is None else grad_items[:n_items], grad_scores)
         ctx.mark_non_differentiable(losses)
         return (weight * losses).sum(), losses
 
