@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_diffurec.errors import UserError
-from recbole_diffurec.layers.item_softmax import LogitBias
+from recbole_diffurec.layers.device import device_type
+from recbole_diffurec.layers.item_softmax import ITEMS_MULTIPLE, LogitBias
 from recbole_diffurec.layers.unit_rows import unit_rows
 
 # Scores are tens of units apart and Adam moves a parameter by about the learning rate a step; without the factor the
@@ -52,6 +53,19 @@ def check_numbers(scores: Tensor) -> Tensor:
             "the model, or its weights are: give a smaller one, or train again"
         )
     return scores
+
+
+def inner_products(x: Tensor, vectors: Tensor) -> Tensor:
+    """``x @ vectors.T``, [B, I], of ``x`` [B, d] and ``vectors`` [I, d]; on a CPU in aligned rows (``ITEMS_MULTIPLE``).
+
+    Gradients and autocast want a new tensor, and an exported program knows no addresses.
+    """
+    elsewhere = torch.compiler.is_compiling() or torch.is_grad_enabled() or device_type(x) != "cpu"
+    if elsewhere or torch.is_autocast_enabled("cpu"):
+        return x @ vectors.T
+    n = len(vectors)
+    rows = x.new_empty(len(x), n + -n % ITEMS_MULTIPLE)
+    return torch.mm(x, vectors.T, out=rows[:, :n])
 
 
 def log_mean_softmax(scores: Iterable[Tensor]) -> Tensor:
@@ -132,7 +146,7 @@ class ItemScores:
 
     def logits(self, x: Tensor, bias: LogitBias | None) -> Tensor:
         """Scores of all items for x [B, d]: [B, I]; minus infinity for the padding row."""
-        logits = self.query(x) @ self.vectors().T
+        logits = inner_products(self.query(x), self.vectors())
         if bias is not None:
             logits.scatter_add_(1, bias.items, bias.scores.to(logits.dtype))
         logits[:, 0] = -math.inf

@@ -343,7 +343,8 @@ class STOSA(SequentialModel):
         positive, negative : Tensor
             int [B], items.
         """
-        near, far = self.distances.places(positive), self.distances.places(negative)
+        # Together: the gradient of each look-up is as large as the table.
+        near, far = self.distances.places(torch.cat([positive, negative])).chunk(2)
         to_positive = squared_distance(states, near)
         ranking = -F.logsigmoid(squared_distance(states, far) - to_positive)
         apart = (to_positive - squared_distance(near, far)).clamp(min=0)

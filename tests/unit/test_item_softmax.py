@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_diffurec.layers import item_softmax
-from recbole_diffurec.layers.item_softmax import LogitBias, SampledCrossEntropy, full_cross_entropy
+from recbole_diffurec.layers.item_softmax import ITEMS_MULTIPLE, LogitBias, SampledCrossEntropy, full_cross_entropy
+from recbole_diffurec.models.scores import inner_products
 
 
 def problem(n: int, n_items: int, seed: int):
@@ -102,3 +103,17 @@ def test_a_drawn_target_does_not_compete_with_itself():
     x, items, target, weight = problem(3, 2, 0)  # one real item: every negative is the target
     loss, losses = SampledCrossEntropy(torch.tensor([0, 5]), 7, "uniform").double()(x, items, target, weight)
     assert loss == 0 and (losses == 0).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(rows=st.integers(1, 9), n_items=st.integers(2, 70), seed=st.integers(0, 10**6))
+def test_scores_in_aligned_rows_are_the_products(rows, n_items, seed):
+    x, items, _, _ = problem(rows, n_items, seed)
+    expected = x @ items.T
+    assert inner_products(x, items).requires_grad
+    with torch.no_grad():
+        found = inner_products(x, items)
+        torch.testing.assert_close(found, expected.detach())
+        assert found.shape == expected.shape and found.stride(0) % ITEMS_MULTIPLE == 0
+        with torch.autocast("cpu", torch.bfloat16):
+            assert inner_products(x.float(), items.float()).dtype == torch.bfloat16
