@@ -4,7 +4,7 @@
 
 A search is ``recbole-diffurec tune``. One that has ended leaves its trials in ``results/search/DATASET_MODEL.csv`` and
 what it chose as the recipe ``best/DATASET-MODEL``, and is not made again; one that was interrupted is resumed from
-``--work``.
+``--work``. Where ``RAY_ADDRESS`` names a cluster, its trials run there.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def kept(dataset: str, model: str) -> Path:
 def command(dataset: str, model: str, plan: dict[str, Any]) -> list[str]:
     """Of ``recbole-diffurec``, without what depends on the machine."""
     given = {"model": model, "dataset": dataset, "params_file": f"properties/search/{model}.test"}
-    given |= {**plan["budget"], "concurrent_trials": 1, "final_seeds": 0, **plan["common"], **plan["models"][model]}
+    own = {name: value for name, value in plan["models"][model].items() if name != "recipe"}
+    given |= {**plan["budget"], "concurrent_trials": 1, "final_seeds": 0, **plan["common"], **own}
     return ["tune", *(f"--{name}={value}" for name, value in given.items())]
 
 
@@ -49,31 +50,33 @@ def search(dataset: str, model: str, plan: dict[str, Any], given: argparse.Names
     asked, tuning = command(dataset, model, plan), folder / "tuning"
     own = [f"--data_path={given.data_path}", f"--output_dir={tuning}", "--show_progress=False"]
     own += ["--resume"] if (tuning / "search.json").is_file() else []
+    own += [f"--gpus_per_trial={given.gpu_share}"] if given.gpu_share else []
     local = [a.replace("properties/search", str(properties_dir() / "search")) for a in asked]
     ended = trainings.ends([sys.executable, "-m", "recbole_diffurec", *local, *own], folder, seconds)
     if ended:
-        publish(dataset, model, tuning, shlex.join(["recbole-diffurec", *asked]))
+        recipe = plan["models"][model].get("recipe", f"best/{{dataset}}-{model}").format(dataset=dataset)
+        publish(dataset, model, tuning, recipe, shlex.join(["recbole-diffurec", *asked]))
     return ended
 
 
-def publish(dataset: str, model: str, tuning: Path, made_by: str) -> None:
+def publish(dataset: str, model: str, tuning: Path, name: str, made_by: str) -> None:
     """Keep the trials, and write what they chose as a recipe."""
     STORE.mkdir(parents=True, exist_ok=True)
     kept(dataset, model).write_text((tuning / "trials.csv").read_text())
-    recipe = common.ROOT / "properties/experiment/best" / f"{dataset}-{model}.yaml"
+    recipe = common.ROOT / "properties/experiment" / f"{name}.yaml"
     if common.TINY:
         recipe = STORE / recipe.name
-    recipe.write_text(text_of_recipe(dataset, model, tuning, made_by), encoding="utf-8")
+    recipe.write_text(text_of_recipe(dataset, model, tuning, name, made_by), encoding="utf-8")
 
 
-def text_of_recipe(dataset: str, model: str, tuning: Path, made_by: str) -> str:
+def text_of_recipe(dataset: str, model: str, tuning: Path, name: str, made_by: str) -> str:
     """What a search chose, with the comments that its model's parameters have."""
     trials = list(csv.DictReader((tuning / "trials.csv").open()))
     best = max((trial for trial in trials if trial["score"]), key=lambda trial: float(trial["score"]))
     seconds = sum(float(trial["seconds"] or 0) for trial in trials)
     chosen = yaml.safe_load((tuning / "best.yaml").read_text())
     about = [
-        f"{model} on {dataset}, found on validation data: --model={model} --experiment=best/{dataset}-{model}.",
+        f"{model} on {dataset}, found on validation data: --model={model} --experiment={name}.",
         f"The best of {len(trials)} trials in {seconds:,.0f} s, NDCG@10 {float(best['score']):.4f} there after "
         f"{best['epochs']} epochs; benchmarks/results/search/{kept(dataset, model).name}.",
         made_by,
@@ -101,6 +104,7 @@ def main() -> int:
     parser.add_argument("--plan", type=Path, default=PLAN)
     parser.add_argument("--hours", type=float, default=1e6, help="interrupt what is running then")
     parser.add_argument("--work", type=Path, default=Path("trainings"), help="folder of states and logs")
+    parser.add_argument("--gpu_share", type=float, default=0, help="of a GPU, for the trials; others may have the rest")
     given = parser.parse_args()
     given.work = given.work.absolute()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

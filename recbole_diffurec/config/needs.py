@@ -33,6 +33,7 @@ NEEDS: dict[str, Sequence[Need]] = {
     "lr_decay_gamma": (Need("lr_decay_step", bool, "--lr_decay_step=20"),),
     "wandb_project": (Need("log_to", lambda names: "wandb" in (names or ()), "--log_to=wandb"),),
     "negative_distribution": (Need("sampled_softmax", bool, "--sampled_softmax=512"),),
+    "cooccurrence_decay": (Need("cooccurrence_weight", bool, "--cooccurrence_weight=1"),),
     "initializer_range": (Need("init", lambda init: init == "normal", "--init=normal"),),
 }
 

@@ -28,6 +28,8 @@ MEANT_BEFORE: dict[str, Any] = {
     "noised_target": True,
     "draws": 1,
     "squared_error_weight": 0.0,
+    "cooccurrence_weight": None,
+    "cooccurrence_decay": 0.8,
 }
 
 
@@ -186,6 +188,8 @@ RULES: dict[str, Rule] = {
     "cross_attention": Rule("bool"),
     "init": Rule("str", choices=["xavier_normal", "normal", "pytorch"]),
     "initializer_range": Rule("number", 0, open_low=True),
+    "cooccurrence_weight": Rule("number", 0, optional=True),
+    "cooccurrence_decay": Rule("number", 0, 1, open_low=True),
     "worker": Rule("int", 0, 256),  # processes for each loader
     "state": Rule("str", choices=[*_LEVELS, *map(str.upper, _LEVELS)], optional=True),
 }

@@ -31,6 +31,8 @@ LOSSES = {"CE": "cross-entropy", "BPR": "BPR"}
 MORE_LOSS = frozenset({"Caser", "FEARec", "FOSSIL", "GCSAN", "HGN", "NextItNet", "RepeatNet", "SHAN", "SINE"})
 # Of their own parameters, those that nothing reads once a model is trained.
 OF_TRAINING = frozenset({"hidden_dropout_prob", "attn_dropout_prob", "dropout_prob", "initializer_range"})
+# What we add to the parameters of all that are sequential.
+OF_HISTORIES = {"repeat_bias": False, "cooccurrence_weight": None, "cooccurrence_decay": 0.8}
 # What others cannot do, and why.
 CANNOT = {"BERT4Rec": {"sequences": "its attention sees what comes after a position"}}
 
@@ -47,7 +49,7 @@ class HostSpec(ModelSpec):
     def default_values(self) -> dict[str, Any]:
         """The defaults of RecBole, and ours for this model where ``properties/model`` has some."""
         return {
-            **({"repeat_bias": False} if may_learn_repeats(self.name) else {}),
+            **(OF_HISTORIES if may_learn_repeats(self.name) else {}),
             **layers.read_yaml(HOST_PROPERTIES / "model" / f"{self.name}.yaml"),
             **layers.shipped_defaults(f"model/{self.name}"),
         }

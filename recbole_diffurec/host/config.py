@@ -34,6 +34,7 @@ from recbole_diffurec.data.sources import check_name
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host import catalogue, checks, trackers
 from recbole_diffurec.host.catalogue import HOST_PROPERTIES
+from recbole_diffurec.host.cooccurrences import with_cooccurrences
 from recbole_diffurec.host.inputs import reconstructs
 from recbole_diffurec.host.repeats import with_repeat_bias
 from recbole_diffurec.host.sequences import check_rows
@@ -131,8 +132,9 @@ class RunConfig(Config):
         except (ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0].rstrip(".!")
             raise UserError(f"RecBole refuses these parameters: {reason}") from error
-        if isinstance(self.spec, catalogue.HostSpec) and self["repeat_bias"]:
-            self.model_class = with_repeat_bias(cls)
+        if isinstance(self.spec, catalogue.HostSpec):
+            cls = with_repeat_bias(cls) if self["repeat_bias"] else cls
+            self.model_class = cls if self["cooccurrence_weight"] is None else with_cooccurrences(cls)
         if self["valid_item_in_input"]:
             self.refuse_without("validation", "valid_item_in_input is to put its items into the input of the test")
         if reconstructs(cls) and not self["mask_seen"]:

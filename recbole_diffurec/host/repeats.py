@@ -37,12 +37,7 @@ class _BiasedCrossEntropy(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """As the loss within, for logits [B, I] and targets int [B]."""
         assert self.bias is not None
-        return self.inner(_added(logits, self.bias), target)
-
-
-def _added(logits: Tensor, bias: LogitBias) -> Tensor:
-    # Not in place: what made the logits may want them for its gradient.
-    return logits.scatter_add(1, bias.items, bias.scores.to(logits.dtype))
+        return self.inner(self.bias.added_to(logits), target)
 
 
 @functools.cache
@@ -93,7 +88,7 @@ def with_repeat_bias(model: type) -> type:
 
         def full_sort_predict(self, interaction: Any) -> Tensor:
             scores = super().full_sort_predict(interaction)
-            return _added(scores.view(len(interaction), -1), self._bias(interaction))
+            return self._bias(interaction).added_to(scores.view(len(interaction), -1))
 
         def predict(self, interaction: Any) -> Tensor:
             return super().predict(interaction) + self._bias(interaction).gather(interaction[self.ITEM_ID])

@@ -57,6 +57,7 @@ class SequenceRows(Interaction):
         self._first = cut.first - cut.start
         self._first_row = (ends - counts)[cut.user] + cut.first
         self.n_targets = len(rows)
+        self.flat, self.first, self.target = rows.flat, rows.first, rows.target  # of the targets, as ``PrefixRows``
 
     def __contains__(self, item: str) -> bool:
         return item in self.columns

@@ -37,6 +37,10 @@ class LogitBias(NamedTuple):
         """The sum for one item of each row, [B], given as int [B]."""
         return (self.scores * (self.items == items.unsqueeze(1))).sum(dim=1)
 
+    def added_to(self, logits: Tensor) -> Tensor:
+        """Logits [B, I] with the scores added; a new tensor, as what made the logits may want them for its gradient."""
+        return logits.scatter_add(1, self.items, self.scores.to(logits.dtype))
+
     def gather_shared(self, items: Tensor) -> Tensor:
         """The sums for items [S] that are the same in every row, [B, S]."""
         distinct, place = items.unique(return_inverse=True)

@@ -30,6 +30,7 @@ from recbole_diffurec.layers.step_embedding import StepEmbedding
 from recbole_diffurec.models import diffurec_rules as rules
 from recbole_diffurec.models.approximator import Approximator
 from recbole_diffurec.models.base import Program
+from recbole_diffurec.models.cooccurrence import Cooccurrences
 from recbole_diffurec.models.denoiser import Denoiser, UncertainDenoiser
 from recbole_diffurec.models.diffurec_program import DiffuRecProgram
 from recbole_diffurec.models.interventions import Audited, ChangedDenoiser, NoDiffusion
@@ -75,6 +76,7 @@ class DiffuRecFamily(Audited):
         longest = self.max_seq_length
         self.position_embedding = nn.Embedding(longest, self.hidden_size) if config["use_position"] else None
         self.repeat_bias = nn.Parameter(torch.zeros(longest)) if config["repeat_bias"] else None
+        self.cooccurrences = Cooccurrences.of(config, dataset, self.n_items, self.ITEM_SEQ)
         self.denoiser = self.build_denoiser(config)
         self.noised_target: bool = config["noised_target"] is not False
         if not self.noised_target:
@@ -122,7 +124,7 @@ class DiffuRecFamily(Audited):
 
     def build_scores(self, config: Any) -> ItemScores:
         """How items are scored."""
-        return ItemScores(self.item_embedding, config["cosine_temperature"], self.repeat_bias)
+        return ItemScores(self.item_embedding, config["cosine_temperature"], self.repeat_bias, self.cooccurrences)
 
     def build_objective(self, config: Any, dataset: Any) -> Objective:
         """What the estimate of the target is trained for."""

@@ -16,6 +16,7 @@ from recbole_diffurec.errors import UserError
 from recbole_diffurec.layers.device import device_type
 from recbole_diffurec.layers.item_softmax import ITEMS_MULTIPLE, LogitBias
 from recbole_diffurec.layers.unit_rows import unit_rows
+from recbole_diffurec.models.cooccurrence import Cooccurrences
 
 # Scores are tens of units apart and Adam moves a parameter by about the learning rate a step; without the factor the
 # bias would need thousands of steps.
@@ -101,6 +102,8 @@ class ItemScores:
         Tau, with which scores are cosines over tau; None for inner products.
     repeat_bias : nn.Parameter, optional
         b [longest history], see ``bias``; None without it.
+    cooccurrences : Cooccurrences, optional
+        What is added to scores outside training; a module of the model. None without it.
     """
 
     def __init__(
@@ -108,8 +111,9 @@ class ItemScores:
         item_embedding: nn.Embedding,
         cosine_temperature: float | None = None,
         repeat_bias: nn.Parameter | None = None,
+        cooccurrences: Cooccurrences | None = None,
     ):
-        self.item_embedding, self.repeat_bias = item_embedding, repeat_bias
+        self.item_embedding, self.repeat_bias, self.cooccurrences = item_embedding, repeat_bias, cooccurrences
         self.cosine_temperature = cosine_temperature
 
     def vectors(self, items: Tensor | None = None) -> Tensor:
@@ -128,7 +132,7 @@ class ItemScores:
         return x if self.cosine_temperature is None else F.normalize(x, dim=-1) / self.cosine_temperature
 
     def bias(self, item_seq: Tensor) -> LogitBias | None:
-        """What ``repeat_bias`` adds to the scores of a history's items; None without it.
+        """What ``repeat_bias`` adds to the scores of a history's items, and co-occurrences to others; None of neither.
 
         Scores by similarity rank a history's own items high; whether users come back to them, and how soon, is a
         property of the data, which is learned here: one number b for each place in the history, counted from the most
@@ -139,10 +143,16 @@ class ItemScores:
         item_seq : Tensor
             int [B, L], right-padded.
         """
-        if self.repeat_bias is None:
-            return None
-        scale = REPEAT_SCALE if self.cosine_temperature is None else 1 / self.cosine_temperature
-        return bias_by_age(self.repeat_bias, item_seq, scale)
+        parts = []
+        if self.repeat_bias is not None:
+            scale = REPEAT_SCALE if self.cosine_temperature is None else 1 / self.cosine_temperature
+            parts.append(bias_by_age(self.repeat_bias, item_seq, scale))
+        if self.cooccurrences is not None and not self.cooccurrences.training:
+            parts.append(self.cooccurrences(item_seq))
+        if len(parts) < 2:
+            return parts[0] if parts else None
+        items, scores = zip(*parts)
+        return LogitBias(torch.cat(items, dim=1), torch.cat(scores, dim=1))
 
     def logits(self, x: Tensor, bias: LogitBias | None) -> Tensor:
         """Scores of all items for x [B, d]: [B, I]; minus infinity for the padding row."""

@@ -21,6 +21,7 @@ from recbole_diffurec.layers.encoder import TransformerEncoder
 from recbole_diffurec.layers.item_softmax import SampledCrossEntropy, full_cross_entropy
 from recbole_diffurec.layers.ragged import PaddedBatch, RaggedBatch
 from recbole_diffurec.models.base import ITEM_SEQ_INPUT, OUTPUTS, Exportable, Program
+from recbole_diffurec.models.cooccurrence import Cooccurrences
 from recbole_diffurec.models.scores import ItemScores
 
 # What the parameters that ``SequentialModel`` reads may be, where no rule for all models says so.
@@ -97,6 +98,7 @@ class SequentialModel(SequentialRecommender, Exportable):
         self.item_embedding = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
         self.build_input(config)
         self.repeat_bias = nn.Parameter(torch.zeros(self.max_seq_length)) if config["repeat_bias"] else None
+        self.cooccurrences = Cooccurrences.of(config, dataset, self.n_items, self.ITEM_SEQ)
         self.build_encoder(config, dataset)
         self.scores = self.build_scores(config)
         self.cross_entropy: Callable[..., tuple[Tensor, Tensor]] = full_cross_entropy
@@ -133,7 +135,7 @@ class SequentialModel(SequentialRecommender, Exportable):
 
     def build_scores(self, config: Any) -> ItemScores:
         """How items are scored."""
-        return ItemScores(self.item_embedding, config["cosine_temperature"], self.repeat_bias)
+        return ItemScores(self.item_embedding, config["cosine_temperature"], self.repeat_bias, self.cooccurrences)
 
     def _initialise(self, std: float) -> None:
         """Draw all weight matrices from N(0, std^2); zero biases and the padding row."""
