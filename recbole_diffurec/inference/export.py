@@ -201,9 +201,17 @@ def _program_content(recommender: Recommender, asked: _Asked) -> tuple[bytes, di
         ) from None
     content, difference = _serialised(program.eval(), recommender, asked.format)
     about = program.describe()
-    if asked.returns == "query" and getattr(network, "repeat_bias", None) is not None:
-        about["not_in_query"] = "repeat_bias, which adds to the scores of the history's own items"
+    beside = [said for name, said in _BESIDE_QUERIES.items() if getattr(network, name, None) is not None]
+    if asked.returns == "query" and beside:
+        about["not_in_query"] = "; ".join(beside)
     return content, about, {"difference": difference}
+
+
+# What scores have that no inner product gives, by the model's attribute.
+_BESIDE_QUERIES = {
+    "repeat_bias": "repeat_bias, which adds to the scores of the history's own items",
+    "cooccurrences": "cooccurrence_weight, which adds to the scores of what followed the history's items",
+}
 
 
 def _checked_output(checkpoint_file: str | Path, output: str | Path | None, asked: _Asked) -> Path:

@@ -109,8 +109,9 @@ class Cooccurrences(nn.Module):
         """
         place = (item_seq != 0).sum(dim=1, keepdim=True) - 1 - torch.arange(WINDOW, device=item_seq.device)
         recent = (item_seq.gather(1, place.clamp(min=0)) * (place >= 0)).flatten()
-        scores = self.strength.index_select(0, recent).view(len(item_seq), WINDOW, -1) * self.by_age.unsqueeze(1)
-        successors = self.successors.index_select(0, recent).view(len(item_seq), -1)
+        k = self.strength.shape[1]
+        scores = self.strength.index_select(0, recent).view(-1, WINDOW, k) * self.by_age.unsqueeze(1)
+        successors = self.successors.index_select(0, recent).view(-1, WINDOW * k)
         return LogitBias(successors.long(), scores.flatten(1))
 
 
