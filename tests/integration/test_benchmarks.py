@@ -13,6 +13,8 @@ import pytest
 import yaml
 from conftest import ROOT, TINY, flags
 
+import recbole_diffurec
+
 
 @pytest.mark.skipif(shutil.which("timeout") is None, reason="benchmarks/gpu.sh needs the coreutils' timeout")
 def test_the_pages_of_a_gpu_are_written_on_any_machine(tmp_path):
@@ -86,6 +88,31 @@ def test_one_step_is_ranked_by_its_estimate_and_by_its_state(tmp_path, trained):
     )
     assert missing.returncode == 1 and "'nowhere' has no 'src/model.py': git clone" in missing.stderr
     assert min(shared["one_step"], shared["factor_0"]) > 0.9 > 0.3 > max(shared["state"], shared["state_mean"])
+
+
+def test_weights_of_cooccurrences_are_those_that_validation_has(tmp_path, trained):
+    values = {
+        **TINY,
+        "epochs": 2,
+        "cooccurrence_weight": 2.0,
+        "cooccurrence_decay": 0.6,
+        "checkpoint_dir": str(tmp_path),
+    }
+    result = recbole_diffurec.run("SASRec", **values, inner_size=16)
+    environment = {**os.environ, "BENCHMARKS_RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "benchmarks/cooccurrence.py")]
+    done = subprocess.run(
+        [*command, result["checkpoint"]], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (of_model,) = json.loads((tmp_path / "cooccurrence.json").read_text())["figures"]
+    found = {(line["weight"], line["decay"]): line for line in of_model["valid"]}
+    assert found[2.0, 0.6]["ndcg"] == pytest.approx(result["best_valid_result"]["ndcg@10"], abs=1e-4)
+    assert found[2.0, 0.6]["ndcg"] != found[0.0, 1.0]["ndcg"]
+    without = subprocess.run(
+        [*command, str(trained["DiffuRec"])], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert without.returncode == 2 and "trained without cooccurrence_weight" in without.stderr
 
 
 def test_the_tables_of_results_are_those_of_what_is_kept():
