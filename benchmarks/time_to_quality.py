@@ -59,7 +59,12 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     "CausalRec, best recipe": CAUSAL,
     "DiffuRecSys, best recipe": {"model": "DiffuRecSys", "experiment": "best/{dataset}"},
     "DiffuRec, best recipe": {"model": "DiffuRec", "experiment": "best/{dataset}"},
-    "DiffuRecSys, best/default": {"model": "DiffuRecSys", "experiment": "best/default"},
+    # The network alone, as the others.
+    "DiffuRecSys, best/default": {
+        "model": "DiffuRecSys",
+        "experiment": "best/default",
+        "parameters": {"cooccurrence_weight": 0},
+    },
     "DiffuRecSys, the paper's settings": {"model": "DiffuRecSys", "parameters": {"valid_sampling_steps": 1}},
     "DiffuRec, the paper's settings": {"model": "DiffuRec", "parameters": {"valid_sampling_steps": 1}},
     GROUPED: SASREC,

@@ -225,7 +225,7 @@ def test_the_readmes_figures_are_those_of_the_results():
     table = (ROOT / "README.md").read_text("utf-8").split("## What it reaches")[1].split("## ")[0]
     cells = [cell.strip() for line in table.splitlines() if line.startswith("| ") for cell in line.split("|")]
     figures = [cell for cell in cells if re.match(r"\.\d", cell)]
-    assert len(figures) == 17
+    assert len(figures) == 19
     assert [figure for figure in figures if not re.search(rf"\| {re.escape(figure)} \|", results)] == []
 
 
