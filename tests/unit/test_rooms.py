@@ -58,8 +58,8 @@ ROOMS = {
     ),
     "host": Room(
         "all_positions attention batches bert4rec candidates catalogue checkpoints checks collector compat config "
-        "cooccurrences dataset devices entry_points filters fingerprint guards hooks inputs items listing loaders metrics "
-        "models presplit repeats sequences splits stand_in trackers wanted_columns",
+        "cooccurrences dataset devices entry_points filters fingerprint guards hooks inputs items listing loaders "
+        "metrics models presplit repeats sequences splits stand_in trackers wanted_columns",
         imports="errors runtime layers data config models",
     ),
     "training": Room(
