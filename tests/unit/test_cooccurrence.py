@@ -204,6 +204,17 @@ def test_a_decay_of_nothing_is_refused(model, workdir: Path):
         run(model, cooccurrence_decay=0.5)
 
 
+@pytest.mark.parametrize("number", [-1, 8, 2**30])
+def test_successors_that_are_no_items_are_not_loaded(number):
+    module = Cooccurrences(8, WEIGHT, DECAY, rows_of([[1, 2, 3]]), ITEMS)
+    state = module.state_dict()
+    module.load_state_dict(state)
+    state["successors"] = state["successors"].clone()
+    state["successors"][2, 1] = number
+    with pytest.raises(UserError, match="none of its 7 items"):
+        module.load_state_dict(state)
+
+
 def test_rows_of_another_kind_are_refused():
     dataset = SimpleNamespace(inter_feat={"item_id": torch.ones(3)})
     with pytest.raises(UserError, match="data set of its own kind"):
