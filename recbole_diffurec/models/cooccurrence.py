@@ -74,7 +74,7 @@ class Cooccurrences(nn.Module):
         if ((self.successors < 0) | (self.successors >= len(self.successors))).any():
             n = len(self.successors) - 1
             raise UserError(
-                f"the checkpoint is of no use, since 'successors' names what is none of its {n:,} items: use another one"
+                f"the checkpoint is of no use: 'successors' names what is none of its {n:,} items; use another one"
             )
 
     @classmethod
