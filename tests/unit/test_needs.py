@@ -29,6 +29,7 @@ ELSEWHERE |= {"fill_order", "sampling_temperature"}
 ELSEWHERE |= {"n_discriminator_layers", "popularity_classes", "category_field"}
 NO_DEFAULT = {"sampling_steps": 2, "ensemble_seeds": [3, 4], "cosine_temperature": 0.5, "inner_size": 24}
 NO_DEFAULT |= {"sampled_softmax": 4, "valid_sampling_steps": 2, "cross_entropy_decay": 7, "lr_decay_step": 7}
+NO_DEFAULT |= {"cooccurrence_weight": 2.0}
 
 
 def remedies(spec: register.ModelSpec, name: str) -> dict[str, Any]:
@@ -68,6 +69,9 @@ def scores(name: str, parameters: Mapping[str, Any], weights: Mapping[str, Any] 
         else:  # no gate that begins at zero stays there
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
+            if getattr(model, "cooccurrences", None) is not None:  # there is no data, of which they would be
+                model.cooccurrences.successors.random_(1, model.n_items)
+                model.cooccurrences.strength.uniform_()
         return model.state_dict(), model.full_sort_predict(batch)
 
 
