@@ -30,6 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "model": "DiffuRec",
         "widths": (64, 128),
         "experiment": "best/default",
+        "cooccurrence_weight": 0,
         "lambda_uncertainty": 1.0,
     },
     # By its paper's weights it learns too slowly to say anything in this time (docs/models/DCRec.md).

@@ -89,7 +89,7 @@ class Rule:
         """What it may be, in words; of a number ``value`` that is too large or too small also how large it may be."""
         if self.choices and self.kind == "bool":
             text = f"True, False or {' or '.join(self.choices)}"
-        elif self.choices:
+        elif self.choices and self.kind != "number":
             text = f"one of {', '.join(self.choices)}"
         elif self.kind in ("int", "number"):
             text = "an integer" if self.kind == "int" else "a number" if math.isfinite(self.high) else "a finite number"
@@ -106,11 +106,15 @@ class Rule:
                 text += f", at most {MOST:g} in size"
             elif 0 < abs(value) < LEAST:
                 text += f", 0 or at least {LEAST:g} in size"
+        if self.kind == "number" and self.choices:
+            text += f" or {' or '.join(self.choices)}"
         return text + (" (or empty)" if self.optional else "")
 
     def accepts(self, value: Any) -> bool:
         if value is None:
             return self.optional
+        if self.kind in ("bool", "number") and isinstance(value, str):
+            return value in (self.choices or ())
         if self.kind in ("int", "number"):
             if isinstance(value, bool) or not isinstance(value, int if self.kind == "int" else (int, float)):
                 return False
@@ -119,8 +123,6 @@ class Rule:
             above = value > self.low if self.open_low else value >= self.low
             below = value < self.high if self.open_high else value <= self.high
             return above and below
-        if self.kind == "bool" and isinstance(value, str):
-            return value in (self.choices or ())
         if self.kind == "names":
             return isinstance(value, list) and all(isinstance(name, str) for name in value)
         expected = {"bool": bool, "str": str, "list": list, "dict": dict}[self.kind]

@@ -33,6 +33,7 @@ from recbole_diffurec.models.base import Program
 from recbole_diffurec.models.cooccurrence import Cooccurrences
 from recbole_diffurec.models.denoiser import Denoiser, UncertainDenoiser
 from recbole_diffurec.models.diffurec_program import DiffuRecProgram
+from recbole_diffurec.models.dropout_by_data import choose_dropout
 from recbole_diffurec.models.interventions import Audited, ChangedDenoiser, NoDiffusion
 from recbole_diffurec.models.objectives import Objective, cross_entropy_objective
 from recbole_diffurec.models.scores import ItemScores, log_mean_softmax
@@ -61,6 +62,7 @@ class DiffuRecFamily(Audited):
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
+        choose_dropout(config, dataset, self.n_items)
         self.hidden_size: int = config["hidden_size"]
         self.offset: float = OFFSET_NOISE_MEAN * config["offset_scale"] if config["offset_noise"] else 0.0
         self.reverse_start: str = config["reverse_start"]
@@ -366,7 +368,7 @@ class DiffuRecSys(DiffuRecFamily):
 
 
 _FAMILY: dict[str, Any] = {
-    "rules": {**rules.FAMILY_RULES, **rules.OBJECTIVE_RULES},
+    "rules": {**rules.FAMILY_RULES, **rules.DROPOUT_RULES, **rules.OBJECTIVE_RULES},
     "needs": rules.FAMILY_NEEDS,
     "of_training": rules.FAMILY_OF_TRAINING,
     "check": rules.check_family,

@@ -12,6 +12,7 @@ from recbole_diffurec.diffusion.samplers import SAMPLERS
 from recbole_diffurec.diffusion.step_samplers import STEP_SAMPLERS
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.layers.blocks import ACTIVATIONS
+from recbole_diffurec.models.dropout_by_data import AT_SPARSE_AND_DENSE
 from recbole_diffurec.models.sequential import OF_TRAINING
 
 MOST_DRAWS = 1000  # the seeds of keyed noise have room for somewhat more
@@ -39,6 +40,8 @@ FAMILY_RULES = {
     "cosine_temperature": Rule("number", 0, 1, open_low=True, optional=True),
     "repeat_bias": Rule("bool"),
 }
+# Of the models of the family that the recipes were found with.
+DROPOUT_RULES = dict.fromkeys(AT_SPARSE_AND_DENSE, Rule("number", 0, 1, open_high=True, choices=["auto"]))
 # Of the models of the family whose objective is the cross-entropy.
 DRAWS_RULES = {"draws": Rule("int", 1, MOST_DRAWS)}
 OBJECTIVE_RULES = {**DRAWS_RULES, "squared_error_weight": Rule("number", 0)}

@@ -16,6 +16,7 @@ from recbole_diffurec.host.checks import check_given
 from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.devices import say_of_gpus
 from recbole_diffurec.host.loaders import dataset_of, share_evaluation, share_training
+from recbole_diffurec.models.dropout_by_data import chosen_dropout
 from recbole_diffurec.runtime import distributed, files, visible
 from recbole_diffurec.runtime.process import restored
 from recbole_diffurec.training.evaluate import timed_test
@@ -143,6 +144,9 @@ def train(
             network, trainer = build(data.config, dataset_of(data.loaders[0]))
         trainer.name = name
         logger.info("%s", describe_network(config, network))
+        if chosen := chosen_dropout(data.config):
+            rows = len(dataset_of(data.loaders[0]))
+            logger.info("%s: %s training rows for %s items", chosen, f"{rows:,}", f"{network.n_items - 1:,}")
         _share(data, trainer)
         if state is not None:
             check_data(state, data)

@@ -52,8 +52,8 @@ ROOMS = {
     "config": Room("described layers needs protocol rules", imports="errors"),
     "models": Room(
         "acvae adrec approximator base causal cl4srec contrastive cooccurrence dcrec denoiser diffrec_dnr diffurec "
-        "diffurec_program diffurec_rules dreamrec duorec ensemble interventions last_attention masked_diffusion "
-        "mfgan objectives scores sequential spec stosa vsan",
+        "diffurec_program diffurec_rules dreamrec dropout_by_data duorec ensemble interventions last_attention "
+        "masked_diffusion mfgan objectives scores sequential spec stosa vsan",
         imports="errors runtime diffusion layers data config",
     ),
     "host": Room(
