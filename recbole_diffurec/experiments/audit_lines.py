@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from recbole_diffurec.experiments import calibration
 from recbole_diffurec.experiments.audit_bench import Bench, Line, Measured, Score, mean_by, overlap
 from recbole_diffurec.models.base import DiffusionRecommender, NotApplicable
+from recbole_diffurec.models.cooccurrence import Cooccurrences
 from recbole_diffurec.models.ensemble import Ensemble
 from recbole_diffurec.models.scores import log_mean_softmax
 
@@ -94,8 +95,8 @@ def _with_dropout(network: Any, batch: Any, passes: int) -> Tensor:
     """Mean probabilities of passes with dropout, [B, I]."""
     network.train()
     for module in network.modules():
-        if isinstance(module, _BatchNorm):
-            module.eval()  # its statistics are no dropout, and would change
+        if isinstance(module, (_BatchNorm, Cooccurrences)):
+            module.eval()  # statistics are no dropout, and would change; co-occurrences act outside training alone
     try:
         return log_mean_softmax(network.full_sort_predict(batch) for _ in range(passes))
     finally:

@@ -165,7 +165,23 @@ def check_effect_after(
     for name in sorted((names | of_training) & given.keys()):
         if config[name] != before.get(name):
             raise _without_effect(name, given[name], before.get(name), name in of_training)
+    _check_counts_are_there(given, config, trained)
     check_needs(given, config, before)
+
+
+def _check_counts_are_there(given: Iterable[str], config: Any, trained: Mapping[str, Any]) -> None:
+    """Refuse to bring co-occurrences into a checkpoint that has none, or to take them out of one that has."""
+    name = "cooccurrence_weight"
+    if name not in given or (config[name] is None) == (trained.get(name) is None):
+        return
+    if config[name] is None:
+        raise UserError(
+            f"{name}: the checkpoint was trained with {trained[name]:g}: give --{name}=0 for the network alone"
+        )
+    raise UserError(
+        f"{name} {config[name]:g}: the checkpoint was trained without it, so that it has no counts of its training data: "
+        f"leave it out, or train with it"
+    )
 
 
 def _without_effect(name: str, value: Any, before: Any, of_training: bool) -> UserError:

@@ -26,7 +26,7 @@ def may_learn_repeats(model: str) -> bool:
     return (SEQUENTIAL / f"{model.lower()}.py").is_file()
 
 
-class _BiasedCrossEntropy(nn.Module):
+class BiasedCrossEntropy(nn.Module):
     """A model's cross-entropy over all items, of its logits plus what the batch's histories add to them."""
 
     def __init__(self, inner: nn.CrossEntropyLoss):
@@ -69,7 +69,7 @@ def with_repeat_bias(model: type) -> type:
                     "another loss with these parameters: give --loss_type=CE where the model has it, or leave "
                     "repeat_bias out"
                 )
-            self.loss_fct = _BiasedCrossEntropy(loss)
+            self.loss_fct = BiasedCrossEntropy(loss)
             self.repeat_bias = nn.Parameter(torch.zeros(self.max_seq_length))
 
         def _bias(self, interaction: Any) -> LogitBias:

@@ -13,6 +13,7 @@ Shapes: B batch, L padded history length, I items with padding row 0, K successo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,10 @@ from recbole_diffurec.layers.item_softmax import LogitBias
 WINDOW = 10
 # K, the most similar ones; on Amazon Beauty 3% of the items have more.
 SUCCESSORS = 200
+# So many pairs are counted together, as far as they begin with different items: 24 bytes each.
+PAIRS_AT_ONCE = 2**23
+# Values of a configuration with which nothing is counted, since a checkpoint is loaded next.
+FROM_CHECKPOINT = {"successors_from": "checkpoint"}
 # The similarity that is as good as none: log(1 + s / FLOOR) grows like s below it, and like log s above.
 FLOOR = 0.03
 
@@ -63,19 +68,18 @@ class Cooccurrences(nn.Module):
         k = min(SUCCESSORS, n_items - 1)
         successors, strength = np.zeros((n_items, k), np.int32), np.zeros((n_items, k), np.float32)
         if rows is not None:
-            _fill(successors, strength, counted(rows, items, n_items))
+            _fill(successors, strength, rows, items)
         self.register_buffer("successors", torch.from_numpy(successors))
         self.register_buffer("strength", torch.from_numpy(strength))
         self.register_buffer("by_age", weight * decay ** torch.arange(WINDOW), persistent=False)
-        self.register_load_state_dict_post_hook(Cooccurrences._check)
 
-    def _check(self, _: Any) -> None:
-        """Of what was loaded: numbers that are no item would be looked up outside the scores."""
+    def problem(self) -> str | None:
+        """What is wrong with numbers that were loaded, in words; None where nothing is."""
         if ((self.successors < 0) | (self.successors >= len(self.successors))).any():
-            n = len(self.successors) - 1
-            raise UserError(
-                f"the checkpoint is of no use: 'successors' names what is none of its {n:,} items; use another one"
-            )
+            return f"'successors' names what is none of its {len(self.successors) - 1:,} items"
+        if not ((self.strength >= 0) & self.strength.isfinite()).all() or self.strength[0].any():
+            return "'strength' holds what no count of pairs gives"
+        return None
 
     @classmethod
     def of(cls, config: Any, dataset: Any, n_items: int, items: str) -> Cooccurrences | None:
@@ -100,7 +104,8 @@ class Cooccurrences(nn.Module):
         weight = config["cooccurrence_weight"]
         if weight is None:
             return None
-        rows = vars(dataset).get("inter_feat")
+        loaded = all(config[name] == value for name, value in FROM_CHECKPOINT.items())
+        rows = None if loaded else vars(dataset).get("inter_feat")
         if rows is not None and not hasattr(rows, "flat"):
             raise UserError(
                 f"cooccurrence_weight counts pairs in training rows, and model {config['model']} has a data set of its "
@@ -124,8 +129,11 @@ class Cooccurrences(nn.Module):
         return LogitBias(successors.long(), scores.flatten(1))
 
 
-def counted(rows: Any, items: str, n_items: int) -> sparse.csr_matrix:
-    """c, [I, I]: how often a target of the training rows came up to ``WINDOW`` places after an item of its history.
+def pairs(rows: Any, items: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The pairs of different items of which the second came up to ``WINDOW`` places after the first, by distance.
+
+    Each target of a training row is a second one, and items of its history are the first ones. An item after itself is
+    what ``repeat_bias`` is for.
 
     Parameters
     ----------
@@ -133,29 +141,44 @@ def counted(rows: Any, items: str, n_items: int) -> sparse.csr_matrix:
         Training rows.
     items : str
         Which of their list columns holds the items.
-    n_items : int
-        I.
     """
     flat, first, target = rows.flat[items], rows.first, rows.target
-    counts = sparse.csr_matrix((n_items, n_items), dtype=np.float32)
     for gap in range(1, WINDOW + 1):
         inside = target[target - gap >= first]
-        pairs = flat[inside - gap].numpy(), flat[inside].numpy()
-        counts = counts + sparse.csr_matrix((np.ones(len(inside), np.float32), pairs), shape=counts.shape)
-    return counts
+        item, successor = flat[inside - gap].numpy(), flat[inside].numpy()
+        other = item != successor
+        yield item[other], successor[other]
 
 
-def _fill(successors: np.ndarray, strength: np.ndarray, counts: sparse.csr_matrix) -> None:
+def _fill(successors: np.ndarray, strength: np.ndarray, rows: Any, items: str) -> None:
     """Put each item's strongest successors, the first ones first, into arrays of zeros [I, K]."""
-    pairs = counts.tocoo()
-    other = pairs.row != pairs.col  # an item after itself is what ``repeat_bias`` is for
-    item, successor, count = pairs.row[other], pairs.col[other], pairs.data[other]
-    before = np.bincount(item, count, len(successors))
-    after = np.bincount(successor, count, len(successors))
-    found = np.log1p(count / np.sqrt(before[item] * after[successor]) / FLOOR)
-    order = np.lexsort((successor, -found, item))
-    item = item[order]
-    rank = np.arange(len(item)) - np.searchsorted(item, item)
-    kept = rank < successors.shape[1]
-    successors[item[kept], rank[kept]] = successor[order][kept]
-    strength[item[kept], rank[kept]] = found[order][kept]
+    n_items = len(successors)
+    before, after = np.zeros(n_items), np.zeros(n_items)
+    for item, successor in pairs(rows, items):
+        before += np.bincount(item, minlength=n_items)
+        after += np.bincount(successor, minlength=n_items)
+    done = before.cumsum()
+    start = 0
+    while start < n_items:  # a stretch of items at a time: all pairs at once want more memory than data has
+        already = done[start - 1] if start else 0
+        end = max(start + 1, int(np.searchsorted(done, already + PAIRS_AT_ONCE, side="right")))
+        counts = _counted(rows, items, start, end, n_items)
+        item, successor, count = counts.row + start, counts.col, counts.data
+        found = np.log1p(count / np.sqrt(before[item] * after[successor]) / FLOOR)
+        order = np.lexsort((successor, -found, item))
+        item = item[order]
+        rank = np.arange(len(item)) - np.searchsorted(item, item)
+        kept = rank < successors.shape[1]
+        successors[item[kept], rank[kept]] = successor[order][kept]
+        strength[item[kept], rank[kept]] = found[order][kept]
+        start = end
+
+
+def _counted(rows: Any, items: str, start: int, end: int, n_items: int) -> sparse.coo_matrix:
+    """c of the items from ``start`` to before ``end``, [end - start, I]."""
+    found = []
+    for item, successor in pairs(rows, items):
+        inside = (item >= start) & (item < end)
+        found.append((item[inside] - start, successor[inside]))
+    item, successor = (np.concatenate(of) for of in zip(*found))
+    return sparse.csr_matrix((np.ones(len(item), np.int32), (item, successor)), shape=(end - start, n_items)).tocoo()

@@ -20,6 +20,7 @@ from recbole_diffurec.host.fingerprint import differences
 from recbole_diffurec.host.inputs import inputs_of_test
 from recbole_diffurec.host.loaders import dataset_of, share_evaluation
 from recbole_diffurec.host.models import WITHOUT_FIRST_WEIGHTS
+from recbole_diffurec.models.cooccurrence import FROM_CHECKPOINT
 from recbole_diffurec.models.ensemble import Ensemble, ranks_all_items
 from recbole_diffurec.runtime import distributed, files, visible
 from recbole_diffurec.runtime.checkpoint import RunCheckpoint
@@ -191,7 +192,7 @@ class Member:
 
     def build(self, data: PreparedData, log: str, parameters: Mapping[str, Any]) -> tuple[Any, Any]:
         """The network with its weights, and a trainer."""
-        values = {**data.changes, **WITHOUT_FIRST_WEIGHTS.get(self.state["model"], {})}
+        values = {**data.changes, **FROM_CHECKPOINT, **WITHOUT_FIRST_WEIGHTS.get(self.state["model"], {})}
         with explained(f"building model '{self.state['model']}'", log):
             room = room_for(self.state, self.path)
             network, trainer = build(self.config.with_values(**values), dataset_of(data.loaders[0]), room)

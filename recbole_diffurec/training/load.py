@@ -12,6 +12,7 @@ from recbole_diffurec.host.config import RunConfig
 from recbole_diffurec.host.dataset import dataset_class
 from recbole_diffurec.host.loaders import dataset_of
 from recbole_diffurec.host.models import WITHOUT_FIRST_WEIGHTS
+from recbole_diffurec.models.cooccurrence import FROM_CHECKPOINT
 from recbole_diffurec.runtime import files
 from recbole_diffurec.runtime.shared import open_model
 from recbole_diffurec.training.evaluate import check_same_data
@@ -48,7 +49,7 @@ def load_data_and_model(model_file: str | Path) -> tuple[Any, ...]:
             data = PreparedData(config, dataset)
         check_same_data(data, state, model_file)
         init_seed(config["seed"], config["reproducibility"])
-        values = data.config.with_values(**WITHOUT_FIRST_WEIGHTS.get(state["model"], {}))
+        values = data.config.with_values(**FROM_CHECKPOINT, **WITHOUT_FIRST_WEIGHTS.get(state["model"], {}))
         with explained(f"building model '{state['model']}'"), room_for(state, model_file):
             model = config.model_class(values, dataset_of(data.loaders[0]))
         model = model.to(config["device"])

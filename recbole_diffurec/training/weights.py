@@ -12,6 +12,7 @@ from torch import nn
 
 from recbole_diffurec.config.rules import NOT_IN_RESULT
 from recbole_diffurec.errors import UserError
+from recbole_diffurec.models.cooccurrence import Cooccurrences
 from recbole_diffurec.runtime.memory import MemoryLimit
 
 # How large a network may be that is built for the weights of a checkpoint: so many times as large as they are, and so
@@ -63,6 +64,13 @@ def load_weights(
     UserError
         They are those of another network, or no numbers.
     """
+    own = network.state_dict()
+    for name, tensor in state["state_dict"].items():
+        if name in own and not own[name].is_floating_point() and tensor.dtype != own[name].dtype:
+            raise UserError(  # PyTorch would make integers of them, whatever they are
+                f"checkpoint '{path}' is of no use, since '{name}' holds {tensor.dtype} where it has "
+                f"{own[name].dtype}: use another one"
+            )
     try:
         network.load_state_dict(state["state_dict"])
     except RuntimeError:
@@ -74,7 +82,7 @@ def load_weights(
 
 
 def not_finite(network: nn.Module) -> str | None:
-    """The first of a network's weights that hold no numbers, in words; None where there are none."""
+    """What is wrong with the first of a network's weights that are of no use, in words; None where all are."""
     for name, tensor in network.named_parameters():
         wrong = tensor.numel() - int(tensor.isfinite().sum())
         if wrong:
@@ -82,6 +90,9 @@ def not_finite(network: nn.Module) -> str | None:
     for name, buffer in network.named_buffers():  # which may hold an infinity, as a mask
         if buffer.is_floating_point() and buffer.isnan().any():
             return f"'{name}' holds what is no number"
+    for module in network.modules():
+        if isinstance(module, Cooccurrences) and (problem := module.problem()):
+            return problem
     return None
 
 

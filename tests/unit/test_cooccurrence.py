@@ -16,13 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_diffurec import Recommender, UserError, evaluate, export, run
+from recbole_diffurec.experiments.audit_lines import _with_dropout
 from recbole_diffurec.host.config import RunConfig, known_parameters
 from recbole_diffurec.host.dataset import PrefixRows
 from recbole_diffurec.host.loaders import dataset_of
 from recbole_diffurec.host.sequences import SequenceRows
 from recbole_diffurec.models import cooccurrence
-from recbole_diffurec.models.cooccurrence import FLOOR, WINDOW, Cooccurrences, counted
+from recbole_diffurec.models.cooccurrence import FLOOR, WINDOW, Cooccurrences, pairs
+from recbole_diffurec.runtime import checkpoint
+from recbole_diffurec.training.load import load_data_and_model
 from recbole_diffurec.training.prepare import PreparedData, build
+from recbole_diffurec.training.weights import load_weights
 
 ITEMS = "item_id_list"
 WEIGHT, DECAY = 1.5, 0.7
@@ -41,6 +45,13 @@ MODELS = [
 ]
 
 HISTORIES = st.lists(st.lists(st.integers(1, 7), min_size=2, max_size=14), min_size=1, max_size=5)
+
+
+@pytest.fixture(scope="module")
+def trained_with_them(tmp_path_factory) -> Path:
+    """A checkpoint of a small model with co-occurrences."""
+    folder = str(tmp_path_factory.mktemp("cooccurrences"))
+    return Path(run("DiffuRec", **TINY, cooccurrence_weight=2.0, checkpoint_dir=folder)["checkpoint"])
 
 
 def rows_of(histories: list[list[int]]) -> PrefixRows:
@@ -76,12 +87,21 @@ def similarities(counts: Counter) -> dict[tuple[int, int], float]:
 @given(histories=HISTORIES)
 def test_pairs_are_counted_once_each_whatever_the_rows_are(histories):
     rows = rows_of(histories)
-    expected = np.zeros((8, 8))
-    for pair, n in counts_of(histories).items():
-        expected[pair] = n
-    np.testing.assert_array_equal(counted(rows, ITEMS, 8).toarray(), expected)
-    np.testing.assert_array_equal(counted(rows[torch.randperm(len(rows))], ITEMS, 8).toarray(), expected)
-    np.testing.assert_array_equal(counted(SequenceRows(rows), ITEMS, 8).toarray(), expected)
+    expected = {pair: n for pair, n in counts_of(histories).items() if pair[0] != pair[1]}
+    for of in (rows, rows[torch.randperm(len(rows))], SequenceRows(rows)):
+        assert (
+            Counter(pair for found in pairs(of, ITEMS) for pair in zip(*(part.tolist() for part in found))) == expected
+        )
+
+
+@settings(deadline=None, max_examples=40)
+@given(histories=HISTORIES, at_once=st.integers(1, 30))
+def test_a_stretch_of_items_at_a_time_is_the_same(histories, at_once):
+    whole = Cooccurrences(8, WEIGHT, DECAY, rows_of(histories), ITEMS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cooccurrence, "PAIRS_AT_ONCE", at_once)
+        parts = Cooccurrences(8, WEIGHT, DECAY, rows_of(histories), ITEMS)
+    assert torch.equal(whole.successors, parts.successors) and torch.equal(whole.strength, parts.strength)
 
 
 @settings(deadline=None, max_examples=40)
@@ -144,24 +164,32 @@ def test_validation_and_test_are_not_counted():
     training = dataset_of(data.loaders[0]).inter_feat
     held_out = {int(row) for loader in data.loaders[1:] for row in dataset_of(loader).inter_feat.target}
     assert held_out and not held_out & set(training.target.tolist())
-    flat = training.flat[ITEMS]
-    n = sum(int((training.target - gap >= training.first).sum()) for gap in range(1, WINDOW + 1))
-    assert counted(training, ITEMS, int(flat.max()) + 1).sum() == n
+    flat, n = training.flat[ITEMS], 0
+    for gap in range(1, WINDOW + 1):
+        inside = training.target[training.target - gap >= training.first]
+        n += int((flat[inside] != flat[inside - gap]).sum())
+    assert sum(len(item) for item, _ in pairs(training, ITEMS)) == n
 
 
 @pytest.mark.parametrize("model", ["CausalRec", "DiffuRecSys", "SASRec"])
-def test_a_checkpoint_keeps_them_and_a_weight_of_nothing_takes_them_away(model, workdir: Path):
+def test_a_checkpoint_keeps_them_and_a_weight_of_nothing_takes_them_away(model, workdir: Path, monkeypatch):
     values = {name: value for name, value in SMALL.items() if name in known_parameters(model)}
     result = run(model, **values, cooccurrence_weight=2.0, hidden_dropout_prob=0.1)
     path = result["checkpoint"]
-    again = evaluate(path, show_progress=False)["test_result"]
-    without = evaluate(path, show_progress=False, cooccurrence_weight=0)["test_result"]
+    with monkeypatch.context() as patch:
+        patch.setattr(cooccurrence, "pairs", None)  # nothing is counted that a checkpoint has
+        again = evaluate(path, show_progress=False)["test_result"]
+        without = evaluate(path, show_progress=False, cooccurrence_weight=0)["test_result"]
+        load_data_and_model(path)
     assert again == result["test_result"] != without
     plain = run(model, **values, hidden_dropout_prob=0.1)
     assert plain["test_result"] == without, "one epoch learns the same with them and without"
     assert plain["n_parameters"] == result["n_parameters"]
-    with pytest.raises(UserError, match="cooccurrence_weight"):
-        evaluate(plain["checkpoint"], show_progress=False, cooccurrence_weight=1)
+    for use in (evaluate, Recommender.load):
+        with pytest.raises(UserError, match="cooccurrence_weight 1: the checkpoint was trained without it"):
+            use(plain["checkpoint"], cooccurrence_weight=1)
+        with pytest.raises(UserError, match="trained with 2: give --cooccurrence_weight=0 for the network alone"):
+            use(path, cooccurrence_weight=None)
 
     recommender = Recommender.load(path)
     history = [int(item) for item in recommender.items[1:6]]
@@ -204,18 +232,61 @@ def test_a_decay_of_nothing_is_refused(model, workdir: Path):
         run(model, cooccurrence_decay=0.5)
 
 
-@pytest.mark.parametrize("number", [-1, 8, 2**30])
-def test_successors_that_are_no_items_are_not_loaded(number):
-    module = Cooccurrences(8, WEIGHT, DECAY, rows_of([[1, 2, 3]]), ITEMS)
-    state = module.state_dict()
-    module.load_state_dict(state)
-    state["successors"] = state["successors"].clone()
-    state["successors"][2, 1] = number
-    with pytest.raises(UserError, match="none of its 7 items"):
-        module.load_state_dict(state)
+@pytest.mark.parametrize(
+    ("name", "place", "number", "problem"),
+    [
+        ("successors", (2, 1), -1, "names what is none of its"),
+        ("successors", (2, 1), 2**30, "names what is none of its"),
+        ("successors", None, torch.int64, "holds torch.int64 where it has torch.int32"),
+        ("successors", None, torch.float32, "holds torch.float32 where it has torch.int32"),
+        ("strength", (2, 1), math.inf, "holds what no count of pairs gives"),
+        ("strength", (2, 1), -0.5, "holds what no count of pairs gives"),
+        ("strength", (0, 1), 0.5, "holds what no count of pairs gives"),
+        ("strength", (2, 1), math.nan, "holds what is no number"),
+    ],
+)
+def test_numbers_that_no_training_made_are_not_loaded(name, place, number, problem, trained_with_them: Path):
+    state = checkpoint.open_run(trained_with_them)
+    changed = state["state_dict"][f"cooccurrences.{name}"].clone()
+    if place is None:
+        changed = changed.to(number)
+    else:
+        changed[place] = number
+    wrong = {**state, "state_dict": {**state["state_dict"], f"cooccurrences.{name}": changed}}
+    network = Recommender.load(trained_with_them).network
+    with pytest.raises(
+        UserError, match=rf"checkpoint 'some.pth' is of no use, since '(cooccurrences\.)?{name}' {problem}"
+    ):
+        load_weights(network, wrong, "some.pth")
+
+
+@pytest.mark.parametrize(
+    ("model", "values"),
+    [
+        ("SASRec", {"loss_type": "BPR", "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}}),
+        ("RepeatNet", {"embedding_size": 8, "hidden_size": 8}),
+        ("DIN", {"embedding_size": 8, "mlp_hidden_size": [8]}),
+        ("TransRec", {"embedding_size": 8}),
+        ("S3Rec", {"train_stage": "pretrain"}),
+    ],
+)
+def test_models_whose_scores_are_no_logarithms_of_probabilities_are_refused(model, values):
+    config = RunConfig(model, "ml-100k", {"gpu_id": "", "cooccurrence_weight": 1, "epochs": 1, **values})
+    with pytest.raises(UserError, match=f"cooccurrence_weight adds to the logarithms .* {model} is trained by another"):
+        build(config, dataset_of(PreparedData(config).loaders[0]))
+
+
+def test_passes_with_dropout_have_them():
+    network, _, _, users = made("DiffuRecSys", cooccurrence_weight=WEIGHT, hidden_dropout_prob=0.1)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    expected = network.full_sort_predict(users)
+    torch.testing.assert_close(_with_dropout(network, users, 1), expected)
 
 
 def test_rows_of_another_kind_are_refused():
+    config = {"cooccurrence_weight": 1, "cooccurrence_decay": 1, "model": "Own", "successors_from": None}
     dataset = SimpleNamespace(inter_feat={"item_id": torch.ones(3)})
     with pytest.raises(UserError, match="data set of its own kind"):
-        Cooccurrences.of({"cooccurrence_weight": 1, "cooccurrence_decay": 1, "model": "Own"}, dataset, 5, ITEMS)
+        Cooccurrences.of(config, dataset, 5, ITEMS)
