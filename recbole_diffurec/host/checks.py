@@ -179,8 +179,8 @@ def _check_counts_are_there(given: Iterable[str], config: Any, trained: Mapping[
             f"{name}: the checkpoint was trained with {trained[name]:g}: give --{name}=0 for the network alone"
         )
     raise UserError(
-        f"{name} {config[name]:g}: the checkpoint was trained without it, so that it has no counts of its training data: "
-        f"leave it out, or train with it"
+        f"{name} {config[name]:g}: the checkpoint was trained without it, so that it has no counts of its training "
+        f"data: leave it out, or train with it"
     )
 
 

@@ -177,10 +177,10 @@ def _content(recommender: Recommender, asked: _Asked) -> tuple[bytes, dict[str, 
     if asked.format == "faiss":
         content, recall = _index(recommender, asked.input)
         about = {"metric": "inner product", "neighbour_0_is_item": 1, "recall_at_20": recall}
-        return content, about, {"recall": recall}
+        return content, {**about, **_not_in_query(network)}, {"recall": recall}
     buffer = io.BytesIO()
     np.save(buffer, network.item_vectors().detach()[1:].numpy())
-    return buffer.getvalue(), {"row_0_is_item": 1}, {}
+    return buffer.getvalue(), {"row_0_is_item": 1, **_not_in_query(network)}, {}
 
 
 def _program_content(recommender: Recommender, asked: _Asked) -> tuple[bytes, dict[str, Any], dict[str, float]]:
@@ -201,9 +201,8 @@ def _program_content(recommender: Recommender, asked: _Asked) -> tuple[bytes, di
         ) from None
     content, difference = _serialised(program.eval(), recommender, asked.format)
     about = program.describe()
-    beside = [said for name, said in _BESIDE_QUERIES.items() if getattr(network, name, None) is not None]
-    if asked.returns == "query" and beside:
-        about["not_in_query"] = "; ".join(beside)
+    if asked.returns == "query":
+        about |= _not_in_query(network)
     return content, about, {"difference": difference}
 
 
@@ -212,6 +211,12 @@ _BESIDE_QUERIES = {
     "repeat_bias": "repeat_bias, which adds to the scores of the history's own items",
     "cooccurrences": "cooccurrence_weight, which adds to the scores of what followed the history's items",
 }
+
+
+def _not_in_query(network: Any) -> dict[str, str]:
+    """What a description says of the scores that a query and the item vectors lack; nothing where they lack none."""
+    beside = [said for name, said in _BESIDE_QUERIES.items() if getattr(network, name, None) is not None]
+    return {"not_in_query": "; ".join(beside)} if beside else {}
 
 
 def _checked_output(checkpoint_file: str | Path, output: str | Path | None, asked: _Asked) -> Path:

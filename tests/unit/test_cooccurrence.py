@@ -207,6 +207,8 @@ def test_a_program_has_them_and_a_query_says_that_it_has_not(model, format, work
     assert written["difference"] < 1e-3
     said = json.loads(Path(written["description"]).read_text())
     assert "not_in_query" not in said
+    vectors = export(path, "vectors.npy", "npy")
+    assert "cooccurrence_weight" in json.loads(Path(vectors["description"]).read_text())["not_in_query"]
     query = export(path, "query.bin", format, returns="query")
     assert "cooccurrence_weight" in json.loads(Path(query["description"]).read_text())["not_in_query"]
 
