@@ -23,7 +23,7 @@ import torch
 from pydantic import AfterValidator, Field, with_config
 from typing_extensions import NotRequired, TypedDict
 
-from recbole_diffurec.config.rules import meaning
+from recbole_diffurec.config.rules import MEANT_BEFORE, meaning
 from recbole_diffurec.errors import UserError
 from recbole_diffurec.host.fingerprint import differences
 from recbole_diffurec.runtime import checkpoint, files
@@ -396,4 +396,5 @@ def _differing(state: TrainingState, config: Any) -> list[str]:
     found |= {name: state[name] for name in ("model", "dataset") if name in state}
     wanted = checkpoint.to_plain(meaning({"model": config["model"], "dataset": config["dataset"], **config.plain()}))
     names = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    return [f"{name} {found.get(name)!r}, not {wanted.get(name)!r}" for name in names]
+    both = {name: [of.get(name, MEANT_BEFORE.get(name)) for of in (found, wanted)] for name in names}
+    return [f"{name} {kept!r}, not {given!r}" for name, (kept, given) in both.items()]
