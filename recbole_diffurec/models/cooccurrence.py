@@ -28,7 +28,7 @@ from recbole_diffurec.layers.item_softmax import LogitBias
 WINDOW = 10
 # K, the most similar ones; on Amazon Beauty 3% of the items have more.
 SUCCESSORS = 200
-# So many pairs are counted together, as far as they begin with different items: 24 bytes each.
+# How many pairs are counted together, unless one item alone begins more: some hundred MB.
 PAIRS_AT_ONCE = 2**23
 # Values of a configuration with which nothing is counted, since a checkpoint is loaded next.
 FROM_CHECKPOINT = {"successors_from": "checkpoint"}
@@ -104,8 +104,7 @@ class Cooccurrences(nn.Module):
         weight = config["cooccurrence_weight"]
         if weight is None:
             return None
-        loaded = all(config[name] == value for name, value in FROM_CHECKPOINT.items())
-        rows = None if loaded else vars(dataset).get("inter_feat")
+        rows = None if config["successors_from"] else vars(dataset).get("inter_feat")
         if rows is not None and not hasattr(rows, "flat"):
             raise UserError(
                 f"cooccurrence_weight counts pairs in training rows, and model {config['model']} has a data set of its "

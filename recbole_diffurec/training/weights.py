@@ -76,13 +76,13 @@ def load_weights(
     except RuntimeError:
         raise _misfit(path, parameters or {}) from None
     network.load_other_parameter(state["other_parameter"])
-    problem = not_finite(network)
+    problem = not_finite(network) or _wrong_counts(network)
     if problem:
         raise UserError(f"checkpoint '{path}' is of no use, since {problem}: use another one")
 
 
 def not_finite(network: nn.Module) -> str | None:
-    """What is wrong with the first of a network's weights that are of no use, in words; None where all are."""
+    """The first of a network's weights that hold no numbers, in words; None where there are none."""
     for name, tensor in network.named_parameters():
         wrong = tensor.numel() - int(tensor.isfinite().sum())
         if wrong:
@@ -90,10 +90,13 @@ def not_finite(network: nn.Module) -> str | None:
     for name, buffer in network.named_buffers():  # which may hold an infinity, as a mask
         if buffer.is_floating_point() and buffer.isnan().any():
             return f"'{name}' holds what is no number"
-    for module in network.modules():
-        if isinstance(module, Cooccurrences) and (problem := module.problem()):
-            return problem
     return None
+
+
+def _wrong_counts(network: nn.Module) -> str | None:
+    """What is wrong with loaded co-occurrences, in words; None where nothing is, and where there are none."""
+    problems = (module.problem() for module in network.modules() if isinstance(module, Cooccurrences))
+    return next(filter(None, problems), None)
 
 
 def _misfit(path: str | Path, parameters: Mapping[str, Any]) -> UserError:
