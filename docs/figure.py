@@ -29,6 +29,7 @@ STATE = LinearSegmentedColormap.from_list("state", ["#b45309", "#f6f8fa", "#3f51
 # What is drawn: a name, the row of RESULTS.md that was measured here, and the row of a publication.
 BEAUTY: list[tuple[str, str | None, str | None]] = [
     ("DiffuRecSys", "DiffuRecSys, `best/amazon-beauty`", "V2 = DiffuRecSys"),
+    ("with co-occurrences", "DiffuRecSys, `best/amazon-beauty` with co-occurrences", None),
     ("without repeat_bias", "DiffuRecSys, without `repeat_bias`", None),
     ("DiffuRec", "DiffuRec, `best/amazon-beauty`", "DiffuRec"),
     ("CausalRec", "CausalRec, `best/amazon-beauty-CausalRec`, no diffusion", None),
